@@ -1,0 +1,57 @@
+# Every target runs in .venv, which `make setup` creates once. PYTHON: the interpreter it is made from.
+PYTHON   ?= python3
+VENV     := .venv
+PY       := $(VENV)/bin/python
+STAMP    := $(VENV)/.bevshards-setup
+
+VERSION  ?= v1.0-trainval
+DATAROOT ?= data/nuscenes
+OUT      ?= shards
+SWEEPS   ?= 5
+WORKERS  ?=
+IMAGE_SIZE ?=
+ARGS     ?=
+
+.PHONY: help setup demo test lint format shards bench bench-gpu clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## create .venv with everything (about 6 GB: torch with CUDA)
+
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 12) or sys.exit("bevshards needs Python 3.11 or 3.12, this is %d.%d; set PYTHON=python3.11" % v)'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -q -c constraints.txt setuptools wheel
+	$(PY) -m pip install --disable-pip-version-check -q -c constraints.txt --no-build-isolation -e '.[preprocess,dev]'
+	@$(PY) -m pip install --disable-pip-version-check -q --no-deps --force-reinstall pillow-simd==12.1.1.post0 2>$(VENV)/pillow-simd.log \
+	  || { echo "pillow-simd could not be built (log: $(VENV)/pillow-simd.log): Pillow is kept, resizing is slower"; \
+	       $(PY) -m pip install --disable-pip-version-check -q -c constraints.txt --force-reinstall --no-deps pillow; }
+	@touch $@
+
+demo: $(STAMP)  ## generated world -> shards -> training -> evaluation -> demo.png (no data needed)
+	$(PY) -m tests.demo $(ARGS)
+
+test: $(STAMP)  ## run the tests on the CPU
+	$(PY) -m pytest $(ARGS)
+
+lint: $(STAMP)  ## ruff: lint and format check
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(STAMP)  ## ruff: format and fix
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+shards: $(STAMP)  ## nuScenes -> shards (VERSION DATAROOT OUT WORKERS IMAGE_SIZE SWEEPS)
+	@$(PY) -m preprocess.run --version $(VERSION) --dataroot $(DATAROOT) --out $(OUT) --sweeps $(SWEEPS) \
+	  $(if $(WORKERS),--workers $(WORKERS)) $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE)) $(ARGS)
+
+bench: $(STAMP)  ## print the benchmarks' table (ratios within this run)
+	$(PY) -m tests.bench $(ARGS)
+
+bench-gpu: $(STAMP)  ## the benchmarks that need a CUDA device
+	$(PY) -m tests.bench --device cuda $(ARGS)
+
+clean:  ## remove what make demo wrote (never your shards or checkpoints)
+	rm -rf demo demo.png
