@@ -1,0 +1,223 @@
+"""The index beside each shard: where every member of every sample lies in the tar, and how to check it.
+
+`train-000.tar` has `train-000.idx.json`. It is written last and atomically, so its presence marks a finished shard.
+shards/README.md is the specification.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import tarfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from common.record import SAMPLE, SCHEMA_VERSION, decode_json
+
+MAX_INDEX_BYTES = 256 << 20
+ABSENT = np.uint32(0xFFFFFFFF)  # size of a member that a sample does not have
+
+
+class ShardError(ValueError):
+    """A shard or index that cannot be used; the message names the file and the remedy."""
+
+
+@dataclass
+class ShardIndex:
+    """Contents of one index file.
+
+    Attributes:
+        tar: path of the tar.
+        keys: n sample keys in tar order.
+        tokens: n sample tokens.
+        scenes: (name, first row, number of rows) of each scene, in tar order.
+        members: m member names.
+        offsets: (n, m) int64, first byte of each member's data in the tar.
+        sizes: (n, m) uint32 bytes; ABSENT where the sample lacks the member.
+        crc32: (n, m) uint32 checksum of each member.
+        tar_bytes, tar_sha256: of the whole tar.
+        facts: JSON object shared by the samples: version, split, cameras, sweeps, options.
+    """
+
+    tar: Path
+    keys: list
+    tokens: list
+    scenes: list
+    members: list
+    offsets: np.ndarray
+    sizes: np.ndarray
+    crc32: np.ndarray
+    tar_bytes: int
+    tar_sha256: str
+    facts: dict = field(default_factory=dict)
+
+
+def index_path(tar):
+    """Path of the index that belongs to the tar at `tar`."""
+    tar = Path(tar)
+    return tar.with_name(tar.name.removesuffix(".tar") + ".idx.json")
+
+
+def write_atomically(path, data):
+    """Write bytes to a temporary name beside `path`, flush to disk, rename. Raises OSError."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _pack(array, dtype):
+    return base64.b64encode(np.ascontiguousarray(array, dtype).tobytes()).decode()
+
+
+def _unpack(text, dtype, shape):
+    return np.frombuffer(base64.b64decode(text, validate=True), dtype).reshape(shape)
+
+
+def dump_index(index):
+    """Canonical bytes of an index: one JSON object whose `body_sha256` covers everything else in it."""
+    body = {
+        "schema": SCHEMA_VERSION,
+        "tar": Path(index.tar).name,
+        "tar_bytes": index.tar_bytes,
+        "tar_sha256": index.tar_sha256,
+        "facts": index.facts,
+        "members": index.members,
+        "keys": index.keys,
+        "tokens": index.tokens,
+        "scenes": index.scenes,
+        "offsets": _pack(index.offsets, "<i8"),
+        "sizes": _pack(index.sizes, "<u4"),
+        "crc32": _pack(index.crc32, "<u4"),
+    }
+    body["body_sha256"] = _body_digest(body)
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+def _body_digest(body):
+    rest = {k: v for k, v in body.items() if k != "body_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def load_index(tar, verify=False):
+    """Read the index of the shard at `tar`.
+
+    Args:
+        tar: path of the tar; its index lies beside it.
+        verify: also check that not one byte of the index differs from what was written.
+    Raises:
+        ShardError: no tar, no index, a damaged index, a schema this version does not know, or a tar of another size.
+    """
+    tar = Path(tar)
+    path = index_path(tar)
+    if not tar.is_file():
+        raise ShardError(f"{tar}: no such shard")
+    if not path.is_file():
+        raise ShardError(f"{path}: the index is missing; rebuild it with python -m preprocess.index {tar}")
+    if path.stat().st_size > MAX_INDEX_BYTES:
+        raise ShardError(f"{path}: larger than {MAX_INDEX_BYTES} bytes, not an index")
+    raw = path.read_bytes()
+    try:
+        body = json.loads(raw)
+        if body["schema"] != SCHEMA_VERSION:
+            raise ShardError(
+                f"{path}: schema {body['schema']}, this version reads {SCHEMA_VERSION}; make the shards anew"
+            )
+        index = _parse(tar, body)
+    except ShardError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{path}: damaged index ({error}); rebuild it with preprocess.index") from None
+    if verify and raw != dump_index(index):
+        raise ShardError(f"{path}: its bytes differ from what was written; rebuild it with preprocess.index")
+    if tar.stat().st_size != index.tar_bytes:
+        raise ShardError(f"{tar}: {tar.stat().st_size} bytes, its index says {index.tar_bytes}; make it anew")
+    return index
+
+
+def _parse(tar, body):
+    shape = (len(body["keys"]), len(body["members"]))
+    index = ShardIndex(
+        tar=tar,
+        keys=body["keys"],
+        tokens=body["tokens"],
+        scenes=[list(scene) for scene in body["scenes"]],
+        members=body["members"],
+        offsets=_unpack(body["offsets"], "<i8", shape),
+        sizes=_unpack(body["sizes"], "<u4", shape),
+        crc32=_unpack(body["crc32"], "<u4", shape),
+        tar_bytes=body["tar_bytes"],
+        tar_sha256=body["tar_sha256"],
+        facts=body["facts"],
+    )
+    if len(index.tokens) != shape[0] or sum(rows for _, _, rows in index.scenes) != shape[0]:
+        raise ValueError("its lists differ in length")
+    present = index.sizes != ABSENT
+    if ((index.offsets < 0) | (index.offsets + index.sizes > index.tar_bytes))[present].any():
+        raise ValueError("a member lies outside the tar")
+    return index
+
+
+def build_index(tar):
+    """Compute the index of a shard from nothing but the tar: what preprocessing does last and `preprocess.index` again.
+
+    Raises ShardError if the tar is damaged or holds another schema.
+    """
+    tar = Path(tar)
+    rows, names, first, scenes = {}, [], None, []
+    tokens = []
+    try:
+        with tarfile.open(tar) as archive:
+            for entry in archive:
+                key, _, member = entry.name.partition(".")
+                file = archive.extractfile(entry)
+                data = file.read() if file else b""
+                if len(data) != entry.size:
+                    raise ShardError(f"{tar}: {entry.name} is cut short")
+                rows.setdefault(key, {})[member] = (entry.offset_data, entry.size, zlib.crc32(data))
+                if member not in names:
+                    names.append(member)
+                if member == SAMPLE:
+                    sample = decode_json(data, f"{tar}: {entry.name}")
+                    first = first or sample
+                    tokens.append(sample["token"])
+                    if not scenes or scenes[-1][0] != sample["scene"]["name"]:
+                        scenes.append([sample["scene"]["name"], len(tokens) - 1, 0])
+                    scenes[-1][2] += 1
+    except (tarfile.TarError, EOFError) as error:
+        raise ShardError(f"{tar}: not a readable tar ({error}); make it anew") from None
+    if first is None or len(tokens) != len(rows):
+        raise ShardError(f"{tar}: a sample without {SAMPLE}; make it anew")
+    if first["schema"] != SCHEMA_VERSION:
+        raise ShardError(f"{tar}: schema {first['schema']}, this version knows {SCHEMA_VERSION}")
+    absent = (0, ABSENT, 0)
+    table = [[row.get(name, absent) for name in names] for row in rows.values()]
+    values = np.array(table, np.int64).reshape(len(rows), len(names), 3)
+    return ShardIndex(
+        tar=tar,
+        keys=list(rows),
+        tokens=tokens,
+        scenes=scenes,
+        members=names,
+        offsets=values[..., 0],
+        sizes=values[..., 1].astype(np.uint32),
+        crc32=values[..., 2].astype(np.uint32),
+        tar_bytes=tar.stat().st_size,
+        tar_sha256=file_sha256(tar),
+        facts=first["facts"],
+    )
+
+
+def file_sha256(path):
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,34 @@
+"""Rigid transforms in float64 NumPy, as nuscenes-devkit computes them."""
+
+import numpy as np
+
+
+def rotation_matrix(quaternion_wxyz):
+    """(..., 4) quaternions w, x, y, z of any length > 0 -> (..., 3, 3) rotation matrices."""
+    q = np.asarray(quaternion_wxyz, np.float64)
+    w, x, y, z = np.moveaxis(q / np.linalg.norm(q, axis=-1, keepdims=True), -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, -1) for row in rows], -2)
+
+
+def transform(quaternion_wxyz, translation):
+    """a_T_b (..., 4, 4) of the frame b that stands at `translation` (..., 3) metres in a, rotated by the quaternion."""
+    rotation = rotation_matrix(quaternion_wxyz)
+    out = np.zeros((*rotation.shape[:-2], 4, 4))
+    out[..., :3, :3] = rotation
+    out[..., :3, 3] = translation
+    out[..., 3, 3] = 1.0
+    return out
+
+
+def inverse(a_T_b):
+    """b_T_a of rigid a_T_b, (..., 4, 4)."""
+    out = np.array(a_T_b)
+    rotation_t = np.swapaxes(out[..., :3, :3], -1, -2)
+    out[..., :3, 3] = -np.einsum("...ij,...j->...i", rotation_t, a_T_b[..., :3, 3])
+    out[..., :3, :3] = rotation_t
+    return out

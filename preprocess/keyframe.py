@@ -1,0 +1,184 @@
+"""One keyframe's recipe + its sensor files -> the record's members."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from common.cameras import RADARS
+from common.record import (
+    BOX_DTYPE,
+    BOXES_MEMBER,
+    CAMERA_DTYPE,
+    CAMERAS_MEMBER,
+    SAMPLE,
+    encode_json,
+    encode_points,
+    encode_rows,
+    image_member,
+    lidar_member,
+    radar_member,
+)
+from preprocess.errors import SourceError
+from preprocess.frames import inverse, rotation_matrix
+from preprocess.pointclouds import parse_lidar, parse_radar, remove_ego_returns, to_frame
+
+
+def read_source(dataroot, filename, key):
+    """Bytes of a sensor file. Raises SourceError, naming file and sample, if it is missing or empty."""
+    path = Path(dataroot) / filename
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise SourceError(f"{path}: sensor file is {reason} (sample {key})") from None
+    if not data:
+        raise SourceError(f"{path}: sensor file is empty (sample {key})")
+    return data
+
+
+def build_record(dataroot, recipe, facts, image_hw=None, jpeg_quality=90):
+    """The members of one keyframe.
+
+    Args:
+        dataroot: nuScenes folder.
+        recipe: KeyframeRecipe. facts: of its shard, written into sample.json.
+        image_hw: (height, width) to re-encode images to; None keeps the source bytes.
+    Returns:
+        (members, source_bytes): dict from member name to bytes in tar order, and bytes read by kind of file.
+    Raises:
+        SourceError: naming file and sample.
+    """
+    try:
+        cameras, images, camera_in = _images(dataroot, recipe, image_hw, jpeg_quality)
+        radar, radar_in = _radar(dataroot, recipe)
+        lidar, lidar_in = _lidar(dataroot, recipe)
+    except SourceError as error:
+        text = str(error)
+        raise SourceError(text if recipe.key in text else f"{text} (sample {recipe.key})") from None
+    members = {
+        SAMPLE: encode_json(_sample_json(recipe, facts)),
+        CAMERAS_MEMBER: encode_rows(cameras),
+        BOXES_MEMBER: encode_rows(_boxes(recipe)),
+        **radar,
+        **images,
+        **lidar,
+    }
+    return members, {"images": camera_in, "radar": radar_in, "lidar": lidar_in}
+
+
+def _sample_json(recipe, facts):
+    cameras = [{"channel": c.channel, "token": c.token, "filename": c.filename} for c in recipe.cameras]
+    radar = [[_sweep_json(f) for f in sweep] for sweep in recipe.radar]
+    return {
+        **recipe.facts,
+        "facts": facts,
+        "global_T_ego": recipe.global_T_ego.tolist(),
+        "cameras": cameras,
+        "lidar": [_sweep_json(f) for f in recipe.lidar],
+        "radar": radar,
+        "boxes": {name: [b[name] for b in recipe.boxes] for name in ("token", "instance", "category", "attributes")},
+    }
+
+
+def _sweep_json(file):
+    return {
+        "channel": file.channel,
+        "token": file.token,
+        "filename": file.filename,
+        "timestamp_us": file.timestamp,
+        "lag_s": file.lag,
+    }
+
+
+def _images(dataroot, recipe, image_hw, quality):
+    rows = np.zeros(len(recipe.cameras), CAMERA_DTYPE)
+    members, read = {}, 0
+    for row, camera in zip(rows, recipe.cameras, strict=True):
+        data = read_source(dataroot, camera.filename, recipe.key)
+        read += len(data)
+        height, width = _check_jpeg(data, Path(dataroot) / camera.filename, recipe.key)
+        if camera.height and (camera.height, camera.width) != (height, width):
+            raise SourceError(
+                f"{camera.filename}: {height}x{width} pixels, its table says {camera.height}x{camera.width}"
+            )
+        intrinsics = camera.intrinsics.copy()
+        if image_hw:
+            data = _reencode(data, image_hw, quality, Path(dataroot) / camera.filename)
+            intrinsics[0] *= image_hw[1] / width
+            intrinsics[1] *= image_hw[0] / height
+            height, width = image_hw
+        row["intrinsics"], row["ego_T_cam"], row["global_T_ego"] = intrinsics, camera.ego_T_cam, camera.global_T_ego
+        row["timestamp_us"], row["height"], row["width"] = camera.timestamp, height, width
+        members[image_member(camera.channel)] = data
+    return rows, members, read
+
+
+def _check_jpeg(data, path, key):
+    """(height, width) of a JPEG that begins and ends as one. Raises SourceError for garbage or a cut file."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        raise SourceError(f"{path}: not a JPEG image (sample {key})") from None
+    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise SourceError(f"{path}: the JPEG image is cut short (sample {key})")
+    return height, width
+
+
+def _reencode(data, image_hw, quality, path):
+    try:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        small = image.resize((image_hw[1], image_hw[0]), Image.Resampling.BICUBIC)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be decoded ({error})") from None
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality=quality, colorsubsampling="420")
+
+
+def _lidar(dataroot, recipe):
+    members, read = {}, 0
+    for k, file in enumerate(recipe.lidar):
+        data = read_source(dataroot, file.filename, recipe.key)
+        read += len(data)
+        points = remove_ego_returns(parse_lidar(data, Path(dataroot) / file.filename))
+        members[lidar_member(k)] = encode_points(to_frame(points, file.ego_T_sensor))
+    return members, read
+
+
+def _radar(dataroot, recipe):
+    """One member a sweep: the 18 fields, then time lag in seconds, then the radar's place in RADARS."""
+    members, read = {}, 0
+    for k, files in enumerate(recipe.radar):
+        clouds = []
+        for file in files:
+            data = read_source(dataroot, file.filename, recipe.key)
+            read += len(data)
+            points = remove_ego_returns(parse_radar(data, Path(dataroot) / file.filename))
+            extra = np.empty((2, points.shape[1]), np.float32)
+            extra[0], extra[1] = file.lag, RADARS.index(file.channel)
+            clouds.append(np.concatenate([to_frame(points, file.ego_T_sensor), extra]))
+        members[radar_member(k)] = encode_points(np.concatenate(clouds, axis=1))
+    return members, read
+
+
+def _boxes(recipe):
+    rows = np.zeros(len(recipe.boxes), BOX_DTYPE)
+    if not len(rows):
+        return rows
+    for name in ("visibility", "num_lidar_pts", "num_radar_pts"):
+        rows[name] = [b[name] for b in recipe.boxes]
+    rows["global_xyz"] = [b["translation"] for b in recipe.boxes]
+    rows["wlh"] = [b["size"] for b in recipe.boxes]
+    rows["global_quat_wxyz"] = [b["rotation"] for b in recipe.boxes]
+    rows["velocity"] = [b["velocity"] or (np.nan,) * 3 for b in recipe.boxes]
+    ego_T_global = inverse(recipe.global_T_ego)
+    ego_T_box = np.zeros((len(rows), 4, 4))
+    ego_T_box[:, :3, :3] = ego_T_global[:3, :3] @ rotation_matrix(rows["global_quat_wxyz"])
+    # Rotating the difference, not the position: global coordinates are in the thousands of metres.
+    moved = rows["global_xyz"] - recipe.global_T_ego[:3, 3]
+    ego_T_box[:, :3, 3] = moved @ ego_T_global[:3, :3].T
+    ego_T_box[:, 3, 3] = 1.0
+    lengths = rows["wlh"][:, [1, 0, 2]]
+    rows["ego_lrt"] = np.concatenate([lengths, ego_T_box.reshape(-1, 16)], axis=1)
+    return rows

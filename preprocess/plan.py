@@ -1,0 +1,286 @@
+"""nuScenes tables -> one compact recipe a shard: everything that a worker needs to write it, but for the sensor files.
+
+Recipes are small and plain (dataclasses of strings, numbers and float64 arrays), so that a worker never holds the
+tables, and their digest says whether a shard on disk is the one that would be written now.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from common.cameras import CAMERAS, LIDAR, MIN_DISTANCE_M, RADARS, REFERENCE_RADAR
+from common.record import SCHEMA_VERSION, encode_json
+from preprocess.errors import SourceError
+from preprocess.frames import inverse, transform
+from preprocess.tables import read_annotations, read_calibration, read_poses, read_sensor_frames, read_table
+
+DEFAULT_SHARDS = {"train": 100, "val": 20}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chooses at preprocessing; part of every shard's facts.
+
+    sweeps: largest nsweeps that the shards will serve, keyframe included. image_hw: (height, width) to re-encode to, None
+    for the source bytes. jpeg_quality applies to re-encoding only.
+    """
+
+    sweeps: int = 5
+    image_hw: tuple | None = None
+    jpeg_quality: int = 90
+
+    def __post_init__(self):
+        if self.sweeps < 1:
+            raise ValueError(f"sweeps is {self.sweeps}; it counts the keyframe, so it is at least 1")
+        if self.image_hw and min(self.image_hw) < 16:
+            raise ValueError(f"image size {self.image_hw[0]}x{self.image_hw[1]} is too small")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"JPEG quality {self.jpeg_quality} is not in 1..100")
+
+
+@dataclass(slots=True)
+class CameraFile:
+    """One image of a keyframe: file, intrinsics (3, 3) in its source pixels, transforms (4, 4) in metres."""
+
+    channel: str
+    token: str
+    filename: str
+    timestamp: int
+    height: int
+    width: int
+    intrinsics: np.ndarray
+    ego_T_cam: np.ndarray
+    global_T_ego: np.ndarray
+
+
+@dataclass(slots=True)
+class PointFile:
+    """One lidar or radar file: ego_T_sensor (4, 4) takes its points to the keyframe's ego frame; lag in seconds."""
+
+    channel: str
+    token: str
+    filename: str
+    timestamp: int
+    lag: float
+    ego_T_sensor: np.ndarray
+
+
+@dataclass(slots=True)
+class KeyframeRecipe:
+    """One record. lidar: sweeps, newest first. radar: for each sweep, the files of the radars that have one."""
+
+    key: str
+    facts: dict
+    global_T_ego: np.ndarray
+    cameras: list
+    lidar: list
+    radar: list
+    boxes: list
+
+
+@dataclass(slots=True)
+class ShardRecipe:
+    """One tar: name without ending, facts shared by its samples, keyframes in order."""
+
+    name: str
+    facts: dict
+    keyframes: list = field(default_factory=list)
+
+    def digest(self):
+        """SHA-256 over all that decides the tar's bytes except the contents of the sensor files."""
+        digest = hashlib.sha256(encode_json(self.facts))
+        for frame in self.keyframes:
+            digest.update(encode_json(_plain(asdict(frame))))
+        return digest.hexdigest()
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def official_splits(version):
+    """{"train": scene names, "val": scene names} of a nuScenes version. Raises SourceError for an unknown version."""
+    from nuscenes.utils.splits import create_splits_scenes
+
+    splits = create_splits_scenes()
+    names = {"v1.0-trainval": ("train", "val"), "v1.0-mini": ("mini_train", "mini_val")}
+    if version not in names:
+        raise SourceError(f"version {version!r} has no official split; use one of {', '.join(names)}")
+    train, val = names[version]
+    return {"train": splits[train], "val": splits[val]}
+
+
+class Planner:
+    """Reads the tables of `folder`/`version` once and makes recipes.
+
+    Raises SourceError for tables that are missing, damaged or inconsistent.
+    """
+
+    def __init__(self, dataroot, version, options):
+        folder = dataroot / version
+        if not dataroot.is_dir():
+            raise SourceError(f"{dataroot}: no such folder; point DATAROOT (--dataroot) at nuScenes")
+        if not folder.is_dir():
+            others = ", ".join(sorted(p.name for p in dataroot.glob("v*") if p.is_dir())) or "none"
+            raise SourceError(f"{folder}: no such folder; versions found in {dataroot}: {others}")
+        self.version, self.options = version, options
+        self.scenes = read_table(folder, "scene")
+        self.logs = {row["token"]: row for row in read_table(folder, "log")}
+        self.samples = {row["token"]: row for row in read_table(folder, "sample")}
+        self.calibration = read_calibration(folder)
+        self.poses = read_poses(folder)
+        self.frames, self.keyframes = read_sensor_frames(folder, self.calibration, self.poses, self.samples)
+        self.annotations, self.annotation_of = read_annotations(folder, self.samples)
+
+    def shards(self, split, scene_names, count):
+        """Recipes of one split's shards: whole scenes in the order of scene tokens (Simple-BEV's), spread evenly."""
+        names = set(scene_names)
+        scenes = sorted((s for s in self.scenes if s["name"] in names), key=lambda s: s["token"])
+        count = min(count, len(scenes))
+        facts = {
+            "version": self.version,
+            "split": split,
+            "sweeps": self.options.sweeps,
+            "image_size": list(self.options.image_hw) if self.options.image_hw else None,
+            "jpeg_quality": self.options.jpeg_quality if self.options.image_hw else None,
+            "min_distance_m": MIN_DISTANCE_M,
+        }
+        recipes = []
+        for i, group in enumerate(np.array_split(np.arange(len(scenes)), count) if count else []):
+            recipe = ShardRecipe(f"{split}-{i:03d}", facts)
+            for j in group:
+                recipe.keyframes += self.scene_keyframes(scenes[j])
+            recipes.append(recipe)
+        return recipes
+
+    def scene_keyframes(self, scene):
+        """Recipes of a scene's keyframes in time order."""
+        tokens, token = [], scene["first_sample_token"]
+        while token:
+            if token not in self.samples or len(tokens) > len(self.samples):
+                raise SourceError(f"scene {scene['name']}: its chain of samples is broken at {token!r}")
+            tokens.append(token)
+            token = self.samples[token]["next"]
+        if len(tokens) != scene["nbr_samples"]:
+            raise SourceError(f"scene {scene['name']}: {len(tokens)} samples, nbr_samples {scene['nbr_samples']}")
+        keys = [f"{scene['name']}_{i:04d}" for i in range(len(tokens))]
+        return [self._keyframe(scene, tokens, keys, i) for i in range(len(tokens))]
+
+    def _keyframe(self, scene, tokens, keys, i):
+        sample = self.samples[tokens[i]]
+        lidar = self._reference(sample, LIDAR)
+        global_T_ego = self._pose(lidar)
+        log = self.logs.get(scene["log_token"])
+        if log is None:
+            raise SourceError(f"scene {scene['name']}: log {scene['log_token']!r} does not exist")
+        boxes = self.annotations.get(sample["token"], [])
+        facts = {
+            "schema": SCHEMA_VERSION,
+            "token": sample["token"],
+            "timestamp_us": sample["timestamp"],
+            "index": i,
+            "prev": keys[i - 1] if i else "",
+            "next": keys[i + 1] if i + 1 < len(keys) else "",
+            "scene": {k: scene[k] for k in ("name", "token", "description", "nbr_samples")},
+            "log": {k: log[k] for k in ("token", "logfile", "vehicle", "date_captured", "location")},
+        }
+        return KeyframeRecipe(
+            key=keys[i],
+            facts=facts,
+            global_T_ego=global_T_ego,
+            cameras=self._cameras(sample),
+            lidar=[self._points(f, LIDAR, lidar) for f in self._sweeps(lidar)],
+            radar=self._radar(sample),
+            boxes=[self._box(row) for row in boxes],
+        )
+
+    def _reference(self, sample, channel):
+        token = self.keyframes.get((sample["token"], channel))
+        if token is None:
+            raise SourceError(f"sample {sample['token']}: has no {channel} keyframe")
+        return self.frames[token]
+
+    def _pose(self, frame):
+        return transform(self.poses.rotation[frame.pose], self.poses.translation[frame.pose])
+
+    def _sweeps(self, frame):
+        chain = [frame]
+        while len(chain) < self.options.sweeps and chain[-1].prev:
+            if chain[-1].prev not in self.frames:
+                raise SourceError(f"sample_data {chain[-1].token}: its prev {chain[-1].prev!r} does not exist")
+            chain.append(self.frames[chain[-1].prev])
+        return chain
+
+    def _cameras(self, sample):
+        out = []
+        for channel in CAMERAS:
+            frame = self._reference(sample, channel)
+            _, _, rotation, translation, intrinsics = self.calibration[frame.calibration]
+            out.append(
+                CameraFile(
+                    channel,
+                    frame.token,
+                    frame.filename,
+                    frame.timestamp,
+                    frame.height,
+                    frame.width,
+                    intrinsics,
+                    transform(rotation, translation),
+                    self._pose(frame),
+                )
+            )
+        return out
+
+    def _points(self, frame, channel, reference):
+        _, _, rotation, translation, _ = self.calibration[frame.calibration]
+        key_T_global = inverse(self._pose(reference))
+        ego_T_sensor = key_T_global @ self._pose(frame) @ transform(rotation, translation)
+        # The lineage subtracts seconds, not microseconds: keep its rounding.
+        lag = 1e-6 * reference.timestamp - 1e-6 * frame.timestamp
+        return PointFile(channel, frame.token, frame.filename, frame.timestamp, lag, ego_T_sensor)
+
+    def _radar(self, sample):
+        if (sample["token"], REFERENCE_RADAR) not in self.keyframes:
+            return []
+        reference = self._reference(sample, REFERENCE_RADAR)
+        chains = []
+        for channel in RADARS:
+            if (sample["token"], channel) in self.keyframes:
+                chain = self._sweeps(self._reference(sample, channel))
+                chains.append([self._points(f, channel, reference) for f in chain])
+        longest = max(map(len, chains))
+        return [[chain[k] for chain in chains if k < len(chain)] for k in range(longest)]
+
+    def _box(self, row):
+        return {
+            "token": row["token"],
+            "instance": row["instance_token"],
+            "category": row["category_name"],
+            "attributes": row["attributes"],
+            "visibility": int(row["visibility_token"] or 0),
+            "num_lidar_pts": int(row.get("num_lidar_pts", -1)),
+            "num_radar_pts": int(row.get("num_radar_pts", -1)),
+            "translation": row["translation"],
+            "size": row["size"],
+            "rotation": row["rotation"],
+            "velocity": self._velocity(row),
+        }
+
+    def _velocity(self, row, max_time_diff_s=1.5):
+        """Metres a second in the global frame from the neighbouring annotations, or None (the devkit's box_velocity)."""
+        first = self.annotation_of.get(row["prev"], row)
+        last = self.annotation_of.get(row["next"], row)
+        if first is last:
+            return None
+        times = [self.samples[r["sample_token"]]["timestamp"] for r in (first, last)]
+        seconds = 1e-6 * times[1] - 1e-6 * times[0]
+        if row["prev"] and row["next"]:
+            max_time_diff_s *= 2
+        if not 0 < seconds <= max_time_diff_s:
+            return None
+        return ((np.array(last["translation"]) - np.array(first["translation"])) / seconds).tolist()
