@@ -1,0 +1,45 @@
+"""Rigid transforms, intrinsics and boxes as batched torch tensors. `a_T_b` takes points from frame b to frame a."""
+
+import torch
+
+
+def rigid_inverse(a_T_b):
+    """b_T_a of rigid (..., 4, 4), by transposing the rotation."""
+    rotation_t = a_T_b[..., :3, :3].transpose(-1, -2)
+    out = torch.zeros_like(a_T_b)
+    out[..., :3, :3] = rotation_t
+    out[..., :3, 3:] = -(rotation_t @ a_T_b[..., :3, 3:])
+    out[..., 3, 3] = 1.0
+    return out
+
+
+def apply_4x4(a_T_b, xyz):
+    """Points (..., N, 3) moved by (..., 4, 4); the last row of the matrix is not used."""
+    return xyz @ a_T_b[..., :3, :3].transpose(-1, -2) + a_T_b[..., None, :3, 3]
+
+
+def merge_rt(rotation, translation):
+    """(..., 3, 3) and (..., 3) -> (..., 4, 4)."""
+    out = torch.zeros((*rotation.shape[:-2], 4, 4), dtype=rotation.dtype, device=rotation.device)
+    out[..., :3, :3] = rotation
+    out[..., :3, 3] = translation
+    out[..., 3, 3] = 1.0
+    return out
+
+
+def scale_intrinsics(pix_T_cam, sx, sy):
+    """(..., 4, 4) intrinsics for an image scaled by sx along columns and sy along rows."""
+    scale = torch.ones(4, dtype=pix_T_cam.dtype, device=pix_T_cam.device)
+    scale[0], scale[1] = sx, sy
+    return pix_T_cam * scale[:, None]
+
+
+def cam0_T_cams(ego_T_cam):
+    """(B, S, 4, 4) ego_T_cam -> (B, S, 4, 4) transforms from each camera to the one in slot 0."""
+    return rigid_inverse(ego_T_cam[:, :1]) @ ego_T_cam
+
+
+def transform_lrtlist(a_T_b, lrtlist):
+    """Boxes (B, N, 19), lengths and b_T_box, moved to frame a by (B, 4, 4)."""
+    a_T_box = a_T_b[:, None] @ lrtlist[..., 3:].unflatten(-1, (4, 4))
+    return torch.cat([lrtlist[..., :3], a_T_box.flatten(-2)], -1)

@@ -1,0 +1,160 @@
+"""The voxel utility: one grid that turns metres into cells, for labels, points and features alike.
+
+Follows the voxel utility of Simple-BEV (Harley et al., "Simple-BEV: What Really Matters for Multi-Sensor BEV Perception?",
+ICRA 2023). `ref` is the reference camera's frame in metres (X right, Y down, Z forward); `mem` are voxel indices, the centre of
+voxel i at i. Tensors keep the order B, C, Z, Y, X; points are x, y, z.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+ORIGIN_RADIUS_CELLS = 0.1  # points this close to the reference camera are none
+DEPTH_FLOOR_M = 1e-6
+
+
+class VoxUtil:
+    """A grid of Z x Y x X voxels over `bounds` around `scene_centroid`.
+
+    Args:
+        scene_centroid: (1, 3) x, y, z in metres, in the reference camera's frame.
+        bounds: XMIN, XMAX, YMIN, YMAX, ZMIN, ZMAX around the centroid, metres.
+        pad: (Z, Y, X) voxels to widen the bounds by on each side; the number of voxels stays.
+        assert_cube: require voxels as high as wide and deep.
+    Raises:
+        ValueError: empty bounds, or voxels that are not cubes with assert_cube.
+    """
+
+    def __init__(self, Z, Y, X, scene_centroid, bounds, pad=None, assert_cube=False):
+        self.Z, self.Y, self.X = Z, Y, X
+        # In float64: the lineage adds Python numbers.
+        centroid = np.asarray(torch.as_tensor(scene_centroid).detach().cpu(), np.float64).reshape(-1)[:3]
+        low, high = np.array(bounds[0::2], np.float64) + centroid, np.array(bounds[1::2], np.float64) + centroid
+        cells = np.array([X, Y, Z])
+        if (cells < 1).any() or not (low < high).all():
+            raise ValueError(f"the grid {Z}x{Y}x{X} over bounds {tuple(bounds)} is empty")
+        size = (high - low) / cells
+        if assert_cube and not np.allclose(size, size[0]):
+            raise ValueError(
+                f"voxels of {size.round(4).tolist()} m (x, y, z) are not cubes; change bounds or Z, Y, X"
+            )
+        if pad is not None:
+            margin = size * np.array(pad[::-1])
+            low, high = low - margin, high + margin
+            size = (high - low) / cells
+        self.low_m, self.high_m, self.voxel_m = low, high, size  # (3,) float64 x, y, z
+        self._constants = {}
+
+    def _on(self, device):
+        """(scale, shift) float32 of mem = ref * scale + shift, on a device."""
+        key = str(device)
+        if key not in self._constants:
+            scale = 1.0 / self.voxel_m
+            shift = (-self.low_m - self.voxel_m / 2) * scale
+            self._constants[key] = tuple(torch.tensor(v, dtype=torch.float32, device=device) for v in (scale, shift))
+        return self._constants[key]
+
+    def ref_to_mem(self, xyz):
+        """(..., 3) metres in ref -> (..., 3) float32 voxel coordinates."""
+        scale, shift = self._on(xyz.device)
+        return xyz.float() * scale + shift
+
+    def mem_to_ref(self, xyz):
+        """(..., 3) voxel coordinates -> (..., 3) float32 metres in ref."""
+        scale, shift = self._on(xyz.device)
+        return (xyz.float() - shift) / scale
+
+    def get_inbounds(self, xyz, already_mem=False, padding=0.0):
+        """(..., N) bool: whether points (..., N, 3) lie in the grid, `padding` voxels from its border.
+
+        A point whose voxel coordinate z is exactly 0 counts as outside, as in the lineage.
+        """
+        mem = xyz if already_mem else self.ref_to_mem(xyz)
+        last = torch.tensor([self.X - 0.5, self.Y - 0.5, self.Z - 0.5], device=mem.device)
+        inside = ((mem - padding) > -0.5) & ((mem + padding) < last)
+        return inside.all(-1) & (mem[..., 2] != 0)
+
+    def _voxel_of(self, xyz, valid):
+        """(B, N) int64 flat voxel of each point; Z*Y*X, one past the last, for points that fill none."""
+        mem = self.ref_to_mem(xyz)
+        origin = self.ref_to_mem(torch.zeros(3, device=xyz.device))
+        keep = self.get_inbounds(mem, already_mem=True) & ((mem - origin).norm(dim=-1) >= ORIGIN_RADIUS_CELLS)
+        if valid is not None:
+            keep = keep & valid
+        x, y, z = (
+            mem[..., i].round().clamp(0, n - 1).long() for i, n in enumerate((self.X, self.Y, self.Z))
+        )
+        flat = (z * self.Y + y) * self.X + x
+        # Voxel 0 is where the lineage drops what is out of bounds, and empties: it never holds anything.
+        return torch.where(keep & (flat > 0), flat, self.Z * self.Y * self.X)
+
+    def voxelize_xyz(self, xyz, valid=None):
+        """Occupancy (B, 1, Z, Y, X) float32 in {0, 1} of points (B, N, 3) in ref.
+
+        valid: (B, N) bool, False for padding. Points out of bounds or at the origin fill nothing, and voxel (0, 0, 0)
+        is always empty.
+        """
+        voxel = self._voxel_of(xyz, valid)
+        out = torch.zeros((len(xyz), self.Z * self.Y * self.X + 1), device=xyz.device)
+        return self._grid(out.scatter_(1, voxel, 1.0)[:, :-1, None])
+
+    def voxelize_xyz_and_feats(self, xyz, feats, valid=None):
+        """Features (B, D, Z, Y, X) float32 of points (B, N, 3) with feats (B, N, D).
+
+        Where points share a voxel, the last in stored order wins, on every device alike.
+        """
+        voxel = self._voxel_of(xyz, valid)
+        batch, count, _ = feats.shape
+        cells = self.Z * self.Y * self.X
+        # The highest point number a voxel sees: scatter with duplicates would be a race on CUDA.
+        number = torch.arange(1, count + 1, device=xyz.device).expand(batch, count)
+        last = torch.zeros((batch, cells + 1), dtype=torch.int64, device=xyz.device)
+        last = last.scatter_reduce(1, voxel, number, "amax")[:, :-1]
+        padded = torch.cat([torch.zeros_like(feats[:, :1]), feats], 1).float()
+        return self._grid(padded.gather(1, last[..., None].expand(-1, -1, feats.shape[-1])))
+
+    def _grid(self, flat):
+        return flat.unflatten(1, (self.Z, self.Y, self.X)).permute(0, 4, 1, 2, 3)
+
+    def _centers_ref(self, device):
+        """(Z*Y*X, 3) float32 voxel centres in ref."""
+        key = f"centers {device}"
+        if key not in self._constants:
+            axes = [torch.arange(n, device=device, dtype=torch.float32) for n in (self.Z, self.Y, self.X)]
+            z, y, x = torch.meshgrid(*axes, indexing="ij")
+            self._constants[key] = self.mem_to_ref(torch.stack([x, y, z], -1).reshape(-1, 3))
+        return self._constants[key]
+
+    def sampling_grid(self, pix_T_ref, cam_T_ref, feat_hw):
+        """Where each voxel centre falls in an image.
+
+        Args:
+            pix_T_ref: (B, 4, 4), pixels of the feature map from ref. cam_T_ref: (B, 4, 4). feat_hw: its rows and columns.
+        Returns:
+            grid (B, Z*Y, X, 2) float32 for grid_sample, valid (B, 1, Z, Y, X) bool.
+        """
+        height, width = feat_hw
+        with torch.autocast(pix_T_ref.device.type, enabled=False):
+            centers = self._centers_ref(pix_T_ref.device)
+            depth = centers @ cam_T_ref[:, 2, :3, None].float() + cam_T_ref[:, None, 2, 3:].float()
+            matrix = pix_T_ref.float()
+            pix = centers @ matrix[:, :3, :3].transpose(1, 2) + matrix[:, None, :3, 3]
+            xy = pix[..., :2] / pix[..., 2:].clamp(min=DEPTH_FLOOR_M)
+            size = torch.tensor([width, height], device=xy.device, dtype=torch.float32)
+            valid = ((xy > -0.5) & (xy < size - 0.5)).all(-1) & (depth[..., 0] > 0)
+            # Normalised for aligned corners but sampled without: half a pixel off at the border, and what the
+            # published weights were trained with.
+            grid = (2.0 * xy / (size - 1).clamp(min=1) - 1.0).clamp(-2.0, 2.0)
+        return grid.reshape(-1, self.Z * self.Y, self.X, 2), valid.view(-1, 1, self.Z, self.Y, self.X)
+
+    def unproject_image_to_mem(self, feat, pix_T_ref, cam_T_ref):
+        """Sample an image feature at every voxel that the camera sees, bilinearly.
+
+        Args:
+            feat: (B, C, H, W). pix_T_ref: (B, 4, 4), pixels of feat from ref. cam_T_ref: (B, 4, 4).
+        Returns:
+            (B, C, Z, Y, X), zero where a voxel is behind the camera or outside the image.
+        """
+        grid, valid = self.sampling_grid(pix_T_ref, cam_T_ref, feat.shape[-2:])
+        values = F.grid_sample(feat, grid.to(feat.dtype), align_corners=False)
+        return values.unflatten(2, (self.Z, self.Y)) * valid

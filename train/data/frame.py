@@ -1,0 +1,207 @@
+"""Members of one keyframe -> arrays, in a loader thread. Python here holds the interpreter lock: keep it short."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+
+from common.cameras import RADAR_FIELDS, RADARS
+from common.record import (
+    BOX_DTYPE,
+    BOXES_MEMBER,
+    CAMERA_DTYPE,
+    CAMERAS_MEMBER,
+    SAMPLE,
+    RecordError,
+    decode_json,
+    decode_points,
+    decode_rows,
+    image_member,
+    lidar_member,
+    radar_member,
+)
+from train.data.polygons import cam_T_ego, draw_maps, footprints
+
+# The devkit's default radar filters (RadarPointCloud.default_filters): field -> values kept.
+RADAR_FILTERS = {"invalid_state": (0,), "dyn_prop": tuple(range(7)), "ambig_state": (3,)}
+NUM_RADAR_ROWS = len(RADAR_FIELDS) + 1  # and the time lag
+
+
+@dataclass(frozen=True)
+class FrameOptions:
+    """What to take from a keyframe.
+
+    protocol: "simple_bev" masks boxes of visibility 1 out of loss and IoU; "min_visibility" leaves boxes under
+    `min_visibility` out of the labels and masks nothing. target_categories: prefixes. decode_images: False leaves the
+    encoded bytes for the device. grid_zx: BEV rows and columns. mem_T_cam: (4, 4) float32 of the BEV grid.
+    """
+
+    nsweeps: int
+    use_radar: bool
+    use_lidar: bool
+    use_radar_filters: bool
+    protocol: str
+    min_visibility: int
+    target_categories: tuple
+    grid_zx: tuple
+    mem_T_cam: np.ndarray
+    decode_images: bool = True
+
+    def members(self, cams):
+        """Member names that these options and cameras need."""
+        names = [SAMPLE, CAMERAS_MEMBER, BOXES_MEMBER]
+        if self.use_radar:
+            names += [radar_member(k) for k in range(self.nsweeps)]
+        names += [image_member(c) for c in cams]
+        if self.use_lidar:
+            names += [lidar_member(k) for k in range(self.nsweeps)]
+        return names
+
+
+@dataclass
+class Frame:
+    """One keyframe on the CPU; shapes as in Batch without B and T.
+
+    images: (S,H,W,3) uint8, or S encoded JPEGs. lidar: (6, V) x, y, z, intensity, ring, lag. numbers, valid: label maps
+    of draw_maps. boxes: lrt (N,19), visible (N,), instance tokens.
+    """
+
+    token: str
+    scene: str
+    images: object
+    stored_hw: list
+    intrinsics: np.ndarray
+    ego_T_cam: np.ndarray
+    global_T_ego: np.ndarray
+    lidar: np.ndarray | None
+    num_lidar0: int
+    radar: np.ndarray | None
+    lrt: np.ndarray
+    visible: np.ndarray
+    instances: list
+    numbers: np.ndarray
+    valid: np.ndarray
+
+
+def decode_frame(members, cams, options, image_buffer=None):
+    """Build a Frame.
+
+    Args:
+        members: dict from member name to bytes. cams: camera names in slot order, the reference camera first.
+        image_buffer: (S,H,W,3) uint8 to decode into; a new array if None or of another size.
+    Raises:
+        RecordError: a member is missing or damaged.
+    """
+    try:
+        sample = decode_json(members[SAMPLE])
+        channels = [c["channel"] for c in sample["cameras"]]
+        rows = decode_rows(members[CAMERAS_MEMBER], CAMERA_DTYPE, CAMERAS_MEMBER)
+        missing = [c for c in cams if c not in channels]
+        if missing:
+            raise RecordError(f"has no {missing[0]}; leave that camera out of cams")
+        rows = rows[[channels.index(c) for c in cams]]
+        boxes = decode_rows(members[BOXES_MEMBER], BOX_DTYPE, BOXES_MEMBER)
+        ego_T_cam = rows["ego_T_cam"].astype(np.float32)
+        keep = _targets(boxes, sample["boxes"]["category"], options)
+        boxes = boxes[keep]
+        visible = (boxes["visibility"] != 1) | (options.protocol != "simple_bev")
+        lrt = boxes["ego_lrt"].astype(np.float32)
+        numbers, valid = _label_maps(lrt, visible, ego_T_cam[0], options)
+        lidar, num_lidar0 = _lidar(members, sample, options)
+        return Frame(
+            token=sample["token"],
+            scene=sample["scene"]["name"],
+            images=_images(members, cams, rows, options, image_buffer),
+            stored_hw=list(zip(rows["height"].tolist(), rows["width"].tolist(), strict=True)),
+            intrinsics=rows["intrinsics"].astype(np.float32),
+            ego_T_cam=ego_T_cam,
+            global_T_ego=np.asarray(sample["global_T_ego"], np.float32),
+            lidar=lidar,
+            num_lidar0=num_lidar0,
+            radar=_radar(members, options),
+            lrt=lrt,
+            visible=(boxes["visibility"] != 1).astype(np.float32),
+            instances=[sample["boxes"]["instance"][i] for i in keep],
+            numbers=numbers,
+            valid=valid,
+        )
+    except (KeyError, IndexError, TypeError) as error:
+        raise RecordError(f"lacks {error}") from None
+
+
+def _targets(boxes, categories, options):
+    """Positions of the boxes that are labels."""
+    keep = [i for i, name in enumerate(categories) if name.startswith(options.target_categories)]
+    if options.protocol == "min_visibility":
+        seen = boxes["visibility"]
+        keep = [i for i in keep if seen[i] >= options.min_visibility or seen[i] == 0]  # 0: not annotated
+    return keep
+
+
+def _label_maps(lrt, visible, ego_T_cam0, options):
+    if not len(lrt):
+        return draw_maps([], [], options.grid_zx)
+    cam0_T_ego = cam_T_ego(ego_T_cam0)
+    lrt_cam = lrt.copy()
+    lrt_cam[:, 3:] = (cam0_T_ego @ lrt[:, 3:].reshape(-1, 4, 4)).reshape(-1, 16)
+    return draw_maps(footprints(lrt_cam, options.mem_T_cam), visible, options.grid_zx)
+
+
+def _images(members, cams, rows, options, buffer):
+    encoded = [members[image_member(c)] for c in cams]
+    if not options.decode_images:
+        return encoded
+    sizes = {(int(h), int(w)) for h, w in zip(rows["height"], rows["width"], strict=True)}
+    height, width = next(iter(sizes))
+    one_size = len(sizes) == 1
+    if not one_size or buffer is None or buffer.shape[1:3] != (height, width):
+        buffer = np.empty((len(cams), height, width, 3), np.uint8) if one_size else [None] * len(cams)
+    for slot, data in enumerate(encoded):
+        try:
+            image = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer[slot])
+        except ValueError as error:
+            raise RecordError(f"{image_member(cams[slot])}: does not decode ({error})") from None
+        if image.shape[:2] != (rows["height"][slot], rows["width"][slot]):
+            raise RecordError(f"{image_member(cams[slot])}: {image.shape[:2]} pixels, cameras.npy says otherwise")
+        if not one_size:
+            buffer[slot] = image
+    return buffer
+
+
+def _lidar(members, sample, options):
+    if not options.use_lidar:
+        return None, 0
+    clouds = []
+    for k, sweep in enumerate(sample["lidar"][: options.nsweeps]):
+        points = decode_points(members[lidar_member(k)], lidar_member(k))
+        clouds.append((points, sweep["lag_s"]))
+    if not clouds:
+        raise RecordError("has no lidar; train without --use_lidar")
+    out = np.empty((6, sum(points.shape[1] for points, _ in clouds)), np.float32)
+    start = 0
+    for points, lag in clouds:
+        end = start + points.shape[1]
+        out[:5, start:end], out[5, start:end] = points, lag
+        start = end
+    return out, clouds[0][0].shape[1]
+
+
+def _radar(members, options):
+    """(19, R) float32, radar by radar and newest sweep first within each, as the lineage concatenates them."""
+    if not options.use_radar:
+        return None
+    clouds = [
+        decode_points(members[m], m) for k in range(options.nsweeps) if (m := radar_member(k)) in members
+    ]
+    if not clouds:
+        raise RecordError("has no radar; train without --use_radar")
+    points = np.concatenate(clouds, axis=1)
+    points = points[:, np.argsort(points[NUM_RADAR_ROWS], kind="stable")]  # row 19: the radar's place in RADARS
+    assert points.shape[0] == NUM_RADAR_ROWS + 1 and len(RADARS) >= 1
+    points = points[:NUM_RADAR_ROWS]
+    if options.use_radar_filters:
+        keep = np.ones(points.shape[1], bool)
+        for name, values in RADAR_FILTERS.items():
+            keep &= np.isin(points[RADAR_FIELDS.index(name)], values)
+        points = points[:, keep]
+    return points

@@ -1,0 +1,165 @@
+"""The loader: threads that fetch and decode ahead into a ring of buffers, and batches in an exact order."""
+
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from common.record import RecordError
+from common.shard_index import ShardError
+from train.data.draws import draw
+from train.data.frame import decode_frame
+from train.data.order import epoch_order, num_batches, rank_batch, sample_rng
+
+BATCHES_AHEAD = 2  # being decoded while one is consumed
+
+
+class DataError(RuntimeError):
+    """A sample could not be loaded; the message names shard and key."""
+
+
+class _ImageRing:
+    """Image buffers that are used again: fresh memory for 26 MB a frame would cost more than decoding into it.
+
+    Pinned on CUDA. A buffer goes back once the device stage has copied or consumed it.
+    """
+
+    def __init__(self, pinned):
+        self._pinned, self._free, self._lock = pinned, {}, threading.Lock()
+
+    def take(self, shape):
+        with self._lock:
+            stack = self._free.get(shape)
+            if stack:
+                return stack.pop()
+        if self._pinned:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+        return np.empty(shape, np.uint8)
+
+    def give(self, buffer):
+        with self._lock:
+            self._free.setdefault(buffer.shape, []).append(buffer)
+
+
+class Loader:
+    """Finite epochs of batches: len() batches each; iter() starts the next epoch.
+
+    Order and draws are pure functions of (seed, epoch, sample). state_dict() says where the next batch is, and
+    load_state_dict() continues there without reading what came before.
+
+    Args:
+        reader: IndexedReader. windows: lists of keyframe numbers. frame_options, augment, stage: what to load and how.
+        batch_size: samples over all ranks. nworkers: threads; 0 loads in the caller's.
+        is_train: augment, and drop the last partial batch; else every sample once.
+    """
+
+    def __init__(
+        self,
+        reader,
+        windows,
+        frame_options,
+        augment,
+        stage,
+        *,
+        batch_size,
+        nworkers,
+        is_train,
+        shuffle,
+        shuffle_cams,
+        refcam_id,
+        seed,
+        rank=0,
+        world_size=1,
+    ):
+        self.reader, self.windows = reader, windows
+        self.frame_options, self.augment, self.stage = frame_options, augment, stage
+        self.batch_size, self.nworkers, self.is_train = batch_size, nworkers, is_train
+        self.shuffle, self.shuffle_cams, self.refcam_id, self.seed = shuffle, shuffle_cams, refcam_id, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self.position = 0, 0
+        self._ring = _ImageRing(pinned=stage.device.type == "cuda")
+
+    def __len__(self):
+        return num_batches(
+            len(self.windows), self.batch_size, self.rank, self.world_size, drop_last=self.is_train
+        )
+
+    def state_dict(self):
+        """Epoch and number of the next batch. Valid for any number of workers."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state):
+        """Continue where the loader that gave `state` stood; the next iter() starts there."""
+        self.epoch, self.position = int(state["epoch"]), int(state["position"])
+
+    def __iter__(self):
+        return self._batches(self.epoch, self.position)
+
+    def _batches(self, epoch, first):
+        order = epoch_order(len(self.windows), self.seed, epoch, self.shuffle)
+        total = len(self)
+        pool = ThreadPoolExecutor(self.nworkers, "loader") if self.nworkers else None
+        pending = deque()
+        number = first
+        try:
+            while pending or number < total:
+                ahead = BATCHES_AHEAD + 1 if pool else 1
+                while number < total and len(pending) < ahead:
+                    pending.append(self._start(pool, order, number, epoch))
+                    number += 1
+                samples, draws, jobs = pending.popleft()
+                windows = [[job() for job in window] for window in jobs]
+                batch = self.stage(windows, draws, samples, epoch)
+                self._recycle(windows)
+                self.position += 1
+                if self.position == total:
+                    self.epoch, self.position = epoch + 1, 0
+                yield batch
+        finally:
+            if pool:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self, pool, order, number, epoch):
+        """Begin loading one batch: its sample numbers, draws, and for each frame a function that waits for it."""
+        samples = rank_batch(order, number, self.batch_size, self.rank, self.world_size).tolist()
+        draws, jobs = [], []
+        for sample in samples:
+            rng = sample_rng(self.seed, epoch, sample) if self.is_train else None
+            window = self.windows[sample]
+            chosen = draw(rng, self.augment, len(window), self.is_train, self.shuffle_cams, self.refcam_id)
+            draws.append(chosen)
+            if pool:
+                jobs.append([pool.submit(self._load, frame, chosen.cams).result for frame in window])
+            else:
+                jobs.append([lambda f=frame, c=chosen.cams: self._load(f, c) for frame in window])
+        return samples, draws, jobs
+
+    def _load(self, number, cams):
+        try:
+            members = self.reader.read(number, self.frame_options.members(cams))
+            buffer = None
+            if self.frame_options.decode_images:
+                buffer = self._ring.take((len(cams), *self.stored_hw(number), 3))
+            return decode_frame(members, cams, self.frame_options, buffer)
+        except ShardError as error:
+            raise DataError(str(error)) from error
+        except RecordError as error:
+            raise DataError(
+                f"{self.reader.where(number)}: {error}; check the shard with python -m preprocess.verify"
+            ) from error
+
+    def stored_hw(self, number):
+        """Height and width that most images of the shards have; others get buffers of their own."""
+        size = self.reader.facts.get("image_size")
+        return tuple(size) if size else (900, 1600)
+
+    def _recycle(self, windows):
+        if self.stage.device.type == "cuda":
+            torch.cuda.current_stream(self.stage.device).synchronize()
+        for window in windows:
+            for frame in window:
+                if isinstance(frame.images, np.ndarray):
+                    self._ring.give(frame.images)
+                frame.images = None

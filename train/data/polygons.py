@@ -1,0 +1,83 @@
+"""Label polygons: boxes -> one map of box numbers and one mask of invisible boxes, drawn in the loader's threads."""
+
+import cv2
+import numpy as np
+
+# Corners of a box in Simple-BEV's order, as signs of half the lengths along x, y, z.
+_SIGNS = np.array(
+    [
+        [1, 1, 1],
+        [1, 1, -1],
+        [-1, 1, -1],
+        [-1, 1, 1],
+        [1, -1, 1],
+        [1, -1, -1],
+        [-1, -1, -1],
+        [-1, -1, 1],
+    ],
+    np.float32,
+)
+
+
+def cam_T_ego(ego_T_cam):
+    """(4, 4) float32 inverse of a rigid transform, by transposing the rotation."""
+    ego_T_cam = ego_T_cam.astype(np.float32)
+    out = np.eye(4, dtype=np.float32)
+    out[:3, :3] = ego_T_cam[:3, :3].T
+    out[:3, 3] = -(out[:3, :3] @ ego_T_cam[:3, 3])
+    return out
+
+
+def footprints(lrt_cam, mem_T_cam):
+    """Upper faces of boxes as polygons in BEV cells.
+
+    The four corners of least Y (cam0's Y points down) are taken and truncated toward zero, as the benchmark has it.
+
+    Args:
+        lrt_cam: (n, 19) float32 boxes in cam0, metres. mem_T_cam: (4, 4) float32, cam0 to voxel coordinates.
+    Returns:
+        (n, 4, 2) int32 x, z cells, in order around the polygon.
+    """
+    corners = _SIGNS * (lrt_cam[:, None, :3] / 2)
+    cam_T_box = lrt_cam[:, 3:].reshape(-1, 4, 4)
+    corners = corners @ cam_T_box[:, :3, :3].transpose(0, 2, 1) + cam_T_box[:, None, :3, 3]
+    top = np.argsort(corners[:, :, 1], axis=1, kind="stable")[:, :4]
+    scale, shift = mem_T_cam[[0, 2], [0, 2]], mem_T_cam[[0, 2], 3]
+    mem = corners[..., [0, 2]] * scale + shift
+    four = np.take_along_axis(mem, top[:, :, None], axis=1)
+    return _ring(four).clip(-(1 << 20), 1 << 20).astype(np.int32)
+
+
+def _ring(four):
+    """Put four points, sorted by height, in order around their quadrilateral.
+
+    On a tilted box lowest and highest are opposite, and 0, 1, 3, 2 goes around. On a level one heights tie, and the
+    partner opposite to point 0 has to be found: its diagonal crosses the other one.
+    """
+    ring = four[:, [0, 1, 3, 2]]
+    # For a parallelogram the two diagonals share their middle.
+    candidates = np.stack([four[:, [0, 1, 3, 2]], four[:, [0, 1, 2, 3]], four[:, [0, 2, 1, 3]]], 1)
+    error = np.abs(
+        candidates[:, :, 0] + candidates[:, :, 2] - candidates[:, :, 1] - candidates[:, :, 3]
+    ).max(-1)
+    best = error.argmin(1)
+    crossed = error[:, 0] > error[np.arange(len(four)), best] + 0.01
+    ring[crossed] = candidates[np.arange(len(four)), best][crossed]
+    return ring
+
+
+def draw_maps(polygons, visible, grid_zx):
+    """Draw boxes over one another, later ones on top.
+
+    Args:
+        polygons: (n, 4, 2) int32 x, z. visible: (n,) bool. grid_zx: rows and columns of the map.
+    Returns:
+        numbers (Z, X) int16, box number + 1 or 0; valid (Z, X) uint8, 0 where an invisible box lies.
+    """
+    numbers = np.zeros(grid_zx, np.int16)
+    valid = np.ones(grid_zx, np.uint8)
+    for n, polygon in enumerate(polygons):
+        cv2.fillPoly(numbers, [polygon], n + 1)
+        if not visible[n]:
+            cv2.fillPoly(valid, [polygon], 0)
+    return numbers, valid

@@ -1,0 +1,77 @@
+"""The BEV decoder: a ResNet-18 trunk with skip connections and one head a target (Simple-BEV, after FIERY)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import resnet18
+
+STRIDE = 8  # coarsest level of the trunk
+
+
+class UpsamplingAdd(nn.Module):
+    """(B, C_in, h, w) -> (B, C_out, 2h, 2w) plus the skip connection of that size."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.upsample_layer = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+            nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
+            nn.InstanceNorm2d(out_channels),
+        )
+
+    def forward(self, x, skip):
+        return self.upsample_layer(x) + skip
+
+
+def _head(channels, outputs, *extra):
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
+        nn.InstanceNorm2d(channels),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(channels, outputs, kernel_size=1),
+        *extra,
+    )
+
+
+class Decoder(nn.Module):
+    """(B, C, Z, X) BEV features -> shared feature and the heads' maps of the same Z, X.
+
+    Grids that are not a multiple of 8 are padded at the far end and cropped again.
+    """
+
+    def __init__(self, channels):
+        super().__init__()
+        trunk = resnet18(weights=None, zero_init_residual=True)
+        self.first_conv = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1, self.relu = trunk.bn1, trunk.relu
+        self.layer1, self.layer2, self.layer3 = trunk.layer1, trunk.layer2, trunk.layer3
+        self.up3_skip = UpsamplingAdd(256, 128)
+        self.up2_skip = UpsamplingAdd(128, 64)
+        self.up1_skip = UpsamplingAdd(64, channels)
+        self.feat_head = _head(channels, channels)
+        self.segmentation_head = _head(channels, 1)
+        self.instance_offset_head = _head(channels, 2)
+        self.instance_center_head = _head(channels, 1, nn.Sigmoid())
+
+    def forward(self, bev, unflip=None):
+        """unflip: applied to the shared feature before the heads, to undo a flip of the input."""
+        rows, columns = bev.shape[-2:]
+        x = F.pad(bev, (0, -columns % STRIDE, 0, -rows % STRIDE))
+        skip1 = x
+        x = self.relu(self.bn1(self.first_conv(x)))
+        skip2 = self.layer1(x)
+        skip3 = self.layer2(skip2)
+        x = self.up3_skip(self.layer3(skip3), skip3)
+        x = self.up2_skip(x, skip2)
+        x = self.up1_skip(x, skip1)[..., :rows, :columns]
+        if unflip is not None:
+            x = unflip(x)
+        # Contiguous: a cropped view would give the heads' kernels another memory order.
+        x = x.contiguous() if not x.is_contiguous(memory_format=torch.channels_last) else x
+        return (
+            x,
+            self.feat_head(x),
+            self.segmentation_head(x),
+            self.instance_center_head(x),
+            self.instance_offset_head(x),
+        )

@@ -1,0 +1,85 @@
+"""Image encoders: a backbone down to 1/16, its features brought back to 1/8 of the image."""
+
+import torch
+from torch import nn
+from torchvision.models import resnet50, resnet101
+
+ENCODERS = ("res101", "res50", "effb0", "effb4")
+STRIDE = 8
+
+
+class UpsamplingConcat(nn.Module):
+    """Coarse features upsampled by 2, joined with the fine ones, and mixed."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+        self.conv = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
+            nn.InstanceNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
+            nn.InstanceNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, coarse, fine):
+        return self.conv(torch.cat([fine, self.upsample(coarse)], 1))
+
+
+class ResNetEncoder(nn.Module):
+    """(N,3,H,W) normalised images, H and W multiples of 16 -> (N,C,H/8,W/8)."""
+
+    def __init__(self, resnet, channels):
+        super().__init__()
+        self.backbone = nn.Sequential(*list(resnet.children())[:-4])  # up to layer2
+        self.layer3 = resnet.layer3
+        self.depth_layer = nn.Conv2d(512, channels, kernel_size=1)
+        self.upsampling_layer = UpsamplingConcat(1536, 512)
+
+    def forward(self, x):
+        fine = self.backbone(x)
+        return self.depth_layer(self.upsampling_layer(self.layer3(fine), fine))
+
+
+class EfficientNetEncoder(nn.Module):
+    """As ResNetEncoder, on the efficientnet-pytorch package with its static padding for the nominal input size."""
+
+    # Blocks kept, and the channels that blocks at 1/8 and 1/16 give.
+    LAYOUT = {"b0": (11, 40, 112), "b4": (22, 56, 160)}
+
+    def __init__(self, version, channels):
+        super().__init__()
+        from efficientnet_pytorch import EfficientNet
+
+        blocks, fine, coarse = self.LAYOUT[version]
+        self.backbone = EfficientNet.from_name(f"efficientnet-{version}")
+        self.num_blocks = len(self.backbone._blocks[:blocks])
+        del self.backbone._blocks[blocks:]
+        for unused in ("_conv_head", "_bn1", "_avg_pooling", "_dropout", "_fc"):
+            delattr(self.backbone, unused)
+        self.upsampling_layer = UpsamplingConcat(fine + coarse, 128)
+        self.depth_layer = nn.Conv2d(128, channels, kernel_size=1)
+
+    def forward(self, x):
+        net = self.backbone
+        x = net._swish(net._bn0(net._conv_stem(x)))
+        levels = []
+        for i, block in enumerate(net._blocks):
+            before = x
+            rate = net._global_params.drop_connect_rate
+            x = block(x, drop_connect_rate=rate * i / self.num_blocks if rate else rate)
+            if x.shape[-2] < before.shape[-2]:
+                levels.append(before)
+        return self.depth_layer(self.upsampling_layer(x, levels[2]))
+
+
+def make_encoder(encoder_type, channels):
+    """The encoder of that name, with random weights. Raises ValueError for another name."""
+    if encoder_type == "res101":
+        return ResNetEncoder(resnet101(weights=None), channels)
+    if encoder_type == "res50":
+        return ResNetEncoder(resnet50(weights=None), channels)
+    if encoder_type in ("effb0", "effb4"):
+        return EfficientNetEncoder(encoder_type[3:], channels)
+    raise ValueError(f"encoder_type {encoder_type!r}; it is one of {', '.join(ENCODERS)}")

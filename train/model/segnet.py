@@ -1,0 +1,169 @@
+"""Segnet: cameras, and radar or lidar where given, to a BEV segmentation (Harley et al., Simple-BEV, ICRA 2023)."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.geometry import rigid_inverse, scale_intrinsics
+from train.model.camera_mean import camera_mean
+from train.model.decoder import Decoder
+from train.model.encoders import make_encoder
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGE_MULTIPLE = 16  # of the encoders' coarsest level
+METARADAR_CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Which inputs to flip: image (B,S), bev_x (B,) along X, bev_z (B,) along Z; bool, on any device."""
+
+    image: torch.Tensor
+    bev_x: torch.Tensor
+    bev_z: torch.Tensor
+
+    @classmethod
+    def draw(cls, batch, cameras):
+        """Each with probability 1/2, from torch's CPU generator, whatever the device."""
+        bits = torch.rand(batch, cameras + 2) < 0.5
+        return cls(bits[:, 2:], bits[:, 0], bits[:, 1])
+
+    def to(self, device):
+        return Flips(*(v.to(device, non_blocking=True) for v in (self.image, self.bev_x, self.bev_z)))
+
+
+def _flip_where(which, x, dim):
+    """x, with the items flipped along `dim` where `which` says so; never in place, never waiting for the device."""
+    return torch.where(which.reshape(which.shape + (1,) * (x.dim() - which.dim())), x.flip(dim), x)
+
+
+class Segnet(nn.Module):
+    """The Simple-BEV network; state-dict names, shapes and order are the lineage's. Never touches the network.
+
+    Args:
+        Z, Y, X: voxels of the BEV grid.
+        vox_util: not used, as in the lineage; forward takes it.
+        use_radar, use_lidar, use_metaradar: voxels that forward gets besides the images.
+        do_rgbcompress: False sums camera features over height instead of a convolution (cameras only).
+        rand_flip: in training, flip images and features back, and BEV features and the decoder's feature back.
+        latent_dim: channels of the features. encoder_type: res101, res50, effb0 or effb4.
+    Raises:
+        ValueError: metaradar without radar, do_rgbcompress=False with other sensors, or an unknown encoder.
+    """
+
+    def __init__(
+        self,
+        Z,
+        Y,
+        X,
+        vox_util=None,
+        use_radar=False,
+        use_lidar=False,
+        use_metaradar=False,
+        do_rgbcompress=True,
+        rand_flip=False,
+        latent_dim=128,
+        encoder_type="res101",
+    ):
+        super().__init__()
+        if use_metaradar and not use_radar:
+            raise ValueError("use_metaradar needs use_radar")
+        self.Z, self.Y, self.X = Z, Y, X
+        self.use_radar, self.use_lidar, self.use_metaradar = use_radar, use_lidar, use_metaradar
+        self.rand_flip, self.latent_dim, self.encoder_type = rand_flip, latent_dim, encoder_type
+        self.do_rgbcompress = do_rgbcompress
+        self.encoder = make_encoder(encoder_type, latent_dim)
+        compressed = latent_dim * Y + self._radar_bev_channels() + (Y if use_lidar else 0)
+        self.bev_compressor = None
+        if do_rgbcompress or use_radar or use_lidar:
+            self.bev_compressor = nn.Sequential(
+                nn.Conv2d(compressed, latent_dim, kernel_size=3, padding=1, bias=False),
+                nn.InstanceNorm2d(latent_dim),
+                nn.GELU(),
+            )
+        self.decoder = Decoder(latent_dim)
+        # Log-variances that weigh the three losses; learned.
+        self.ce_weight = nn.Parameter(torch.tensor(0.0))
+        self.center_weight = nn.Parameter(torch.tensor(0.0))
+        self.offset_weight = nn.Parameter(torch.tensor(0.0))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def _radar_bev_channels(self):
+        if not self.use_radar:
+            return 0
+        return METARADAR_CHANNELS * self.Y if self.use_metaradar else 1
+
+    def forward(self, rgb_camXs, pix_T_cams, cam0_T_camXs, vox_util, rad_occ_mem0=None, *, flips=None):
+        """Predict BEV maps in the reference camera's frame.
+
+        Args:
+            rgb_camXs: (B,S,3,H,W) in [-0.5, 0.5]. pix_T_cams, cam0_T_camXs: (B,S,4,4). vox_util: VoxUtil.
+            rad_occ_mem0: (B,D,Z,Y,X) voxels: radar's channel (16 with metaradar), then lidar's; None for cameras only.
+            flips: Flips to apply; None draws them in training with rand_flip.
+        Returns:
+            raw and feat (B,latent_dim,Z,X), seg (B,1,Z,X) logits, center (B,1,Z,X) in [0,1], offset (B,2,Z,X) cells.
+        Raises:
+            ValueError: voxels are missing or have other channels than the sensors in use.
+        """
+        batch, cameras = rgb_camXs.shape[:2]
+        self._check_voxels(rad_occ_mem0)
+        if flips is None and self.rand_flip and self.training:
+            flips = Flips.draw(batch, cameras)
+        if flips is not None:
+            flips = flips.to(rgb_camXs.device)
+
+        feats, padded_hw = self._encode(rgb_camXs.flatten(0, 1), flips)
+        with torch.autocast(rgb_camXs.device.type, enabled=False):
+            cams_T_cam0 = rigid_inverse(cam0_T_camXs.float())
+            scale = (feats.shape[-1] / padded_hw[1], feats.shape[-2] / padded_hw[0])
+            pix_T_cam0 = scale_intrinsics(pix_T_cams.float(), *scale) @ cams_T_cam0
+        volume = camera_mean(feats.unflatten(0, (batch, cameras)), pix_T_cam0, cams_T_cam0, vox_util)
+        if flips is not None:
+            volume = _flip_where(flips.bev_z, _flip_where(flips.bev_x, volume, -1), -3)
+            if rad_occ_mem0 is not None:
+                rad_occ_mem0 = _flip_where(flips.bev_z, _flip_where(flips.bev_x, rad_occ_mem0, -1), -3)
+
+        unflip = None
+        if flips is not None:
+
+            def unflip(x):
+                return _flip_where(flips.bev_x, _flip_where(flips.bev_z, x, -2), -1)
+
+        return self.decoder(self._compress(volume, rad_occ_mem0), unflip)
+
+    def _check_voxels(self, voxels):
+        wanted = self.use_radar * (METARADAR_CHANNELS if self.use_metaradar else 1) + int(self.use_lidar)
+        given = 0 if voxels is None else voxels.shape[1]
+        if wanted and given != wanted:
+            raise ValueError(f"rad_occ_mem0 has {given} channels, the sensors in use need {wanted}")
+
+    def _encode(self, images, flips):
+        """(B*S,3,H,W) -> features, and the image size that they stand for: H, W rounded up to multiples of 16."""
+        images = (images + 0.5 - self.mean) / self.std
+        if flips is not None:
+            images = _flip_where(flips.image.flatten(), images, -1)
+        # The mean colour, on the right and below, where it moves no pixel.
+        rows, columns = images.shape[-2:]
+        images = F.pad(images, (0, -columns % IMAGE_MULTIPLE, 0, -rows % IMAGE_MULTIPLE))
+        feats = self.encoder(images)
+        if flips is not None:
+            feats = _flip_where(flips.image.flatten(), feats, -1)
+        return feats, images.shape[-2:]
+
+    def _compress(self, volume, voxels):
+        """(B,C,Z,Y,X) camera features and voxels of other sensors -> (B,latent_dim,Z,X)."""
+        if self.bev_compressor is None:
+            return volume.sum(3)
+        parts = [volume.transpose(2, 3).flatten(1, 2)]
+        if self.use_radar:
+            channels = METARADAR_CHANNELS if self.use_metaradar else 1
+            radar = voxels[:, :channels]
+            flat = radar.transpose(2, 3).flatten(1, 2) if self.use_metaradar else radar.sum(3).clamp(0, 1)
+            parts.append(flat)
+        if self.use_lidar:
+            parts.append(voxels[:, -1:].transpose(2, 3).flatten(1, 2))
+        return self.bev_compressor(torch.cat(parts, 1))
