@@ -29,15 +29,16 @@ class VoxUtil:
         self.Z, self.Y, self.X = Z, Y, X
         # In float64: the lineage adds Python numbers.
         centroid = np.asarray(torch.as_tensor(scene_centroid).detach().cpu(), np.float64).reshape(-1)[:3]
-        low, high = np.array(bounds[0::2], np.float64) + centroid, np.array(bounds[1::2], np.float64) + centroid
+        low, high = (
+            np.array(bounds[0::2], np.float64) + centroid,
+            np.array(bounds[1::2], np.float64) + centroid,
+        )
         cells = np.array([X, Y, Z])
         if (cells < 1).any() or not (low < high).all():
             raise ValueError(f"the grid {Z}x{Y}x{X} over bounds {tuple(bounds)} is empty")
         size = (high - low) / cells
         if assert_cube and not np.allclose(size, size[0]):
-            raise ValueError(
-                f"voxels of {size.round(4).tolist()} m (x, y, z) are not cubes; change bounds or Z, Y, X"
-            )
+            raise ValueError(f"voxels of {size.round(4).tolist()} m (x, y, z) are not cubes; change bounds or Z, Y, X")
         if pad is not None:
             margin = size * np.array(pad[::-1])
             low, high = low - margin, high + margin
@@ -81,9 +82,7 @@ class VoxUtil:
         keep = self.get_inbounds(mem, already_mem=True) & ((mem - origin).norm(dim=-1) >= ORIGIN_RADIUS_CELLS)
         if valid is not None:
             keep = keep & valid
-        x, y, z = (
-            mem[..., i].round().clamp(0, n - 1).long() for i, n in enumerate((self.X, self.Y, self.Z))
-        )
+        x, y, z = (mem[..., i].round().clamp(0, n - 1).long() for i, n in enumerate((self.X, self.Y, self.Z)))
         flat = (z * self.Y + y) * self.X + x
         # Voxel 0 is where the lineage drops what is out of bounds, and empties: it never holds anything.
         return torch.where(keep & (flat > 0), flat, self.Z * self.Y * self.X)

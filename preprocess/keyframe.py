@@ -110,7 +110,11 @@ def _images(dataroot, recipe, image_hw, quality):
             intrinsics[0] *= image_hw[1] / width
             intrinsics[1] *= image_hw[0] / height
             height, width = image_hw
-        row["intrinsics"], row["ego_T_cam"], row["global_T_ego"] = intrinsics, camera.ego_T_cam, camera.global_T_ego
+        row["intrinsics"], row["ego_T_cam"], row["global_T_ego"] = (
+            intrinsics,
+            camera.ego_T_cam,
+            camera.global_T_ego,
+        )
         row["timestamp_us"], row["height"], row["width"] = camera.timestamp, height, width
         members[image_member(camera.channel)] = data
     return rows, members, read

@@ -7,7 +7,14 @@ import numpy as np
 from common.cameras import LIDAR_FIELDS, MIN_DISTANCE_M, RADAR_FIELDS
 from preprocess.errors import SourceError
 
-_NUMPY_KIND = {("F", 4): "<f4", ("F", 8): "<f8", ("I", 1): "<i1", ("I", 2): "<i2", ("I", 4): "<i4", ("I", 8): "<i8"}
+_NUMPY_KIND = {
+    ("F", 4): "<f4",
+    ("F", 8): "<f8",
+    ("I", 1): "<i1",
+    ("I", 2): "<i2",
+    ("I", 4): "<i4",
+    ("I", 8): "<i8",
+}
 _NUMPY_KIND |= {("U", size): f"<u{size}" for size in (1, 2, 4, 8)}
 
 

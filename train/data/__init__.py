@@ -94,9 +94,7 @@ def compile_data(
             **shared,
         )
         if not len(train):
-            raise ValueError(
-                f"{len(train.windows)} training samples do not fill one batch of {bsz}; lower batch_size"
-            )
+            raise ValueError(f"{len(train.windows)} training samples do not fill one batch of {bsz}; lower batch_size")
     if val_shards is not None:
         val = make_loader(
             val_shards,

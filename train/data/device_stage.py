@@ -114,9 +114,7 @@ class DeviceStage:
         return bev_targets(numbers, valid, lrt_cam, num_boxes.flatten(), self.vox_util)
 
     def _points(self, frames, shape):
-        out = dict.fromkeys(
-            ("lidar0_data", "lidar0_extra", "num_lidar0", "lidar_data", "lidar_extra", "num_lidar")
-        )
+        out = dict.fromkeys(("lidar0_data", "lidar0_extra", "num_lidar0", "lidar_data", "lidar_extra", "num_lidar"))
         out |= dict.fromkeys(("radar_data", "num_radar"))
         if frames[0].lidar is not None:
             first = [f.lidar[:, : f.num_lidar0] for f in frames]

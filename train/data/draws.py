@@ -37,9 +37,7 @@ class AugmentConfig:
         """From the lineage's dict. Raises ValueError for a missing or unknown entry."""
         known = {"crop_offset", "resize_lim", "resize_scale", "final_dim", "H", "W", "cams", "ncams"}
         if set(conf) - known or "final_dim" not in conf:
-            raise ValueError(
-                f"data_aug_conf needs final_dim and knows {sorted(known)}, but has {sorted(conf)}"
-            )
+            raise ValueError(f"data_aug_conf needs final_dim and knows {sorted(known)}, but has {sorted(conf)}")
         limits = conf.get("resize_lim")
         if limits is None:
             limits = [conf.get("resize_scale", 1.0)] * 2

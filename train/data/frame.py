@@ -190,9 +190,7 @@ def _radar(members, options):
     """(19, R) float32, radar by radar and newest sweep first within each, as the lineage concatenates them."""
     if not options.use_radar:
         return None
-    clouds = [
-        decode_points(members[m], m) for k in range(options.nsweeps) if (m := radar_member(k)) in members
-    ]
+    clouds = [decode_points(members[m], m) for k in range(options.nsweeps) if (m := radar_member(k)) in members]
     if not clouds:
         raise RecordError("has no radar; train without --use_radar")
     points = np.concatenate(clouds, axis=1)

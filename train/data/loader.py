@@ -82,9 +82,7 @@ class Loader:
         self._ring = _ImageRing(pinned=stage.device.type == "cuda")
 
     def __len__(self):
-        return num_batches(
-            len(self.windows), self.batch_size, self.rank, self.world_size, drop_last=self.is_train
-        )
+        return num_batches(len(self.windows), self.batch_size, self.rank, self.world_size, drop_last=self.is_train)
 
     def state_dict(self):
         """Epoch and number of the next batch. Valid for any number of workers."""

@@ -45,7 +45,7 @@ def footprints(lrt_cam, mem_T_cam):
     scale, shift = mem_T_cam[[0, 2], [0, 2]], mem_T_cam[[0, 2], 3]
     mem = corners[..., [0, 2]] * scale + shift
     four = np.take_along_axis(mem, top[:, :, None], axis=1)
-    return _ring(four).clip(-(1 << 20), 1 << 20).astype(np.int32)
+    return np.ascontiguousarray(_ring(four).clip(-(1 << 20), 1 << 20), dtype=np.int32)
 
 
 def _ring(four):
@@ -57,9 +57,7 @@ def _ring(four):
     ring = four[:, [0, 1, 3, 2]]
     # For a parallelogram the two diagonals share their middle.
     candidates = np.stack([four[:, [0, 1, 3, 2]], four[:, [0, 1, 2, 3]], four[:, [0, 2, 1, 3]]], 1)
-    error = np.abs(
-        candidates[:, :, 0] + candidates[:, :, 2] - candidates[:, :, 1] - candidates[:, :, 3]
-    ).max(-1)
+    error = np.abs(candidates[:, :, 0] + candidates[:, :, 2] - candidates[:, :, 1] - candidates[:, :, 3]).max(-1)
     best = error.argmin(1)
     crossed = error[:, 0] > error[np.arange(len(four)), best] + 0.01
     ring[crossed] = candidates[np.arange(len(four)), best][crossed]

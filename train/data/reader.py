@@ -129,7 +129,5 @@ def _common_facts(indexes):
         facts = {k: v for k, v in index.facts.items() if k not in own}
         if facts != first:
             names = [k for k in facts if facts[k] != first.get(k)]
-            raise ShardError(
-                f"{index.tar}: differs from {indexes[0].tar} in {', '.join(names)}; do not mix them"
-            )
+            raise ShardError(f"{index.tar}: differs from {indexes[0].tar} in {', '.join(names)}; do not mix them")
     return first

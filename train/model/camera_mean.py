@@ -54,9 +54,10 @@ def camera_mean(feats, pix_T_refs, cams_T_ref, vox_util):
     """
     batch, cameras = feats.shape[:2]
     with torch.no_grad():
-        grids, valid = vox_util.sampling_grid(
-            pix_T_refs.flatten(0, 1), cams_T_ref.flatten(0, 1), feats.shape[-2:]
+        grids, valid = vox_util.sampling_grid(pix_T_refs.flatten(0, 1), cams_T_ref.flatten(0, 1), feats.shape[-2:])
+        grids, valid = (
+            grids.unflatten(0, (batch, cameras)),
+            valid.flatten(2, 3).unflatten(0, (batch, cameras)),
         )
-        grids, valid = grids.unflatten(0, (batch, cameras)), valid.flatten(2, 3).unflatten(0, (batch, cameras))
     with torch.autocast(feats.device.type, enabled=False):
         return CameraMean.apply(feats, grids, valid, (vox_util.Z, vox_util.Y, vox_util.X))

@@ -1,0 +1,58 @@
+"""Fixtures: the real keyframe and the golden arrays where they lie beside the checkout."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+torch.set_num_threads(2)
+
+
+def run_module(*arguments, check=True, timeout=300):
+    """Run `python -m ...` in the repository; the finished process with its text."""
+    result = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    if check and result.returncode:
+        raise AssertionError(f"{arguments}: exit {result.returncode}\n{result.stdout}\n{result.stderr}")
+    return result
+
+
+@pytest.fixture(scope="session")
+def realframe():
+    """nuScenes folder with real keyframes."""
+    folder = SHARED / "realframe"
+    if not folder.is_dir():
+        pytest.skip("../shared/realframe is not there")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Function from a file name to its golden arrays, made with the public Simple-BEV code."""
+    if not (SHARED / "golden").is_dir():
+        pytest.skip("../shared/golden is not there")
+
+    def load(name):
+        path = SHARED / "golden" / name
+        return np.load(path) if path.suffix == ".npz" else path.read_text()
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def real_shards(realframe, tmp_path_factory):
+    """Folder with train-000.tar and val-000.tar of the real keyframes."""
+    out = tmp_path_factory.mktemp("real-shards")
+    run_module("preprocess.run", "--version", "v1.0-mini", "--dataroot", realframe, "--out", out, "--workers", 1)
+    return out
