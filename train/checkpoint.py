@@ -1,0 +1,113 @@
+"""Checkpoints in Simple-BEV's layout, written so that the newest complete one always survives."""
+
+import os
+import re
+from pathlib import Path
+
+import torch
+
+_NAME = re.compile(r"model-(\d{9,})\.pth")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and what differs."""
+
+
+def _steps(folder):
+    found = [(int(m[1]), p) for p in Path(folder).glob("model-*.pth") if (m := _NAME.fullmatch(p.name))]
+    return sorted(found)
+
+
+def save(ckpt_dir, step, model, optimizer=None, scheduler=None, keep_latest=2, **state):
+    """Write model-%09d.pth to a temporary name, flush, rename; only then remove all but the keep_latest newest.
+
+    Args:
+        state: more entries, of types that torch.load(weights_only=True) accepts.
+    Returns:
+        Path of the checkpoint.
+    """
+    if keep_latest < 1:
+        raise ValueError(f"keep_latest is {keep_latest}; it must be at least 1")
+    folder = Path(ckpt_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"model-{step:09d}.pth"
+    content = {"model_state_dict": model.state_dict(), "step": int(step), **state}
+    if optimizer is not None:
+        content["optimizer_state_dict"] = optimizer.state_dict()
+    if scheduler is not None:
+        content["scheduler_state_dict"] = scheduler.state_dict()
+    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for _, old in _steps(folder)[:-keep_latest]:
+        if old != path:
+            old.unlink(missing_ok=True)
+    return path
+
+
+def find(path_or_dir, step=None):
+    """The checkpoint file meant: the path itself, or in a folder the one of `step`, by default the newest."""
+    path = Path(path_or_dir)
+    if path.is_file():
+        return path
+    steps = _steps(path)
+    if step is not None:
+        steps = [s for s in steps if s[0] == int(step)]
+    if not steps:
+        wanted = "model-*.pth" if step is None else f"model-{int(step):09d}.pth"
+        raise CheckpointError(f"{path}: no checkpoint {wanted} there; check --init_dir")
+    return steps[-1][1]
+
+
+def read(path_or_dir, step=None):
+    """The dict of a checkpoint, on the CPU, by weights_only. Raises CheckpointError."""
+    path = find(path_or_dir, step)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        content["model_state_dict"].items()
+        return content
+    except Exception as error:  # torch raises many kinds for damaged files
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from None
+
+
+def load(path_or_dir, model, optimizer=None, scheduler=None, ignore_load=(), step=None):
+    """Load a checkpoint of ours or of Simple-BEV.
+
+    Args:
+        ignore_load: substrings; weights whose names hold one keep their values.
+        step: in a folder, which step; by default the newest.
+    Returns:
+        The step.
+    Raises:
+        CheckpointError: no such checkpoint, a damaged one, or names or shapes that differ: all are listed.
+    """
+    path = find(path_or_dir, step)
+    content = read(path)
+    given = {k.removeprefix("module."): v for k, v in content["model_state_dict"].items()}
+    own = model.state_dict()
+    given = {k: v for k, v in given.items() if not any(part in k for part in ignore_load)}
+    required = [k for k in own if not any(part in k for part in ignore_load)]
+    problems = [f"missing {k}" for k in required if k not in given]
+    problems += [f"unexpected {k}" for k in given if k not in own]
+    for name, value in given.items():
+        if name in own and own[name].shape != value.shape:
+            problems.append(f"{name} is {tuple(value.shape)}, the model has {tuple(own[name].shape)}")
+    if problems:
+        raise CheckpointError(f"{path}: does not fit the model: {'; '.join(problems)}")
+    for what, name in ((optimizer, "optimizer_state_dict"), (scheduler, "scheduler_state_dict")):
+        if what is not None and name not in content:
+            raise CheckpointError(f"{path}: holds no {name}; load without it")
+    model.load_state_dict({**own, **given})
+    if optimizer is not None:
+        optimizer.load_state_dict(content["optimizer_state_dict"])
+    if scheduler is not None:
+        scheduler.load_state_dict(content["scheduler_state_dict"])
+    name = _NAME.fullmatch(path.name)
+    return int(content.get("step", name[1] if name else 0))
