@@ -12,7 +12,7 @@ WORKERS  ?=
 IMAGE_SIZE ?=
 ARGS     ?=
 
-.PHONY: help setup demo test lint format shards bench bench-gpu clean
+.PHONY: help setup test lint format shards clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -29,9 +29,6 @@ $(STAMP): constraints.txt pyproject.toml
 	       $(PY) -m pip install --disable-pip-version-check -q -c constraints.txt --force-reinstall --no-deps pillow; }
 	@touch $@
 
-demo: $(STAMP)  ## generated world -> shards -> training -> evaluation -> demo.png (no data needed)
-	$(PY) -m tests.demo $(ARGS)
-
 test: $(STAMP)  ## run the tests on the CPU
 	$(PY) -m pytest $(ARGS)
 
@@ -46,12 +43,6 @@ format: $(STAMP)  ## ruff: format and fix
 shards: $(STAMP)  ## nuScenes -> shards (VERSION DATAROOT OUT WORKERS IMAGE_SIZE SWEEPS)
 	@$(PY) -m preprocess.run --version $(VERSION) --dataroot $(DATAROOT) --out $(OUT) --sweeps $(SWEEPS) \
 	  $(if $(WORKERS),--workers $(WORKERS)) $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE)) $(ARGS)
-
-bench: $(STAMP)  ## print the benchmarks' table (ratios within this run)
-	$(PY) -m tests.bench $(ARGS)
-
-bench-gpu: $(STAMP)  ## the benchmarks that need a CUDA device
-	$(PY) -m tests.bench --device cuda $(ARGS)
 
 clean:  ## remove what make demo wrote (never your shards or checkpoints)
 	rm -rf demo demo.png
