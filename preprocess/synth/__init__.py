@@ -1,0 +1,1 @@
+"""A generated nuScenes world, for machines that have no nuScenes."""

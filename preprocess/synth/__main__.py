@@ -1,0 +1,42 @@
+"""python -m preprocess.synth: write a generated nuScenes folder."""
+
+import sys
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from preprocess.errors import SourceError
+from preprocess.plan import official_splits
+from preprocess.synth.folder import Folder
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--out", required=True, type=click.Path(path_type=Path))
+@click.option("--scenes", default=4, type=click.IntRange(2), help="a fifth of them, at least one, in the val split")
+@click.option("--samples", default=4, type=click.IntRange(1), help="keyframes a scene")
+@click.option("--sweeps", default=2, type=click.IntRange(0), help="lidar and radar sweeps between keyframes")
+@click.option("--version", default="v1.0-mini", help="v1.0-mini or v1.0-trainval")
+@click.option("--seed", default=0)
+@click.option("--tables-only", is_flag=True, help="no sensor files")
+def main(out, scenes, samples, sweeps, version, seed, tables_only):
+    """Write a generated world that nuscenes-devkit loads: cameras, lidar and radars of one geometry."""
+    try:
+        splits = official_splits(version)
+        val = min(max(1, scenes // 5), len(splits["val"]))
+        names = splits["train"][: scenes - val] + splits["val"][:val]
+        if len(names) < scenes:
+            raise SourceError(f"{version} has fewer than {scenes} scenes; lower --scenes or use v1.0-trainval")
+        if (out / version).exists():
+            raise SourceError(f"{out / version} exists already; remove it or choose another --out")
+        folder = Folder(out, version, seed, tables_only=tables_only)
+        for number, name in enumerate(tqdm(names, desc="world", unit="scene", dynamic_ncols=True)):
+            folder.add_scene(number, name, samples, sweeps)
+        folder.close()
+    except (SourceError, OSError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
