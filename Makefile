@@ -12,7 +12,7 @@ WORKERS  ?=
 IMAGE_SIZE ?=
 ARGS     ?=
 
-.PHONY: help setup test lint format shards clean
+.PHONY: help setup demo test lint format shards clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -28,6 +28,12 @@ $(STAMP): constraints.txt pyproject.toml
 	  || { echo "pillow-simd could not be built (log: $(VENV)/pillow-simd.log): Pillow is kept, resizing is slower"; \
 	       $(PY) -m pip install --disable-pip-version-check -q -c constraints.txt --force-reinstall --no-deps pillow; }
 	@touch $@
+
+demo: $(STAMP)  ## generated world -> shards -> training -> evaluation -> demo.png (no data needed)
+	rm -rf demo
+	$(PY) -m preprocess.synth --out demo/world --version v1.0-trainval --scenes 40 --samples 6 --sweeps 2
+	$(PY) -m preprocess.run --version v1.0-trainval --dataroot demo/world --out demo/shards --sweeps 3 --train-shards 4 --val-shards 2
+	$(PY) -m train.demo --shards demo/shards --out demo --picture demo.png $(ARGS)
 
 test: $(STAMP)  ## run the tests on the CPU
 	$(PY) -m pytest $(ARGS)
