@@ -1,6 +1,7 @@
 """The training loop: updates of accumulated batches, one validation batch now and then, logs and checkpoints."""
 
 import signal
+import sys
 import time
 from collections import deque
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from train import checkpoint
 from train.forward import run_model
@@ -17,6 +19,8 @@ from train.options import as_dict
 
 POOL = 10  # updates that the pooled figures average over
 POS_WEIGHT = 2.13
+# A log gets the lines alone.
+_BAR = {"dynamic_ncols": True, "disable": not sys.stderr.isatty()}
 
 
 class Stopped(RuntimeError):
@@ -66,14 +70,15 @@ class Trainer:
         val = batches(self.val_loader) if self.val_loader is not None else None
         path = None
         try:
-            with _signals() as caught:
-                for step in range(first_step + 1, self.options.max_iters + 1):
+            steps = range(first_step + 1, self.options.max_iters + 1)
+            with _signals() as caught, tqdm(steps, desc="train", unit="update", **_BAR) as bar:
+                for step in bar:
                     figures = self._timed(step, pools["t"], train)
                     self._write(writers["t"], step, pools["t"], figures)
                     if val and (step % self.options.val_freq == 0 or step == first_step + 1):
                         self._validate(pools["v"], next(val))
                         self._write(writers["v"], step, pools["v"], {})
-                    print(self._line(step, figures, pools), flush=True)
+                    bar.write(self._line(step, figures, pools))
                     last = step == self.options.max_iters
                     if step % self.options.save_freq == 0 or last or caught:
                         path = self.save(step)
