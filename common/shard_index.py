@@ -173,8 +173,7 @@ def build_index(tar):
     Raises ShardError if the tar is damaged or holds another schema.
     """
     tar = Path(tar)
-    rows, names, first, scenes = {}, [], None, []
-    tokens = []
+    rows, tokens, scenes, first = {}, [], [], None
     try:
         with tarfile.open(tar) as archive:
             for entry in archive:
@@ -184,8 +183,6 @@ def build_index(tar):
                 if len(data) != entry.size:
                     raise ShardError(f"{tar}: {entry.name} is cut short")
                 rows.setdefault(key, {})[member] = (entry.offset_data, entry.size, zlib.crc32(data))
-                if member not in names:
-                    names.append(member)
                 if member == SAMPLE:
                     sample = decode_json(data, f"{tar}: {entry.name}")
                     first = first or sample
@@ -199,9 +196,19 @@ def build_index(tar):
         raise ShardError(f"{tar}: a sample without {SAMPLE}; make it anew")
     if first["schema"] != SCHEMA_VERSION:
         raise ShardError(f"{tar}: schema {first['schema']}, this version knows {SCHEMA_VERSION}")
+    return index_of(tar, rows, tokens, scenes, tar.stat().st_size, file_sha256(tar), first["facts"])
+
+
+def index_of(tar, rows, tokens, scenes, tar_bytes, tar_sha256, facts):
+    """ShardIndex from what was met in tar order.
+
+    Args:
+        rows: key -> {member name: (offset, size, crc32)}. tokens, scenes, tar_bytes, tar_sha256, facts: see ShardIndex.
+    """
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
     absent = (0, ABSENT, 0)
-    table = [[row.get(name, absent) for name in names] for row in rows.values()]
-    values = np.array(table, np.int64).reshape(len(rows), len(names), 3)
+    values = np.array([[row.get(name, absent) for name in names] for row in rows.values()], np.int64)
+    values = values.reshape(len(rows), len(names), 3)
     return ShardIndex(
         tar=tar,
         keys=list(rows),
@@ -211,9 +218,9 @@ def build_index(tar):
         offsets=values[..., 0],
         sizes=values[..., 1].astype(np.uint32),
         crc32=values[..., 2].astype(np.uint32),
-        tar_bytes=tar.stat().st_size,
-        tar_sha256=file_sha256(tar),
-        facts=first["facts"],
+        tar_bytes=tar_bytes,
+        tar_sha256=tar_sha256,
+        facts=facts,
     )
 
 

@@ -7,9 +7,7 @@ import tarfile
 import zlib
 from pathlib import Path
 
-import numpy as np
-
-from common.shard_index import ABSENT, ShardIndex, dump_index, index_path, write_atomically
+from common.shard_index import dump_index, index_of, index_path, write_atomically
 from preprocess.keyframe import build_record
 
 
@@ -67,7 +65,7 @@ def write_shard(recipe, dataroot, out, image_hw=None, jpeg_quality=90, on_keyfra
         os.replace(temporary, tar)
     finally:
         temporary.unlink(missing_ok=True)
-    index = _index(tar, rows, tokens, scenes, stream, facts)
+    index = index_of(tar, rows, tokens, scenes, stream.size, stream.sha256.hexdigest(), facts)
     write_atomically(index_path(tar), dump_index(index))
     return index
 
@@ -90,23 +88,3 @@ def _bytes_by_kind(members):
         kind = "images" if name.endswith(".jpg") else name.partition(".")[0]
         kinds[kind if kind in kinds else "rest"] += len(data)
     return kinds
-
-
-def _index(tar, rows, tokens, scenes, stream, facts):
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    absent = (0, ABSENT, 0)
-    table = np.array([[row.get(n, absent) for n in names] for row in rows.values()], np.int64)
-    table = table.reshape(len(rows), len(names), 3)
-    return ShardIndex(
-        tar=tar,
-        keys=list(rows),
-        tokens=tokens,
-        scenes=scenes,
-        members=names,
-        offsets=table[..., 0],
-        sizes=table[..., 1].astype(np.uint32),
-        crc32=table[..., 2].astype(np.uint32),
-        tar_bytes=stream.size,
-        tar_sha256=stream.sha256.hexdigest(),
-        facts=facts,
-    )

@@ -56,3 +56,20 @@ def real_shards(realframe, tmp_path_factory):
     out = tmp_path_factory.mktemp("real-shards")
     run_module("preprocess.run", "--version", "v1.0-mini", "--dataroot", realframe, "--out", out, "--workers", 1)
     return out
+
+
+@pytest.fixture(scope="session")
+def synth_world(tmp_path_factory):
+    """nuScenes folder of the generated world: five train scenes and a val scene of four keyframes, two sweeps between."""
+    out = tmp_path_factory.mktemp("world")
+    run_module("preprocess.synth", "--out", out, "--version", "v1.0-mini", *"--scenes 6 --samples 4 --sweeps 2".split())
+    return out
+
+
+@pytest.fixture(scope="session")
+def synth_shards(synth_world, tmp_path_factory):
+    """Two train shards and one val shard of the generated world, three sweeps each."""
+    out = tmp_path_factory.mktemp("synth-shards")
+    options = "--sweeps 3 --train-shards 2 --val-shards 1 --workers 1".split()
+    run_module("preprocess.run", "--version", "v1.0-mini", "--dataroot", synth_world, "--out", out, *options)
+    return out

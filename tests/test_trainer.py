@@ -1,5 +1,6 @@
 """Loss, schedule, checkpoints, names and the two commands."""
 
+import shutil
 from datetime import datetime
 
 import numpy as np
@@ -137,6 +138,9 @@ def test_wrong_training_input_is_one_line(tmp_path, real_shards):
     assert "no shard matches" in fails("train.run", "--shards", f"{tmp_path}/x-<000..099>.tar")
     shards = ["--shards", f"{real_shards}/train-*.tar", "--no_pretrained"]
     assert "batch_size 0" in fails("train.run", *shards, "--batch_size", 0)
+    assert "batch_size 3" in fails("train.run", *shards, "--batch_size", 3, "--device_ids=[0,1]")
+    if not torch.cuda.is_available():
+        assert "0 CUDA devices" in fails("train.run", *shards, "--batch_size", 4, "--device_ids", "0,1")
     (tmp_path / "train-000.tar").symlink_to(real_shards / "train-000.tar")
     (tmp_path / "train-000.idx.json").symlink_to(real_shards / "train-000.idx.json")
     assert "--val_shards" in fails("train.run", "--shards", f"{tmp_path}/train-000.tar", "--no_pretrained")
@@ -151,8 +155,6 @@ def test_wrong_nuscenes_input_is_one_line(tmp_path, realframe):
     for part in realframe.iterdir():
         if part.name != "samples":
             (root / part.name).symlink_to(part)
-    import shutil
-
     shutil.copytree(realframe / "samples", root / "samples")
     victim = sorted(root.glob("samples/CAM_FRONT/*.jpg"))[0]
     whole = victim.read_bytes()

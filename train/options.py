@@ -12,6 +12,10 @@ from train.model.encoders import ENCODERS
 FULL_HW = (448, 800)  # network image size at res_scale 2; the lineage scales (224, 400)
 
 
+# Items of list options whose default is empty and so does not tell.
+_ITEMS = {"device_ids": int}
+
+
 def _option(default, help, group):
     kind = "default_factory" if callable(default) else "default"
     return field(metadata={"help": help, "group": group}, **{kind: default})
@@ -35,6 +39,7 @@ class Options:
     load_step: bool = _option(False, "with --init_dir: continue at its step", "run")
     load_optimizer: bool = _option(False, "with --init_dir: load optimizer and scheduler", "run")
     device: str = _option("", "cuda or cpu; the default is CUDA where there is one", "run")
+    device_ids: tuple = _option((), "comma list of CUDA devices; the default is the first", "run")
     shards: tuple = _option((), "train shards: path, glob, range in <> or {}, or several", "data")
     val_shards: tuple = _option((), "default: val-*.tar beside the train shards", "data")
     data_dir: str = _option("", "instead of --shards: folder with train-*.tar and val-*.tar", "data")
@@ -72,10 +77,11 @@ class Options:
     centroid: tuple = _option((0.0, 1.0, 0.0), "x,y,z of the grid's middle", "grid")
     grid: tuple = _option((200, 8, 200), "voxels Z,Y,X", "grid")
 
-    def validate(self, world_size=1):
+    def validate(self):
         """Raise ValueError, naming the remedy, for values that cannot work together."""
+        world_size = max(len(self.device_ids), 1)
         if self.batch_size < 1 or self.batch_size % world_size:
-            raise ValueError(f"batch_size {self.batch_size} is not a positive multiple of the {world_size} devices")
+            raise ValueError(f"batch_size {self.batch_size} is not a positive multiple of the {world_size} device(s)")
         if self.use_metaradar and not self.use_radar:
             raise ValueError("--use_metaradar needs --use_radar")
         if self.encoder_type not in ENCODERS:
@@ -103,7 +109,7 @@ class Options:
         }
 
 
-def _parse(kind, default):
+def _parse(kind, default, kind_of_items=str):
     def convert(_context, parameter, value):
         if not isinstance(value, str):
             return value
@@ -112,7 +118,7 @@ def _parse(kind, default):
                 return value.lower() in ("true", "1", "yes")
             raise click.BadParameter(f"{value!r} is not True or False")
         items = [part.strip() for part in value.strip("[]()").split(",") if part.strip()]
-        number = type(default[0]) if default else str
+        number = type(default[0]) if default else kind_of_items
         try:
             return tuple(number(item) for item in items)
         except ValueError:
@@ -133,7 +139,7 @@ def add_options(command):
             extra = {"is_flag": False, "flag_value": "true", "default": str(default), "callback": _parse(bool, default)}
         elif item.type is tuple:
             shown = ",".join(map(str, default))
-            extra = {"default": shown, "callback": _parse(tuple, default)}
+            extra = {"default": shown, "callback": _parse(tuple, default, _ITEMS.get(item.name, str))}
         else:
             extra = {"type": item.type, "default": default}
         command = click.option(*names, item.name, help=text, show_default=True, **extra)(command)

@@ -34,7 +34,7 @@ def main(**values):
 def train(options):
     """Train as the options say; returns the last checkpoint's path."""
     options.validate()
-    device = pick_device(options.device)
+    device = pick_device(options.device, options.device_ids)
     torch.manual_seed(options.seed)
     loaders = make_loaders(options, device)
     model = make_model(options)

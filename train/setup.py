@@ -9,8 +9,18 @@ from train.data import compile_data, make_vox_util
 from train.model import Segnet
 
 
-def pick_device(name):
+def pick_device(name, device_ids=()):
     """torch.device of the name; CUDA if there is one where the name is empty. Raises ValueError."""
+    if device_ids:
+        there = torch.cuda.device_count()
+        if max(device_ids) >= there or min(device_ids) < 0:
+            shown = ",".join(map(str, device_ids))
+            raise ValueError(
+                f"--device_ids {shown}: this machine has {there} CUDA devices; name fewer, or --device cpu"
+            )
+        if len(device_ids) > 1:
+            raise ValueError("--device_ids: one device a run so far; name one")
+        return torch.device("cuda", device_ids[0])
     if not name:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():

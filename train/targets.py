@@ -45,7 +45,7 @@ def bev_targets(numbers, valid, lrt_cam, num_boxes, vox_util):
 
     # Row 0 is the background's.
     table = torch.cat([lengths, heading[..., None], centers[..., 1:2], cells[..., [0, 2]]], -1)
-    table = torch.cat([torch.zeros_like(table[:, :1]), table], 1)
+    table = torch.cat([table.new_zeros(batch, 1, table.shape[-1]), table], 1)
     picked = table.gather(1, numbers.view(batch, -1, 1).expand(-1, -1, table.shape[-1]))
     picked = picked.view(batch, rows, columns, -1).permute(0, 3, 1, 2)
 
