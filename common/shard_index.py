@@ -125,22 +125,29 @@ def load_index(tar, verify=False):
         raise ShardError(f"{path}: the index is missing; rebuild it with python -m preprocess.index {tar}")
     if path.stat().st_size > MAX_INDEX_BYTES:
         raise ShardError(f"{path}: larger than {MAX_INDEX_BYTES} bytes, not an index")
-    raw = path.read_bytes()
+    index = parse_index(path.read_bytes(), tar, verify)
+    if tar.stat().st_size != index.tar_bytes:
+        raise ShardError(f"{tar}: {tar.stat().st_size} bytes, its index says {index.tar_bytes}; make it anew")
+    return index
+
+
+def parse_index(raw, tar, verify=False):
+    """ShardIndex from the bytes of the index that belongs to `tar`, which is not looked at. See load_index."""
     try:
         body = json.loads(raw)
         if body["schema"] != SCHEMA_VERSION:
             raise ShardError(
-                f"{path}: schema {body['schema']}, this version reads {SCHEMA_VERSION}; make the shards anew"
+                f"{tar}: schema {body['schema']}, this version reads {SCHEMA_VERSION}; make the shards anew"
             )
         index = _parse(tar, body)
     except ShardError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{path}: damaged index ({error}); rebuild it with preprocess.index") from None
+        raise ShardError(f"{tar}: damaged index ({error}); rebuild it with python -m preprocess.index {tar}") from None
     if verify and raw != dump_index(index):
-        raise ShardError(f"{path}: its bytes differ from what was written; rebuild it with preprocess.index")
-    if tar.stat().st_size != index.tar_bytes:
-        raise ShardError(f"{tar}: {tar.stat().st_size} bytes, its index says {index.tar_bytes}; make it anew")
+        raise ShardError(
+            f"{tar}: the bytes of its index differ from what was written; rebuild it with preprocess.index"
+        )
     return index
 
 

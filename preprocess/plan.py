@@ -5,7 +5,9 @@ tables, and their digest says whether a shard on disk is the one that would be w
 """
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +15,14 @@ from common.cameras import CAMERAS, LIDAR, MIN_DISTANCE_M, RADARS, REFERENCE_RAD
 from common.record import SCHEMA_VERSION, encode_json
 from preprocess.errors import SourceError
 from preprocess.frames import inverse, transform
-from preprocess.tables import read_annotations, read_calibration, read_poses, read_sensor_frames, read_table
+from preprocess.tables import (
+    by_token,
+    read_annotations,
+    read_calibration,
+    read_poses,
+    read_sensor_frames,
+    read_table,
+)
 
 DEFAULT_SHARDS = {"train": 100, "val": 20}
 
@@ -81,11 +90,12 @@ class KeyframeRecipe:
 
 @dataclass(slots=True)
 class ShardRecipe:
-    """One tar: name without ending, facts shared by its samples, keyframes in order."""
+    """One tar: name without ending, facts shared by its samples, keyframes in order, samples that the plan left out."""
 
     name: str
     facts: dict
     keyframes: list = field(default_factory=list)
+    skipped: list = field(default_factory=list)
 
     def digest(self):
         """SHA-256 over all that decides the tar's bytes except the contents of the sensor files."""
@@ -108,20 +118,45 @@ def official_splits(version):
     from nuscenes.utils.splits import create_splits_scenes
 
     splits = create_splits_scenes()
-    names = {"v1.0-trainval": ("train", "val"), "v1.0-mini": ("mini_train", "mini_val")}
+    names = {
+        "v1.0-trainval": {"train": "train", "val": "val"},
+        "v1.0-mini": {"train": "mini_train", "val": "mini_val"},
+        "v1.0-test": {"test": "test"},
+    }
     if version not in names:
-        raise SourceError(f"version {version!r} has no official split; use one of {', '.join(names)}")
-    train, val = names[version]
-    return {"train": splits[train], "val": splits[val]}
+        raise SourceError(f"version {version!r} has no official split ({', '.join(names)} have); give --split-file")
+    return {own: splits[official] for own, official in names[version].items()}
+
+
+def read_splits(version, split_file=None):
+    """split -> scene names: the official ones, or those of a JSON file. Raises SourceError."""
+    if split_file is None:
+        return official_splits(version)
+    try:
+        splits = json.loads(Path(split_file).read_bytes())
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{split_file}: not a readable JSON file ({error})") from None
+    names = ("train", "val", "test")
+    if not isinstance(splits, dict) or not splits or set(splits) - set(names):
+        raise SourceError(f"{split_file}: must be an object of {', '.join(names)}, each a list of scene names")
+    for split, scenes in splits.items():
+        if not isinstance(scenes, list) or not all(isinstance(s, str) for s in scenes):
+            raise SourceError(f"{split_file}: {split} is not a list of scene names")
+    named = [scene for scenes in splits.values() for scene in scenes]
+    twice = sorted({scene for scene in named if named.count(scene) > 1})
+    if twice:
+        raise SourceError(f"{split_file}: names {twice[0]} twice")
+    return {split: splits[split] for split in names if split in splits}
 
 
 class Planner:
     """Reads the tables of `folder`/`version` once and makes recipes.
 
+    on_error, keep_sequences: as in write_shard, for samples that the tables leave incomplete.
     Raises SourceError for tables that are missing, damaged or inconsistent.
     """
 
-    def __init__(self, dataroot, version, options):
+    def __init__(self, dataroot, version, options, on_error="stop", keep_sequences=False):
         folder = dataroot / version
         if not dataroot.is_dir():
             raise SourceError(f"{dataroot}: no such folder; point DATAROOT (--dataroot) at nuScenes")
@@ -129,13 +164,31 @@ class Planner:
             others = ", ".join(sorted(p.name for p in dataroot.glob("v*") if p.is_dir())) or "none"
             raise SourceError(f"{folder}: no such folder; versions found in {dataroot}: {others}")
         self.version, self.options = version, options
-        self.scenes = read_table(folder, "scene")
-        self.logs = {row["token"]: row for row in read_table(folder, "log")}
-        self.samples = {row["token"]: row for row in read_table(folder, "sample")}
+        self.skips, self.keep_sequences = on_error == "skip", keep_sequences
+        fields = ("name", "log_token", "nbr_samples", "first_sample_token", "description")
+        self.scenes = list(by_token(read_table(folder, "scene"), "scene", fields).values())
+        self.logs = by_token(read_table(folder, "log"), "log", ("logfile", "vehicle", "date_captured", "location"))
+        self.samples = by_token(read_table(folder, "sample"), "sample", ("timestamp", "prev", "next", "scene_token"))
         self.calibration = read_calibration(folder)
         self.poses = read_poses(folder)
         self.frames, self.keyframes = read_sensor_frames(folder, self.calibration, self.poses, self.samples)
-        self.annotations, self.annotation_of = read_annotations(folder, self.samples)
+        self.annotated = version != "v1.0-test"
+        self.annotations, self.annotation_of = read_annotations(folder, self.samples, self.annotated)
+        channels = {row[0] for row in self.calibration.values()}
+        self.cameras = [c for c in CAMERAS if c in channels]
+        if not self.cameras:
+            raise SourceError(f"{folder}: none of the cameras {', '.join(CAMERAS)} is in its tables")
+
+    def check_splits(self, splits, complete):
+        """Raise SourceError for a scene that no split names and, if `complete`, for a name that is no scene."""
+        there = {scene["name"] for scene in self.scenes}
+        named = {name for names in splits.values() for name in names}
+        if there - named and not self.skips:
+            raise SourceError(
+                f"scene {min(there - named)}: in no split of {self.version}; give --split-file, or --on-error skip"
+            )
+        if complete and named - there:
+            raise SourceError(f"scene {min(named - there)}: named by the split file, but not in the tables")
 
     def shards(self, split, scene_names, count):
         """Recipes of one split's shards: whole scenes in the order of scene tokens (Simple-BEV's), spread evenly."""
@@ -150,16 +203,21 @@ class Planner:
             "jpeg_quality": self.options.jpeg_quality if self.options.image_hw else None,
             "min_distance_m": MIN_DISTANCE_M,
         }
+        if len(self.cameras) < len(CAMERAS):
+            facts["cameras"] = self.cameras
+        if not self.annotated:
+            facts["annotated"] = False
         recipes = []
         for i, group in enumerate(np.array_split(np.arange(len(scenes)), count) if count else []):
             recipe = ShardRecipe(f"{split}-{i:03d}", facts)
             for j in group:
-                recipe.keyframes += self.scene_keyframes(scenes[j])
+                recipe.keyframes += self.scene_keyframes(scenes[j], recipe.skipped)
             recipes.append(recipe)
         return recipes
 
-    def scene_keyframes(self, scene):
-        """Recipes of a scene's keyframes in time order."""
+    def scene_keyframes(self, scene, skipped=None):
+        """Recipes of a scene's keyframes in time order; what --on-error skip leaves out is added to `skipped`."""
+        skipped = [] if skipped is None else skipped
         tokens, token = [], scene["first_sample_token"]
         while token:
             if token not in self.samples or len(tokens) > len(self.samples):
@@ -169,7 +227,20 @@ class Planner:
         if len(tokens) != scene["nbr_samples"]:
             raise SourceError(f"scene {scene['name']}: {len(tokens)} samples, nbr_samples {scene['nbr_samples']}")
         keys = [f"{scene['name']}_{i:04d}" for i in range(len(tokens))]
-        return [self._keyframe(scene, tokens, keys, i) for i in range(len(tokens))]
+        recipes, failed = [], []
+        for i, token in enumerate(tokens):
+            try:
+                recipes.append(self._keyframe(scene, tokens, keys, i))
+            except SourceError as error:
+                if not self.skips:
+                    raise
+                failed.append({"key": keys[i], "token": token, "why": str(error)})
+        if failed and self.keep_sequences:
+            why = failed[0]["why"]
+            failed = [{"key": k, "token": t, "why": why} for k, t in zip(keys, tokens, strict=True)]
+            recipes = []
+        skipped += failed
+        return recipes
 
     def _keyframe(self, scene, tokens, keys, i):
         sample = self.samples[tokens[i]]
@@ -218,7 +289,7 @@ class Planner:
 
     def _cameras(self, sample):
         out = []
-        for channel in CAMERAS:
+        for channel in self.cameras:
             frame = self._reference(sample, channel)
             _, _, rotation, translation, intrinsics = self.calibration[frame.calibration]
             out.append(
@@ -245,14 +316,14 @@ class Planner:
         return PointFile(channel, frame.token, frame.filename, frame.timestamp, lag, ego_T_sensor)
 
     def _radar(self, sample):
-        if (sample["token"], REFERENCE_RADAR) not in self.keyframes:
+        there = [c for c in RADARS if (sample["token"], c) in self.keyframes]
+        if not there:
             return []
-        reference = self._reference(sample, REFERENCE_RADAR)
+        reference = self._reference(sample, REFERENCE_RADAR if REFERENCE_RADAR in there else there[0])
         chains = []
-        for channel in RADARS:
-            if (sample["token"], channel) in self.keyframes:
-                chain = self._sweeps(self._reference(sample, channel))
-                chains.append([self._points(f, channel, reference) for f in chain])
+        for channel in there:
+            chain = self._sweeps(self._reference(sample, channel))
+            chains.append([self._points(f, channel, reference) for f in chain])
         longest = max(map(len, chains))
         return [[chain[k] for chain in chains if k < len(chain)] for k in range(longest)]
 
@@ -262,7 +333,7 @@ class Planner:
             "instance": row["instance_token"],
             "category": row["category_name"],
             "attributes": row["attributes"],
-            "visibility": int(row["visibility_token"] or 0),
+            "visibility": self._visibility(row),
             "num_lidar_pts": int(row.get("num_lidar_pts", -1)),
             "num_radar_pts": int(row.get("num_radar_pts", -1)),
             "translation": row["translation"],
@@ -270,6 +341,15 @@ class Planner:
             "rotation": row["rotation"],
             "velocity": self._velocity(row),
         }
+
+    @staticmethod
+    def _visibility(row):
+        try:
+            return int(row["visibility_token"] or 0)
+        except (TypeError, ValueError):
+            raise SourceError(
+                f"sample_annotation {row['token']}: visibility_token {row['visibility_token']!r} is not 1 to 4"
+            ) from None
 
     def _velocity(self, row, max_time_diff_s=1.5):
         """Metres a second in the global frame from the neighbouring annotations, or None (the devkit's box_velocity)."""

@@ -1,18 +1,19 @@
-"""Shard tasks on local processes: no worker is forked from the parent that holds the tables."""
+"""Shard tasks on local processes or on a Dask cluster, through one interface: run(recipes, arguments, on_progress).
+
+`arguments` are write_shard's keyword arguments. `on_progress` is called now and then with the Written of all tasks so far.
+run returns it at the end, and raises the first error of any task, the others being stopped first. No worker is forked
+from the parent, which holds the plan.
+"""
 
 import multiprocessing
 import time
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 
-from preprocess.shard_writer import write_shard
+from preprocess.errors import SourceError
+from preprocess.shard_writer import KINDS, Written, write_shard
 
-KINDS = ("images", "radar", "lidar", "rest")
 _counters = None
-
-
-def make_counters(context):
-    """Shared counters: keyframes, then bytes in and bytes out of each kind."""
-    return context.Array("q", 1 + 2 * len(KINDS))
 
 
 def _start(counters):
@@ -20,62 +21,98 @@ def _start(counters):
     _counters = counters
 
 
-def _count(read, written):
+def _count(keyframes, read, written):
     with _counters.get_lock():
-        _counters[0] += 1
+        _counters[0] += keyframes
         for i, kind in enumerate(KINDS):
             _counters[1 + i] += read.get(kind, 0)
             _counters[1 + len(KINDS) + i] += written.get(kind, 0)
 
 
 def _task(recipe, arguments):
-    index = write_shard(recipe, on_keyframe=_count, **arguments)
-    return recipe.name, len(index.keys), index.tar_sha256, index.tar_bytes
+    return write_shard(recipe, on_keyframe=_count, **arguments).skipped
 
 
-def run_tasks(recipes, arguments, workers, on_progress):
-    """Write every recipe's shard; return [(name, keyframes, sha256, bytes)] in the order of `recipes`.
+class LocalPool:
+    """`workers` processes; 1 works in this one."""
 
-    Args:
-        arguments: keyword arguments of write_shard for all of them.
-        workers: processes; 1 works in this one.
-        on_progress: called now and then with the counters' list.
-    Raises:
-        The first error of any task; the others are stopped first.
-    """
-    context = multiprocessing.get_context("spawn")
-    counters = make_counters(context)
-    if workers <= 1:
-        _start(counters)
-        results = []
+    def __init__(self, workers):
+        self.workers = workers
+
+    def run(self, recipes, arguments, on_progress):
+        if self.workers <= 1 or len(recipes) <= 1:
+            return self._run_here(recipes, arguments, on_progress)
+        context = multiprocessing.get_context("spawn")
+        counters = context.Array("q", 1 + 2 * len(KINDS))
+        workers = min(self.workers, len(recipes))
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(counters,)) as pool:
+            futures = [pool.submit(_task, recipe, arguments) for recipe in recipes]
+            try:
+                while True:
+                    done, waiting = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
+                    on_progress(_unpack(counters))
+                    for future in done:
+                        future.result()
+                    if not waiting:
+                        total = _unpack(counters)
+                        total.skipped = [s for future in futures for s in future.result()]
+                        return total
+            except BrokenProcessPool:
+                raise SourceError("a worker process was killed (out of memory?); the same command continues") from None
+            finally:
+                for future in futures:
+                    future.cancel()
+
+    @staticmethod
+    def _run_here(recipes, arguments, on_progress):
+        total, last = Written(), time.monotonic()
+
+        def counted(*counts):
+            nonlocal last
+            total.add(*counts)
+            if time.monotonic() - last > 0.1:
+                last = time.monotonic()
+                on_progress(total)
+
         for recipe in recipes:
-            results.append(_task_reporting(recipe, arguments, counters, on_progress))
-        return results
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(counters,)) as pool:
-        futures = [pool.submit(_task, recipe, arguments) for recipe in recipes]
+            total.skipped += write_shard(recipe, on_keyframe=counted, **arguments).skipped
+        on_progress(total)
+        return total
+
+
+def _unpack(counters):
+    values = list(counters)
+    half = 1 + len(KINDS)
+    return Written(
+        values[0], dict(zip(KINDS, values[1:half], strict=True)), dict(zip(KINDS, values[half:], strict=True))
+    )
+
+
+class DaskPool:
+    """The cluster whose scheduler answers at `address`, such as tcp://host:8786. Its workers need this code and the data."""
+
+    def __init__(self, address):
         try:
-            while True:
-                done, waiting = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
-                on_progress(list(counters))
-                for future in done:
-                    future.result()
-                if not waiting:
-                    return [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+            import distributed
+        except ImportError:
+            raise SourceError("--scheduler needs Dask: pip install 'dask[distributed]'") from None
+        self.distributed, self.address = distributed, address
 
-
-def _task_reporting(recipe, arguments, counters, on_progress):
-    last = [0.0]
-
-    def counted(read, written):
-        _count(read, written)
-        if time.monotonic() - last[0] > 0.1:
-            last[0] = time.monotonic()
-            on_progress(list(counters))
-
-    index = write_shard(recipe, on_keyframe=counted, **arguments)
-    on_progress(list(counters))
-    return recipe.name, len(index.keys), index.tar_sha256, index.tar_bytes
+    def run(self, recipes, arguments, on_progress):
+        total = Written()
+        try:
+            client = self.distributed.Client(self.address, timeout="20s", set_as_default=False)
+        except (OSError, ValueError, TimeoutError) as error:
+            raise SourceError(f"{self.address}: no Dask scheduler answers there ({error})") from None
+        with client:
+            # Recipes may be megabytes each: one at a time a worker, not all in the scheduler's memory.
+            futures = [client.submit(write_shard, r, **arguments, pure=False, retries=2) for r in recipes]
+            try:
+                for future in self.distributed.as_completed(futures):
+                    one = future.result()
+                    total.add(one.keyframes, one.read, one.written)
+                    total.skipped += one.skipped
+                    on_progress(total)
+            finally:
+                client.cancel(futures)
+        return total

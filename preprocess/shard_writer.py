@@ -2,13 +2,33 @@
 
 import hashlib
 import io
-import os
 import tarfile
 import zlib
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from common.shard_index import dump_index, index_of, index_path, write_atomically
+from common.record import encode_json
+from common.shard_index import dump_index, index_of
+from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
+from preprocess.store import open_store
+
+KINDS = ("images", "radar", "lidar", "rest")
+
+
+@dataclass
+class Written:
+    """What became of one shard: keyframes written, source and shard bytes by kind, samples left out."""
+
+    keyframes: int = 0
+    read: dict = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    written: dict = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    skipped: list = field(default_factory=list)
+
+    def add(self, keyframes, read, written):
+        self.keyframes += keyframes
+        for kind in KINDS:
+            self.read[kind] += read.get(kind, 0)
+            self.written[kind] += written.get(kind, 0)
 
 
 class _HashingFile(io.RawIOBase):
@@ -30,44 +50,87 @@ class _HashingFile(io.RawIOBase):
         return self.size
 
 
-def write_shard(recipe, dataroot, out, image_hw=None, jpeg_quality=90, on_keyframe=None):
+def skipped_name(shard):
+    """Name of the list of samples that --on-error skip left out of a shard; there is none where nothing was."""
+    return f"{shard}.skipped.json"
+
+
+def write_shard(
+    recipe, dataroot, out, image_hw=None, jpeg_quality=90, on_error="stop", keep_sequences=False, on_keyframe=None
+):
     """Write one shard: tar to a temporary name, flush, rename; then the index, which is the commit mark.
 
     Args:
-        recipe: ShardRecipe. dataroot: nuScenes folder. out: folder of the shards.
-        on_keyframe: called with (bytes in by kind, bytes out by kind) after each keyframe.
+        recipe: ShardRecipe. dataroot: nuScenes folder. out: folder or fsspec address of the shards.
+        on_error: "stop" raises; "skip" leaves the sample out, and with keep_sequences its whole scene.
+        on_keyframe: called with (1, bytes in by kind, bytes out by kind) after each keyframe.
     Returns:
-        ShardIndex.
+        Written.
     Raises:
-        SourceError: bad input; nothing of the shard stays behind. OSError: the disk.
+        SourceError: bad input, or nothing left to write; nothing of the shard stays behind. OSError: the disk.
     """
-    tar = Path(out) / f"{recipe.name}.tar"
-    index_path(tar).unlink(missing_ok=True)
-    temporary = tar.with_name(f".{tar.name}.{os.getpid()}.tmp")
-    facts = recipe.facts
+    store = open_store(out)
+    store.remove(f"{recipe.name}.idx.json")
+    done = Written(skipped=list(recipe.skipped))
     rows, tokens, scenes = {}, [], []
-    try:
-        with open(temporary, "wb", buffering=1 << 20) as file:
-            stream = _HashingFile(file)
-            with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-                for frame in recipe.keyframes:
-                    members, read = build_record(dataroot, frame, facts, image_hw, jpeg_quality)
-                    rows[frame.key] = _add(archive, frame.key, members)
-                    tokens.append(frame.facts["token"])
-                    name = frame.facts["scene"]["name"]
-                    if not scenes or scenes[-1][0] != name:
-                        scenes.append([name, len(tokens) - 1, 0])
-                    scenes[-1][2] += 1
-                    if on_keyframe:
-                        on_keyframe(read, _bytes_by_kind(members))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, tar)
-    finally:
-        temporary.unlink(missing_ok=True)
-    index = index_of(tar, rows, tokens, scenes, stream.size, stream.sha256.hexdigest(), facts)
-    write_atomically(index_path(tar), dump_index(index))
-    return index
+    with store.new_file(f"{recipe.name}.tar") as file:
+        stream = _HashingFile(file)
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for frame, members, read in _records(
+                recipe, dataroot, image_hw, jpeg_quality, on_error, keep_sequences, done
+            ):
+                rows[frame.key] = _add(archive, frame.key, members)
+                tokens.append(frame.facts["token"])
+                name = frame.facts["scene"]["name"]
+                if not scenes or scenes[-1][0] != name:
+                    scenes.append([name, len(tokens) - 1, 0])
+                scenes[-1][2] += 1
+                counts = (1, read, _bytes_by_kind(members))
+                done.add(*counts)
+                if on_keyframe:
+                    on_keyframe(*counts)
+        if not rows:
+            raise SourceError(f"{recipe.name}: every one of its samples was skipped, for example {done.skipped[:1]}")
+    index = index_of(
+        store.path(f"{recipe.name}.tar"), rows, tokens, scenes, stream.size, stream.sha256.hexdigest(), recipe.facts
+    )
+    store.remove(skipped_name(recipe.name))
+    if done.skipped:
+        store.write(skipped_name(recipe.name), encode_json({"skipped": done.skipped}))
+    store.write(f"{recipe.name}.idx.json", dump_index(index))
+    return done
+
+
+def _records(recipe, dataroot, image_hw, jpeg_quality, on_error, keep_sequences, done):
+    """(frame, members, bytes read) of each keyframe that can be made; the others go to done.skipped."""
+    for scene in _by_scene(recipe.keyframes):
+        held, failed = [], None
+        for frame in scene:
+            try:
+                record = (frame, *build_record(dataroot, frame, recipe.facts, image_hw, jpeg_quality))
+            except SourceError as error:
+                if on_error == "stop":
+                    raise
+                failed = str(error)
+                if keep_sequences:
+                    break
+                done.skipped.append({"key": frame.key, "token": frame.facts["token"], "why": failed})
+                continue
+            if keep_sequences and on_error == "skip":
+                held.append(record)  # until the scene is known to be whole
+            else:
+                yield record
+        if keep_sequences and failed:
+            done.skipped += [{"key": f.key, "token": f.facts["token"], "why": failed} for f in scene]
+        else:
+            yield from held
+
+
+def _by_scene(keyframes):
+    groups = {}
+    for frame in keyframes:
+        groups.setdefault(frame.facts["scene"]["token"], []).append(frame)
+    return groups.values()
 
 
 def _add(archive, key, members):
@@ -83,7 +146,7 @@ def _add(archive, key, members):
 
 
 def _bytes_by_kind(members):
-    kinds = {"images": 0, "radar": 0, "lidar": 0, "rest": 0}
+    kinds = dict.fromkeys(KINDS, 0)
     for name, data in members.items():
         kind = "images" if name.endswith(".jpg") else name.partition(".")[0]
         kinds[kind if kind in kinds else "rest"] += len(data)

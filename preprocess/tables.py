@@ -63,9 +63,12 @@ def read_table(folder, name, optional=False):
     return rows
 
 
-def _by_token(rows, table):
+def by_token(rows, table, fields=()):
+    """token -> row. Raises SourceError for a token that occurs twice and for a row that lacks one of the fields."""
     out = {}
     for row in rows:
+        for name in fields:
+            _field(row, name, table)
         token = _field(row, "token", table, str)
         if token in out:
             raise SourceError(f"{table}: the token {token} occurs twice")
@@ -97,7 +100,7 @@ def read_poses(folder):
     rows = read_table(folder, "ego_pose")
     row_of = {_field(row, "token", "ego_pose", str): i for i, row in enumerate(rows)}
     if len(row_of) != len(rows):
-        _by_token(rows, "ego_pose")
+        by_token(rows, "ego_pose")
     try:
         rotation = np.array([row["rotation"] for row in rows], np.float64).reshape(len(rows), 4)
         translation = np.array([row["translation"] for row in rows], np.float64).reshape(len(rows), 3)
@@ -115,9 +118,9 @@ def read_poses(folder):
 
 def read_calibration(folder):
     """calibrated_sensor token -> (channel, modality, quaternion (4,), translation (3,), intrinsics (3, 3) or None)."""
-    sensors = _by_token(read_table(folder, "sensor"), "sensor")
+    sensors = by_token(read_table(folder, "sensor"), "sensor")
     out = {}
-    for token, row in _by_token(read_table(folder, "calibrated_sensor"), "calibrated_sensor").items():
+    for token, row in by_token(read_table(folder, "calibrated_sensor"), "calibrated_sensor").items():
         what = f"calibrated_sensor {token}"
         sensor = _get(sensors, _field(row, "sensor_token", what), "sensor", what)
         rotation = _finite(_field(row, "rotation", what), (4,), f"{what}: rotation")
@@ -165,10 +168,14 @@ def read_sensor_frames(folder, calibration, poses, samples):
 
 def read_annotations(folder, samples, has_annotations=True):
     """sample token -> its annotation rows in file order; each gets its category's name as "category_name"."""
-    category = _by_token(read_table(folder, "category", optional=not has_annotations), "category")
-    instance = _by_token(read_table(folder, "instance", optional=not has_annotations), "instance")
-    attribute = _by_token(read_table(folder, "attribute", optional=not has_annotations), "attribute")
-    rows = _by_token(read_table(folder, "sample_annotation", optional=not has_annotations), "sample_annotation")
+    category = by_token(read_table(folder, "category", optional=not has_annotations), "category")
+    instance = by_token(read_table(folder, "instance", optional=not has_annotations), "instance")
+    attribute = by_token(read_table(folder, "attribute", optional=not has_annotations), "attribute")
+    rows = by_token(
+        read_table(folder, "sample_annotation", optional=not has_annotations),
+        "sample_annotation",
+        ("prev", "next", "visibility_token"),
+    )
     by_sample = {}
     for token, row in rows.items():
         what = f"sample_annotation {token}"

@@ -1,8 +1,11 @@
 """Shards -> batches on the device."""
 
+import dataclasses
+
 import numpy as np
 import torch
 
+from common.cameras import CAMERAS
 from common.shard_names import expand_shards
 from common.vox import VoxUtil
 from train.augment import INTERPOLATIONS
@@ -168,7 +171,14 @@ def make_loader(
     if batch_size < 1 or batch_size % world_size:
         raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {world_size} devices")
     reader = IndexedReader(expand_shards(shards))
+    if reader.facts.get("annotated") is False:
+        raise ValueError(
+            f"{reader.facts['version']} shards have no annotations, so nothing to train on or compare with"
+        )
     augment = AugmentConfig.from_dict(data_aug_conf)
+    cameras = reader.facts.get("cameras")
+    if cameras and augment.cams == CAMERAS:  # every camera was asked for, which is every camera there is
+        augment = dataclasses.replace(augment, cams=tuple(cameras))
     held = reader.facts["sweeps"]
     if frame_options.nsweeps > held and (frame_options.use_lidar or frame_options.use_radar):
         raise ValueError(

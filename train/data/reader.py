@@ -16,7 +16,8 @@ class IndexedReader:
     """Random access to the keyframes of local shards, in shard order.
 
     Attributes:
-        keys, tokens: of each keyframe. scene_of: int64 scene number of each keyframe. scene_names: its name.
+        keys, tokens: of each keyframe. scene_of: int64 number of each keyframe's scene, or of its
+            unbroken part where preprocessing left samples out. scene_names: of whole scenes.
         facts: of the first shard; all shards must agree on them but for their own digest.
         bytes_read: total so far, for the progress bar.
     Raises:
@@ -34,7 +35,7 @@ class IndexedReader:
         if len(set(self.keys)) != len(self.keys):
             raise ShardError("the same keyframe occurs in two of the shards; name each shard once")
         rows = [count for index in self.indexes for _, _, count in index.scenes]
-        self.scene_of = np.repeat(np.arange(len(rows)), rows)
+        self.scene_of = _unbroken(np.repeat(np.arange(len(rows)), rows), self.keys)
         self._starts = np.cumsum([0] + [len(index.keys) for index in self.indexes])
         self._columns = [{name: i for i, name in enumerate(index.members)} for index in self.indexes]
         self._files = [None] * len(self.indexes)
@@ -120,6 +121,15 @@ def _neighbours(wanted):
         group.append(item)
     if group:
         yield group
+
+
+def _unbroken(scene_of, keys):
+    """A new number wherever the scene changes or a keyframe is missing, so that no window spans the gap."""
+    if not len(scene_of):
+        return scene_of
+    numbers = np.array([int(key.rpartition("_")[2]) for key in keys])
+    begins = (np.diff(scene_of) != 0) | (np.diff(numbers) != 1)
+    return np.concatenate([[0], np.cumsum(begins)])
 
 
 def _common_facts(indexes):
