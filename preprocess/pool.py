@@ -101,7 +101,7 @@ class DaskPool:
     def run(self, recipes, arguments, on_progress):
         total = Written()
         try:
-            client = self.distributed.Client(self.address, timeout="20s", set_as_default=False)
+            client = self.distributed.Client(self.address, timeout="20s")
         except (OSError, ValueError, TimeoutError) as error:
             raise SourceError(f"{self.address}: no Dask scheduler answers there ({error})") from None
         with client:
