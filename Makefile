@@ -12,7 +12,7 @@ WORKERS  ?=
 IMAGE_SIZE ?=
 ARGS     ?=
 
-.PHONY: help setup demo test lint format shards clean
+.PHONY: help setup demo test lint format shards bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,12 @@ format: $(STAMP)  ## ruff: format and fix
 shards: $(STAMP)  ## nuScenes -> shards (VERSION DATAROOT OUT WORKERS IMAGE_SIZE SWEEPS)
 	@$(PY) -m preprocess.run --version $(VERSION) --dataroot $(DATAROOT) --out $(OUT) --sweeps $(SWEEPS) \
 	  $(if $(WORKERS),--workers $(WORKERS)) $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE)) $(ARGS)
+
+bench: $(STAMP)  ## print the benchmarks' table (ratios within this run; about 4 minutes)
+	$(PY) -m tests.bench $(ARGS)
+
+bench-gpu: $(STAMP)  ## the device stage's rows on a CUDA device
+	$(PY) -m tests.bench --device cuda $(ARGS)
 
 clean:  ## remove what make demo wrote (never your shards or checkpoints)
 	rm -rf demo demo.png

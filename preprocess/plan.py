@@ -6,7 +6,7 @@ tables, and their digest says whether a shard on disk is the one that would be w
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -101,16 +101,15 @@ class ShardRecipe:
         """SHA-256 over all that decides the tar's bytes except the contents of the sensor files."""
         digest = hashlib.sha256(encode_json(self.facts))
         for frame in self.keyframes:
-            digest.update(encode_json(_plain(asdict(frame))))
+            sweeps = [frame.lidar, *frame.radar]
+            texts = [(c.channel, c.token, c.filename, c.timestamp, c.height, c.width) for c in frame.cameras]
+            texts += [[(f.channel, f.token, f.filename, f.timestamp, f.lag) for f in files] for files in sweeps]
+            digest.update(encode_json([frame.key, frame.facts, frame.boxes, texts]))
+            arrays = [m for c in frame.cameras for m in (c.intrinsics, c.ego_T_cam, c.global_T_ego)]
+            arrays += [f.ego_T_sensor for files in sweeps for f in files]
+            for array in (frame.global_T_ego, *arrays):
+                digest.update(np.ascontiguousarray(array, "<f8").tobytes())
         return digest.hexdigest()
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def official_splits(version):
@@ -170,6 +169,7 @@ class Planner:
         self.logs = by_token(read_table(folder, "log"), "log", ("logfile", "vehicle", "date_captured", "location"))
         self.samples = by_token(read_table(folder, "sample"), "sample", ("timestamp", "prev", "next", "scene_token"))
         self.calibration = read_calibration(folder)
+        self._mountings = {}
         self.poses = read_poses(folder)
         self.frames, self.keyframes = read_sensor_frames(folder, self.calibration, self.poses, self.samples)
         self.annotated = version != "v1.0-test"
@@ -265,7 +265,7 @@ class Planner:
             facts=facts,
             global_T_ego=global_T_ego,
             cameras=self._cameras(sample),
-            lidar=[self._points(f, LIDAR, lidar) for f in self._sweeps(lidar)],
+            lidar=self._points([(LIDAR, f) for f in self._sweeps(lidar)], lidar),
             radar=self._radar(sample),
             boxes=[self._box(row) for row in boxes],
         )
@@ -291,7 +291,7 @@ class Planner:
         out = []
         for channel in self.cameras:
             frame = self._reference(sample, channel)
-            _, _, rotation, translation, intrinsics = self.calibration[frame.calibration]
+            intrinsics = self.calibration[frame.calibration][4]
             out.append(
                 CameraFile(
                     channel,
@@ -301,29 +301,41 @@ class Planner:
                     frame.height,
                     frame.width,
                     intrinsics,
-                    transform(rotation, translation),
+                    self._mounting(frame.calibration),
                     self._pose(frame),
                 )
             )
         return out
 
-    def _points(self, frame, channel, reference):
-        _, _, rotation, translation, _ = self.calibration[frame.calibration]
-        key_T_global = inverse(self._pose(reference))
-        ego_T_sensor = key_T_global @ self._pose(frame) @ transform(rotation, translation)
-        # The lineage subtracts seconds, not microseconds: keep its rounding.
-        lag = 1e-6 * reference.timestamp - 1e-6 * frame.timestamp
-        return PointFile(channel, frame.token, frame.filename, frame.timestamp, lag, ego_T_sensor)
+    def _points(self, files, reference):
+        """PointFiles of (channel, SensorFrame) pairs, in the ego frame of `reference`."""
+        rows = [frame.pose for _, frame in files]
+        global_T_ego = transform(self.poses.rotation[rows], self.poses.translation[rows])
+        mountings = np.stack([self._mounting(frame.calibration) for _, frame in files])
+        # All files of a keyframe in one product: at trainval scale there are 1.2 million of them.
+        ego_T_sensor = inverse(self._pose(reference)) @ global_T_ego @ mountings
+        out = []
+        for (channel, frame), matrix in zip(files, ego_T_sensor, strict=True):
+            # The lineage subtracts seconds, not microseconds: keep its rounding.
+            lag = 1e-6 * reference.timestamp - 1e-6 * frame.timestamp
+            out.append(PointFile(channel, frame.token, frame.filename, frame.timestamp, lag, matrix))
+        return out
+
+    def _mounting(self, calibration):
+        """ego_T_sensor (4, 4) of a calibrated_sensor token."""
+        if calibration not in self._mountings:
+            _, _, rotation, translation, _ = self.calibration[calibration]
+            self._mountings[calibration] = transform(rotation, translation)
+        return self._mountings[calibration]
 
     def _radar(self, sample):
         there = [c for c in RADARS if (sample["token"], c) in self.keyframes]
         if not there:
             return []
         reference = self._reference(sample, REFERENCE_RADAR if REFERENCE_RADAR in there else there[0])
-        chains = []
-        for channel in there:
-            chain = self._sweeps(self._reference(sample, channel))
-            chains.append([self._points(f, channel, reference) for f in chain])
+        chains = [[(c, frame) for frame in self._sweeps(self._reference(sample, c))] for c in there]
+        moved = iter(self._points([pair for chain in chains for pair in chain], reference))
+        chains = [[next(moved) for _ in chain] for chain in chains]
         longest = max(map(len, chains))
         return [[chain[k] for chain in chains if k < len(chain)] for k in range(longest)]
 

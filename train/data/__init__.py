@@ -69,7 +69,15 @@ def compile_data(
     """
     grid = (centroid, bounds, res_3d)
     frame_options = make_frame_options(
-        grid, nsweeps, use_radar, use_lidar, use_radar_filters, protocol, min_visibility, target_categories
+        grid,
+        nsweeps,
+        use_radar,
+        use_lidar,
+        use_radar_filters,
+        protocol,
+        min_visibility,
+        target_categories,
+        decode_images=torch.device(device).type == "cpu",  # on CUDA, nvJPEG decodes
     )
     shared = dict(
         data_aug_conf=data_aug_conf,
@@ -119,7 +127,15 @@ def make_vox_util(grid, device="cpu"):
 
 
 def make_frame_options(
-    grid, nsweeps, use_radar, use_lidar, use_radar_filters, protocol, min_visibility, target_categories
+    grid,
+    nsweeps,
+    use_radar,
+    use_lidar,
+    use_radar_filters,
+    protocol,
+    min_visibility,
+    target_categories,
+    decode_images=True,
 ):
     """Validated FrameOptions. Raises ValueError."""
     if protocol not in PROTOCOLS:
@@ -141,6 +157,7 @@ def make_frame_options(
         target_categories=tuple(target_categories),
         grid_zx=(grid[2][0], grid[2][2]),
         mem_T_cam=mem_T_cam,
+        decode_images=decode_images,
     )
 
 

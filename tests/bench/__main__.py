@@ -1,0 +1,75 @@
+"""python -m tests.bench: the table of the README. Every time is also given in decodes (see decode_unit)."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+import simplejpeg
+import torch
+
+from common.cameras import CAMERAS
+from tests.bench import device_bench, loader_bench, shards_bench
+from tests.bench.measure import HEADER, Row, best_ms
+from tests.conftest import SHARED, run_module
+
+
+def decode_unit(dataroot):
+    """Milliseconds to decode one keyframe's six source JPEGs with simplejpeg on one core: the unit of all ratios."""
+    images = [sorted(Path(dataroot).glob(f"samples/{c}/*.jpg"))[0].read_bytes() for c in CAMERAS]
+    buffers = [simplejpeg.decode_jpeg(image, "RGB") for image in images]
+
+    def decode():
+        for image, buffer in zip(images, buffers, strict=True):
+            simplejpeg.decode_jpeg(image, "RGB", buffer=buffer)
+
+    return best_ms(decode, 20)
+
+
+@click.command()
+@click.option("--device", default="cpu", type=click.Choice(["cpu", "cuda"]))
+@click.option("--scenes", default=10, help="of the generated world, 20 keyframes each")
+def main(device, scenes):
+    """Print the benchmarks' table. On CUDA only the rows that need it."""
+    torch.set_num_threads(1)
+    click.echo(
+        f"{os.cpu_count()} cores, torch {torch.__version__}, {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        world, version = folder / "world", "v1.0-trainval"
+        run_module(
+            *["preprocess.synth", "--out", world, "--version", version, "--scenes", scenes, "--samples", 20],
+            *["--sweeps", 2],
+            timeout=3600,
+        )
+        unit = decode_unit(world)
+        show([HEADER, Row("decode: six source JPEGs, generated world", unit, decodes=1.0)])
+        common = ["--version", version, "--dataroot", world, "--sweeps", 3, "--train-shards", 4, "--val-shards", 1]
+        run_module("preprocess.run", *common, "--out", folder / "full", timeout=3600)
+        full = sorted(map(str, (folder / "full").glob("train-*.tar")))
+        if device == "cuda":
+            return show(device_bench.rows(full[0], unit, device))
+        run_module("preprocess.run", *common, "--out", folder / "small", "--image-size", "540x960", timeout=3600)
+        small = sorted(map(str, (folder / "small").glob("train-*.tar")))
+        show(shards_bench.rows(world, version, unit))
+        show(shards_bench.scaling(world, version, folder / "scaling"))
+        show(loader_bench.rows(full, small, unit))
+        (folder / "large").mkdir()
+        show(loader_bench.opening(full[0], folder / "large"))
+        show(device_bench.rows(full[0], unit))
+    if (SHARED / "realframe").is_dir():
+        unit = decode_unit(SHARED / "realframe")
+        show([Row("decode: six source JPEGs, real keyframe", unit, decodes=1.0)])
+        show(shards_bench.rows(SHARED / "realframe", "v1.0-mini", unit))
+
+
+def show(rows):
+    for row in rows:
+        click.echo(str(row))
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

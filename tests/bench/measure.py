@@ -1,0 +1,32 @@
+"""How the benchmarks measure: the best of a few runs, and ratios to one unit measured in the same process."""
+
+import time
+from dataclasses import dataclass
+
+
+@dataclass
+class Row:
+    """One line of the table: milliseconds a sample, or a plain figure where `unit` says so; `goal` as design.md has it."""
+
+    name: str
+    value: float
+    unit: str = "ms"
+    decodes: float | None = None
+    goal: str = ""
+
+    def __str__(self):
+        ratio = f"{self.decodes:8.2f}" if self.decodes is not None else " " * 8
+        return f"{self.name:<52}{self.value:>10.2f} {self.unit:<8}{ratio}  {self.goal}"
+
+
+HEADER = f"{'':<52}{'':>10} {'':<8}{'decodes':>8}  goal"
+
+
+def best_ms(action, repeats=3, count=1, clock=time.perf_counter):
+    """Least milliseconds of `repeats` runs of action(), over the `count` samples that each run handles."""
+    times = []
+    for _ in range(repeats):
+        start = clock()
+        action()
+        times.append((clock() - start) / count * 1e3)
+    return min(times)

@@ -1,0 +1,78 @@
+"""Preprocessing: time of one core and bytes a keyframe."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from common.record import decode_points
+from preprocess.keyframe import build_record
+from preprocess.plan import Options, Planner, official_splits
+from tests.bench.measure import Row, best_ms
+
+
+def rows(dataroot, version, decode_ms):
+    """Rows of the keyframes of a nuScenes folder, at most 100 of them."""
+    planner = Planner(Path(dataroot), version, Options(sweeps=3))
+    splits = official_splits(version)
+    recipes = [r for split in splits for r in planner.shards(split, splits[split], 20)]
+    frames = [(f, r.facts) for r in recipes for f in r.keyframes][:100]
+    from_files, written, kept = 0, 0, 0
+    for frame, facts in frames:
+        members, read = build_record(dataroot, frame, facts)
+        planes = {name: data for name, data in members.items() if "planes" in name}
+        from_files += read["radar"] + read["lidar"]
+        written += sum(map(len, planes.values()))
+        kept += sum(decode_points(data, name).nbytes for name, data in planes.items())
+
+    def passed_through():
+        for frame, facts in frames:
+            build_record(dataroot, frame, facts)
+
+    def reencoded():
+        for frame, facts in frames[:20]:
+            build_record(dataroot, frame, facts, (540, 960))
+
+    clock = time.process_time
+    passed = best_ms(passed_through, 3, len(frames), clock)
+    encoded = best_ms(reencoded, 2, len(frames[:20]), clock)
+    return [
+        Row("preprocess: images passed through, CPU", passed, decodes=passed / decode_ms, goal="<= 1.5"),
+        Row("preprocess: images re-encoded to 540x960, CPU", encoded, decodes=encoded / decode_ms),
+        Row("preprocess: keyframes/s of one core", 1e3 / passed, "1/s"),
+        Row("preprocess: lidar and radar, MB in files", from_files / 1e6 / len(frames), "MB"),
+        Row("preprocess: lidar and radar, MB written", written / 1e6 / len(frames), "MB"),
+        Row("preprocess: lidar and radar, written / files", written / from_files, "", goal="about 0.40 (realframe)"),
+        Row("preprocess: lidar and radar, written / bytes kept", written / kept, "", goal="<= 0.55 (realframe)"),
+    ]
+
+
+_MEASURED = """
+import resource, runpy, sys
+try:
+    runpy.run_module("preprocess.run", run_name="__main__")
+except SystemExit as end:
+    assert not end.code
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3)
+"""
+
+
+def scaling(dataroot, version, out):
+    """Wall seconds of preprocess.run with one worker over two, re-encoding, and their memory."""
+    seconds = []
+    for workers in (1, 2):
+        start = time.perf_counter()
+        result = subprocess.run(
+            [sys.executable, "-c", _MEASURED, "--version", version, "--dataroot", str(dataroot)]
+            + ["--out", f"{out}/{workers}", "--sweeps", "3", "--workers", str(workers), "--image-size", "540x960"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        seconds.append(time.perf_counter() - start)
+    parent, worker = map(float, result.stdout.split()[-2:])
+    return [
+        Row("preprocess.run: one worker over two, 540x960", seconds[0] / seconds[1], "x"),
+        Row("preprocess.run: peak memory of the parent", parent, "MB"),
+        Row("preprocess.run: peak memory of a worker", worker, "MB", goal="<= 1000"),
+    ]
