@@ -19,6 +19,8 @@ from train.options import as_dict
 
 POOL = 10  # updates that the pooled figures average over
 POS_WEIGHT = 2.13
+SPEED = ("data_wait_percent", "samples_per_s", "read_mb_per_s")
+SHOWN = "data wait {data_wait_percent:.0f} %, {samples_per_s:.1f} samples/s, {read_mb_per_s:.0f} MB/s"
 # A log gets the lines alone.
 _BAR = {"dynamic_ncols": True, "disable": not sys.stderr.isatty()}
 
@@ -78,6 +80,7 @@ class Trainer:
                     if val and (step % self.options.val_freq == 0 or step == first_step + 1):
                         self._validate(pools["v"], next(val))
                         self._write(writers["v"], step, pools["v"], {})
+                    bar.set_postfix_str(SHOWN.format(**figures), refresh=False)
                     bar.write(self._line(step, figures, pools))
                     last = step == self.options.max_iters
                     if step % self.options.save_freq == 0 or last or caught:
@@ -105,7 +108,7 @@ class Trainer:
         )
 
     def _timed(self, step, pool, train):
-        started, waited = time.monotonic(), 0.0
+        started, waited, read_before = time.monotonic(), 0.0, self.train_loader.reader.bytes_read
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         for _ in range(self.options.grad_acc):
@@ -121,7 +124,15 @@ class Trainer:
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
-        return {"rtime": waited, "itime": time.monotonic() - started, "loss": loss.item()}
+        seconds = time.monotonic() - started
+        return {
+            "rtime": waited,
+            "itime": seconds,
+            "loss": loss.item(),
+            "data_wait_percent": 100 * waited / seconds,
+            "samples_per_s": self.options.batch_size * self.options.grad_acc / seconds,
+            "read_mb_per_s": (self.train_loader.reader.bytes_read - read_before) / seconds / 1e6,
+        }
 
     def _losses(self, batch):
         outputs = run_model(self.model, batch, self.vox_util)
@@ -145,7 +156,8 @@ class Trainer:
             writer.add_scalar("pooled/time_per_batch", figures["itime"], step)
             per_element = figures["itime"] / (self.options.batch_size * self.options.grad_acc)
             writer.add_scalar("pooled/time_per_el", per_element, step)
-            writer.add_scalar("_/data_wait_percent", 100 * figures["rtime"] / figures["itime"], step)
+            for name in SPEED:
+                writer.add_scalar(f"_/{name}", figures[name], step)
 
     def _line(self, step, figures, pools):
         text = (

@@ -132,5 +132,9 @@ def make_loaders(options, device, want_train=True):
         interpolation=options.interpolation,
         seed=options.seed,
         device=device,
+        reader=options.reader,
+        verify_reads=options.verify_reads,
+        cache_dir=options.cache_dir or None,
+        cache_gb=options.cache_gb,
     )
     return *loaders, make_vox_util(grid, device)

@@ -1,12 +1,13 @@
 """Shards -> batches on the device."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import torch
 
 from common.cameras import CAMERAS
-from common.shard_names import expand_shards
+from common.shard_names import expand_shards, is_url
 from common.vox import VoxUtil
 from train.augment import INTERPOLATIONS
 from train.data.batch import Batch
@@ -15,10 +16,12 @@ from train.data.draws import AugmentConfig
 from train.data.frame import FrameOptions
 from train.data.loader import DataError, Loader
 from train.data.reader import IndexedReader
+from train.data.stream import StreamReader
 from train.data.windows import windows
 
 __all__ = ["Batch", "DataError", "Loader", "compile_data", "make_loader"]
 
+READERS = ("auto", "indexed", "stream")
 PROTOCOLS = ("simple_bev", "min_visibility")
 
 
@@ -51,6 +54,10 @@ def compile_data(
     rank=0,
     world_size=1,
     device="cpu",
+    reader="auto",
+    verify_reads=False,
+    cache_dir=None,
+    cache_gb=100.0,
 ):
     """Loaders of training and evaluation batches; the arguments are Simple-BEV's, and ours after the star.
 
@@ -62,6 +69,8 @@ def compile_data(
         nsweeps: lidar and radar sweeps, keyframe included. seqlen, temporal_aug: see train.data.windows.
         refcam_id: slot of the reference camera in evaluation, and in training without do_shuffle_cams.
         protocol, min_visibility, target_categories: see train.data.frame.FrameOptions.
+        reader: "indexed" for local files, "stream" for what comes from front to back, "auto" by the shards' names.
+        verify_reads: compare checksums while reading. cache_dir, cache_gb: where streamed shards are kept, and how many.
     Returns:
         (train_loader, val_loader); None where no shards were given. Batches are augmented and on `device`.
     Raises:
@@ -92,6 +101,7 @@ def compile_data(
         rank=rank,
         world_size=world_size,
         device=device,
+        make_reader=partial(_make_reader, reader, verify_reads, cache_dir, cache_gb),
     )
     train = val = None
     if shards is not None:
@@ -117,6 +127,17 @@ def compile_data(
             **shared,
         )
     return train, val
+
+
+def _make_reader(kind, verify_reads, cache_dir, cache_gb, shards):
+    if kind not in READERS:
+        raise ValueError(f"reader {kind!r}; it is one of {', '.join(READERS)}")
+    remote = [s for s in shards if is_url(s)]
+    if kind == "indexed" and remote:
+        raise ValueError(f"{remote[0]} can only be streamed; give reader stream or auto")
+    if kind == "stream" or remote:
+        return StreamReader(shards, verify_reads, cache_dir=cache_dir, cache_bytes=int(cache_gb * 1e9))
+    return IndexedReader(shards, verify_reads)
 
 
 def make_vox_util(grid, device="cpu"):
@@ -181,13 +202,14 @@ def make_loader(
     rank,
     world_size,
     device,
+    make_reader=IndexedReader,
 ):
-    """One Loader over the shards. Raises ValueError."""
+    """One Loader over the shards; make_reader: from their names. Raises ValueError."""
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation {interpolation!r}; it is one of {', '.join(INTERPOLATIONS)}")
     if batch_size < 1 or batch_size % world_size:
         raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {world_size} devices")
-    reader = IndexedReader(expand_shards(shards))
+    reader = make_reader(expand_shards(shards))
     if reader.facts.get("annotated") is False:
         raise ValueError(
             f"{reader.facts['version']} shards have no annotations, so nothing to train on or compare with"

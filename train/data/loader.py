@@ -11,7 +11,7 @@ from common.record import RecordError
 from common.shard_index import ShardError
 from train.data.draws import draw
 from train.data.frame import decode_frame
-from train.data.order import epoch_order, num_batches, rank_batch, sample_rng
+from train.data.order import num_batches, rank_batch, sample_rng
 
 BATCHES_AHEAD = 2  # being decoded while one is consumed
 
@@ -23,11 +23,21 @@ class DataError(RuntimeError):
 class _ImageRing:
     """Image buffers that are used again: fresh memory for 26 MB a frame would cost more than decoding into it.
 
-    Pinned on CUDA. A buffer goes back once the device stage has copied or consumed it.
+    On CUDA they are pinned, and copies from them run on after the device stage has returned: a buffer goes back only when
+    the event recorded behind its copies has passed, which is asked, never waited for.
     """
 
     def __init__(self, pinned):
         self._pinned, self._free, self._lock = pinned, {}, threading.Lock()
+        self._in_copy = deque()  # (event, buffers)
+
+    def give_after(self, event, buffers):
+        """Take the buffers back once `event` (anything with query()) has passed; at once where it is None."""
+        with self._lock:
+            self._in_copy.append((event, buffers))
+            while self._in_copy and (self._in_copy[0][0] is None or self._in_copy[0][0].query()):
+                for buffer in self._in_copy.popleft()[1]:
+                    self._free.setdefault(buffer.shape, []).append(buffer)
 
     def take(self, shape):
         with self._lock:
@@ -38,10 +48,6 @@ class _ImageRing:
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
         return np.empty(shape, np.uint8)
 
-    def give(self, buffer):
-        with self._lock:
-            self._free.setdefault(buffer.shape, []).append(buffer)
-
 
 class Loader:
     """Finite epochs of batches: len() batches each; iter() starts the next epoch.
@@ -50,7 +56,8 @@ class Loader:
     load_state_dict() continues there without reading what came before.
 
     Args:
-        reader: IndexedReader. windows: lists of keyframe numbers. frame_options, augment, stage: what to load and how.
+        reader: IndexedReader or StreamReader. windows: lists of keyframe numbers.
+        frame_options, augment, stage: what to load and how.
         batch_size: samples over all ranks. nworkers: threads; 0 loads in the caller's.
         is_train: augment, and drop the last partial batch; else every sample once.
     """
@@ -79,6 +86,8 @@ class Loader:
         self.shuffle, self.shuffle_cams, self.refcam_id, self.seed = shuffle, shuffle_cams, refcam_id, seed
         self.rank, self.world_size = rank, world_size
         self.epoch, self.position = 0, 0
+        self.batches_ahead = BATCHES_AHEAD
+        self._running = 0
         self._ring = _ImageRing(pinned=stage.device.type == "cuda")
 
     def __len__(self):
@@ -96,14 +105,16 @@ class Loader:
         return self._batches(self.epoch, self.position)
 
     def _batches(self, epoch, first):
-        order = epoch_order(len(self.windows), self.seed, epoch, self.shuffle)
+        order = self.reader.order(self.windows, self.seed, epoch, self.shuffle)
         total = len(self)
+        self.reader.begin(self._frames(order, first, total))
         pool = ThreadPoolExecutor(self.nworkers, "loader") if self.nworkers else None
         pending = deque()
         number = first
+        self._running += 1
         try:
             while pending or number < total:
-                ahead = BATCHES_AHEAD + 1 if pool else 1
+                ahead = self.batches_ahead + 1 if pool else 1
                 while number < total and len(pending) < ahead:
                     pending.append(self._start(pool, order, number, epoch))
                     number += 1
@@ -116,8 +127,19 @@ class Loader:
                     self.epoch, self.position = epoch + 1, 0
                 yield batch
         finally:
+            self._running -= 1
+            if not self._running or self.reader.is_stream:
+                self.reader.interrupt()
             if pool:
                 pool.shutdown(wait=True, cancel_futures=True)
+            if not self._running:
+                self.reader.close()
+
+    def _frames(self, order, first, total):
+        """Keyframes of this rank's batches from `first` on, in the order in which they will be read."""
+        for number in range(first, total):
+            for sample in rank_batch(order, number, self.batch_size, self.rank, self.world_size).tolist():
+                yield from self.windows[sample]
 
     def _start(self, pool, order, number, epoch):
         """Begin loading one batch: its sample numbers, draws, and for each frame a function that waits for it."""
@@ -154,10 +176,11 @@ class Loader:
         return tuple(size) if size else (900, 1600)
 
     def _recycle(self, windows):
+        event = None
         if self.stage.device.type == "cuda":
-            torch.cuda.current_stream(self.stage.device).synchronize()
-        for window in windows:
-            for frame in window:
-                if isinstance(frame.images, np.ndarray):
-                    self._ring.give(frame.images)
-                frame.images = None
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self.stage.device))
+        frames = [frame for window in windows for frame in window]
+        self._ring.give_after(event, [f.images for f in frames if isinstance(f.images, np.ndarray)])
+        for frame in frames:
+            frame.images = None

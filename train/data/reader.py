@@ -7,13 +7,14 @@ import zlib
 import numpy as np
 
 from common.shard_index import ABSENT, ShardError, load_index
+from train.data.order import epoch_order
 
 # Members closer together than this are fetched in one read.
 MAX_GAP_BYTES = 64 << 10
 
 
-class IndexedReader:
-    """Random access to the keyframes of local shards, in shard order.
+class KeyframeTable:
+    """The keyframes of several shards, numbered in shard order.
 
     Attributes:
         keys, tokens: of each keyframe. scene_of: int64 number of each keyframe's scene, or of its
@@ -21,28 +22,59 @@ class IndexedReader:
         facts: of the first shard; all shards must agree on them but for their own digest.
         bytes_read: total so far, for the progress bar.
     Raises:
-        ShardError: a missing or damaged index, or shards that do not belong together.
+        ShardError: shards that do not belong together.
     """
 
-    def __init__(self, shards, verify_reads=False):
-        self.indexes = [load_index(shard) for shard in shards]
-        self.facts = _common_facts(self.indexes)
-        self.verify_reads = verify_reads
+    def __init__(self, indexes):
+        self.indexes = indexes
+        self.facts = _common_facts(indexes)
         self.bytes_read = 0
-        self.keys = [key for index in self.indexes for key in index.keys]
-        self.tokens = [token for index in self.indexes for token in index.tokens]
-        self.scene_names = [name for index in self.indexes for name, _, _ in index.scenes]
+        self.keys = [key for index in indexes for key in index.keys]
+        self.tokens = [token for index in indexes for token in index.tokens]
+        self.scene_names = [name for index in indexes for name, _, _ in index.scenes]
         if len(set(self.keys)) != len(self.keys):
             raise ShardError("the same keyframe occurs in two of the shards; name each shard once")
-        rows = [count for index in self.indexes for _, _, count in index.scenes]
+        rows = [count for index in indexes for _, _, count in index.scenes]
         self.scene_of = _unbroken(np.repeat(np.arange(len(rows)), rows), self.keys)
-        self._starts = np.cumsum([0] + [len(index.keys) for index in self.indexes])
+        self._starts = np.cumsum([0] + [len(index.keys) for index in indexes])
+
+    def __len__(self):
+        return len(self.keys)
+
+    def where(self, number):
+        """Shard path and key, for messages."""
+        shard, row = self._locate(number)
+        return f"{self.indexes[shard].tar}: {self.indexes[shard].keys[row]}"
+
+    def _locate(self, number):
+        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return shard, int(number - self._starts[shard])
+
+
+class IndexedReader(KeyframeTable):
+    """Random access to the keyframes of local shards. verify_reads: compare the checksum of every member read.
+
+    Raises ShardError for a missing or damaged index, besides what KeyframeTable raises.
+    """
+
+    is_stream = False
+
+    def __init__(self, shards, verify_reads=False):
+        super().__init__([load_index(shard) for shard in shards])
+        self.verify_reads = verify_reads
         self._columns = [{name: i for i, name in enumerate(index.members)} for index in self.indexes]
         self._files = [None] * len(self.indexes)
         self._lock = threading.Lock()
 
-    def __len__(self):
-        return len(self.keys)
+    def order(self, windows, seed, epoch, shuffle):
+        """Window numbers of an epoch."""
+        return epoch_order(len(windows), seed, epoch, shuffle)
+
+    def begin(self, frames):
+        """Nothing to prepare: any keyframe can be read at any time."""
+
+    def interrupt(self):
+        """Nothing ever waits."""
 
     def has(self, number, member):
         """Whether keyframe `number` holds the member."""
@@ -73,11 +105,6 @@ class IndexedReader:
                     )
         return out
 
-    def where(self, number):
-        """Shard path and key, for messages."""
-        shard, row = self._locate(number)
-        return f"{self.indexes[shard].tar}: {self.indexes[shard].keys[row]}"
-
     def close(self):
         """Close the shards; a later read opens them again."""
         with self._lock:
@@ -85,10 +112,6 @@ class IndexedReader:
                 if file is not None:
                     os.close(file)
             self._files = [None] * len(self.indexes)
-
-    def _locate(self, number):
-        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return shard, int(number - self._starts[shard])
 
     def _pread(self, shard, row, start, size):
         index = self.indexes[shard]

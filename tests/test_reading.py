@@ -1,0 +1,287 @@
+"""The two readers: the same batches, clear errors within seconds, nothing left behind."""
+
+import functools
+import gc
+import http.server
+import os
+import shutil
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from common.shard_index import ShardError, build_index, dump_index, index_path
+from tests.test_order import CONF, GRID, equal, loaders
+from train.data import DataError, compile_data
+from train.data import stream as streaming
+from train.data.stream import stream_order
+
+MEMBERS = ("imgs", "lidar_data", "radar_data", "seg_bev")
+
+
+@pytest.fixture
+def folder(synth_shards, tmp_path):
+    """A copy of the shards to damage."""
+    return shutil.copytree(synth_shards, tmp_path / "shards")
+
+
+@pytest.fixture(scope="module")
+def server(synth_shards):
+    """Address of an HTTP server of the shards."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=synth_shards))
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{httpd.server_address[1]}"
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def stream_of(pattern, **options):
+    options = {"bsz": 4, "nworkers": 2, "nsweeps": 2, "seed": 3} | options
+    return compile_data(pattern, None, CONF, **GRID, **options)[0]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "http", "file", "memory", "local"])
+def test_streams_give_the_records_that_files_give(synth_shards, server, kind):
+    patterns = {
+        "pipe": f"pipe:cat {synth_shards}/train-<000..001>.tar",
+        "http": f"{server}/train-<000..001>.tar",
+        "file": f"file://{synth_shards}/train-<000..001>.tar",
+        "memory": "memory://stream/train-<000..001>.tar",
+        "local": f"{synth_shards}/train-*.tar",
+    }
+    if kind == "memory":
+        import fsspec
+
+        fsspec.filesystem("memory").put(f"{synth_shards}/train-*", "/stream/")
+    streamed = stream_of(patterns[kind], reader="stream" if kind == "local" else "auto", shuffle=False)
+    indexed = stream_of(patterns["local"], shuffle=False)
+    assert streamed.reader.is_stream and not indexed.reader.is_stream
+    count = 0
+    for a, b in zip(streamed, indexed, strict=True):
+        equal(a, b)
+        count += 1
+    assert count == len(streamed) == 5
+
+
+def test_streamed_epochs_are_permutations_and_resume_exactly(synth_shards):
+    pattern = f"pipe:cat {synth_shards}/train-<000..001>.tar"
+    straight = stream_of(pattern, seqlen=2)
+    batches = [b for _ in range(2) for b in straight]
+    per_epoch = len(straight)
+    first, second = batches[:per_epoch], batches[per_epoch:]
+    assert [b.indices for b in first] != [b.indices for b in second]
+    assert len({i for b in first for i in b.indices}) == 4 * per_epoch
+    stopped = stream_of(pattern, seqlen=2, nworkers=1)
+    for _, a in zip(range(2), stopped, strict=False):
+        assert a.tokens
+    resumed = stream_of(pattern, seqlen=2)
+    resumed.load_state_dict({"epoch": 0, "position": 2})
+    for a, b in zip(batches[2:per_epoch], resumed, strict=True):
+        equal(a, b)
+
+
+@pytest.mark.parametrize("buffer", [1, 5, 1000])
+def test_stream_order_is_pure_and_complete(buffer):
+    shard_of = np.repeat(np.arange(7), 9)
+    windows = [[i] for i in range(63)]
+    order, shards = stream_order(shard_of, windows, 1, 0, True, buffer)
+    assert sorted(order) == list(range(63)) and sorted(shards) == list(range(7))
+    again, _ = stream_order(shard_of, windows, 1, 0, True, buffer)
+    other, _ = stream_order(shard_of, windows, 1, 1, True, buffer)
+    assert (order == again).all() and (order != other).any()
+
+
+def test_cache_is_filled_once_and_bounded(folder, tmp_path):
+    pattern = f"pipe:cat {folder}/train-<000..001>.tar"
+    cache = tmp_path / "cache"
+    first = [b.tokens for b in stream_of(pattern, cache_dir=cache)]
+    assert len(list(cache.iterdir())) == 2
+    for tar in folder.glob("train-*.tar"):
+        tar.unlink()
+    assert [b.tokens for b in stream_of(pattern, cache_dir=cache)] == first
+    size = max(p.stat().st_size for p in cache.iterdir())
+    small = streaming._Cache(cache, size)
+    small._make_room(size // 2)
+    assert sum(p.stat().st_size for p in cache.iterdir()) <= size
+
+
+@pytest.mark.parametrize("ahead", [1, 5])
+def test_prefetch_depth_changes_nothing(synth_shards, ahead):
+    plain, deep = stream_of(f"{synth_shards}/train-*.tar"), stream_of(f"{synth_shards}/train-*.tar")
+    deep.batches_ahead = ahead
+    for a, b in zip(plain, deep, strict=True):
+        equal(a, b)
+
+
+def run_out(loader):
+    started = time.monotonic()
+    with pytest.raises((DataError, ShardError)) as caught:
+        list(loader)
+    assert time.monotonic() - started < 20 and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "pipe:cat "])
+def test_damaged_shards_are_named_within_seconds(folder, prefix):
+    tar = folder / "train-001.tar"
+    whole = tar.read_bytes()
+    loader = stream_of(f"{prefix}{folder}/train-<000..001>.tar")
+    with open(tar, "r+b") as file:
+        file.truncate(len(whole) // 2)
+    message = run_out(loader)
+    assert "train-001.tar" in message and "scene-" in message
+    tar.unlink()
+    assert "train-001.tar" in run_out(stream_of_indexes(loader))
+    tar.write_bytes(whole)
+    index = build_index(tar)
+    column = index.members.index("radar.00.planes.zst")
+    damaged = bytearray(whole)
+    damaged[int(index.offsets[2, column]) + 6] ^= 255
+    tar.write_bytes(damaged)
+    checked = stream_of(f"{prefix}{folder}/train-<000..001>.tar", verify_reads=True)
+    message = run_out(checked)
+    assert index.keys[2] in message and "radar.00" in message and "checksum" in message
+
+
+def stream_of_indexes(loader):
+    """The loader again, at the start of its epoch: its indexes are known, its tars are opened anew."""
+    loader.load_state_dict({"epoch": 0, "position": 0})
+    return loader
+
+
+def test_a_member_that_does_not_decode_names_shard_and_key(folder):
+    tar = folder / "train-000.tar"
+    index = build_index(tar)
+    column = index.members.index("CAM_FRONT.jpg")
+    data = bytearray(tar.read_bytes())
+    start = int(index.offsets[1, column])
+    data[start : start + int(index.sizes[1, column])] = bytes(int(index.sizes[1, column]))
+    tar.write_bytes(data)
+    index_path(tar).write_bytes(dump_index(build_index(tar)))
+    message = run_out(every_camera(folder))
+    assert "train-000.tar" in message and index.keys[1] in message and "CAM_FRONT.jpg" in message
+
+
+def every_camera(folder):
+    return compile_data(f"{folder}/train-*.tar", None, {**CONF, "ncams": 6}, **GRID, bsz=4, nworkers=2)[0]
+
+
+def test_a_stalled_source_is_given_up(synth_shards, monkeypatch):
+    monkeypatch.setattr(streaming, "STALL_S", 1.0)
+    half = (synth_shards / "train-000.tar").stat().st_size // 2
+    command = f"head -c {half} {synth_shards}/train-000.tar; sleep 600"
+    loader = stream_of(f"{synth_shards}/train-000.tar", reader="stream")
+    loader.reader.indexes[0].tar = f"pipe:{command}"
+    started = time.monotonic()
+    assert "nothing arrived" in run_out(loader)
+    assert time.monotonic() - started < 10
+    left = [t for t in threading.enumerate() if t.name in ("stream", "loader")]
+    assert not left
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/train-000.tar"
+        with pytest.raises(ShardError, match="cannot be read"):
+            stream_of(address)
+
+
+def test_a_command_that_fails(synth_shards):
+    loader = stream_of(f"{synth_shards}/train-000.tar", reader="stream")
+    loader.reader.indexes[0].tar = "pipe:false"
+    assert "pipe:false" in run_out(loader)
+    with pytest.raises(ShardError, match="index"):
+        stream_of("pipe:cat nowhere.tar")
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def our_threads():
+    return [t for t in threading.enumerate() if t.name.startswith(("loader", "stream"))]
+
+
+@pytest.mark.parametrize("reader", ["indexed", "stream"])
+@pytest.mark.parametrize("end", ["exhausted", "abandoned", "exception", "interrupt"])
+def test_nothing_is_left_behind(folder, reader, end):
+    loader = stream_of(f"{folder}/train-*.tar", reader=reader)
+    before = open_files()
+    if end == "exhausted":
+        list(loader)
+    elif end == "abandoned":
+        iterator = iter(loader)
+        next(iterator)
+        assert our_threads()
+        del iterator
+    elif end == "exception":
+        with open(folder / "train-001.tar", "r+b") as file:
+            file.truncate(5000)
+        run_out(loader)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            for _ in loader:
+                raise KeyboardInterrupt
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while (our_threads() or open_files() > before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not our_threads() and open_files() <= before
+
+
+def test_memory_stays_flat(synth_shards):
+    def resident_mb():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    loader = stream_of(f"{synth_shards}/train-*.tar")
+    for _ in range(4):
+        list(loader)
+    before = resident_mb()
+    for _ in range(12):
+        for _batch in loader:
+            pass
+    assert resident_mb() - before < 60  # 240 samples of 27 MB of pixels each went through
+
+
+class Late:
+    """An event, as CUDA has them, that passes when told."""
+
+    def __init__(self):
+        self.passed = False
+
+    def query(self):
+        return self.passed
+
+
+def test_a_slow_consumer_keeps_its_buffers(synth_shards):
+    loader = stream_of(f"{synth_shards}/train-*.tar")
+    ring = loader._ring
+    event, buffer = Late(), ring.take((2, 3))
+    ring.give_after(event, [buffer])
+    assert ring.take((2, 3)) is not buffer  # its copy is still under way
+    event.passed = True
+    ring.give_after(None, [])
+    assert ring.take((2, 3)) is buffer
+    slow = []
+    for batch in loader:
+        time.sleep(0.2)
+        slow.append(batch)
+    for a, b in zip(slow, stream_of(f"{synth_shards}/train-*.tar"), strict=True):
+        equal(a, b)
+    assert all(torch.isfinite(getattr(slow[0], name)).all() for name in MEMBERS)
+
+
+def test_wrong_readers_are_told(synth_shards):
+    with pytest.raises(ValueError, match="auto, indexed, stream"):
+        stream_of(f"{synth_shards}/train-*.tar", reader="magic")
+    with pytest.raises(ValueError, match="only be streamed"):
+        stream_of("http://127.0.0.1/train-000.tar", reader="indexed")
+    train, _ = loaders(synth_shards, verify_reads=True)
+    assert next(iter(train)).tokens
