@@ -71,9 +71,11 @@ class VoxUtil:
         A point whose voxel coordinate z is exactly 0 counts as outside, as in the lineage.
         """
         mem = xyz if already_mem else self.ref_to_mem(xyz)
-        last = torch.tensor([self.X - 0.5, self.Y - 0.5, self.Z - 0.5], device=mem.device)
-        inside = ((mem - padding) > -0.5) & ((mem + padding) < last)
-        return inside.all(-1) & (mem[..., 2] != 0)
+        inside = mem[..., 2] != 0
+        # Axis by axis against Python numbers: a tensor of bounds would have to be sent to the device each time.
+        for axis, cells in enumerate((self.X, self.Y, self.Z)):
+            inside = inside & (mem[..., axis] - padding > -0.5) & (mem[..., axis] + padding < cells - 0.5)
+        return inside
 
     def _voxel_of(self, xyz, valid):
         """(B, N) int64 flat voxel of each point; Z*Y*X, one past the last, for points that fill none."""
@@ -138,12 +140,13 @@ class VoxUtil:
             depth = centers @ cam_T_ref[:, 2, :3, None].float() + cam_T_ref[:, None, 2, 3:].float()
             matrix = pix_T_ref.float()
             pix = centers @ matrix[:, :3, :3].transpose(1, 2) + matrix[:, None, :3, 3]
-            xy = pix[..., :2] / pix[..., 2:].clamp(min=DEPTH_FLOOR_M)
-            size = torch.tensor([width, height], device=xy.device, dtype=torch.float32)
-            valid = ((xy > -0.5) & (xy < size - 0.5)).all(-1) & (depth[..., 0] > 0)
+            x, y = (pix[..., :2] / pix[..., 2:].clamp(min=DEPTH_FLOOR_M)).unbind(-1)
+            valid = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5) & (depth[..., 0] > 0)
             # Normalised for aligned corners but sampled without: half a pixel off at the border, and what the
             # published weights were trained with.
-            grid = (2.0 * xy / (size - 1).clamp(min=1) - 1.0).clamp(-2.0, 2.0)
+            grid = torch.stack([2.0 * x / max(width - 1, 1) - 1.0, 2.0 * y / max(height - 1, 1) - 1.0], -1).clamp(
+                -2.0, 2.0
+            )
         return grid.reshape(-1, self.Z * self.Y, self.X, 2), valid.view(-1, 1, self.Z, self.Y, self.X)
 
     def unproject_image_to_mem(self, feat, pix_T_ref, cam_T_ref):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from train.augment import crop_and_resize
 from train.data.batch import Batch
@@ -77,36 +78,44 @@ class DeviceStage:
         return self._upload(out).unflatten(0, shape), self._upload(counts).unflatten(0, shape)
 
     def _images(self, windows, draws):
-        imgs, intrins = [], []
-        for window, draw in zip(windows, draws, strict=True):
-            for t, frame in enumerate(window):
-                image, matrix = crop_and_resize(
-                    self._pixels(frame.images),
-                    self._upload(frame.intrinsics),
-                    draw.resize_wh[t],
-                    draw.crop_ltrb[t],
-                    self.final_hw,
-                    self.interpolation,
-                )
-                imgs.append(image)
-                intrins.append(matrix)
         shape = (len(windows), len(windows[0]))
+        frames = [frame for window in windows for frame in window]
+        places = [(draw, t) for draw in draws for t in range(shape[1])]
+        imgs, intrins = [], []
+        for pixels, frame, (draw, t) in zip(self._pixels(frames), frames, places, strict=True):
+            image, matrix = crop_and_resize(
+                pixels,
+                self._upload(frame.intrinsics),
+                draw.resize_wh[t],
+                draw.crop_ltrb[t],
+                self.final_hw,
+                self.interpolation,
+            )
+            imgs.append(image)
+            intrins.append(matrix)
         return torch.stack(imgs).unflatten(0, shape), torch.stack(intrins).unflatten(0, shape)
 
-    def _pixels(self, images):
-        """Decoded arrays are uploaded; encoded JPEGs are decoded by nvJPEG in one call."""
-        if isinstance(images, np.ndarray):
-            return torch.from_numpy(images).to(self.device, non_blocking=True)
-        if isinstance(images[0], np.ndarray):
-            return [torch.from_numpy(i).to(self.device, non_blocking=True) for i in images]
-        from torchvision.io import ImageReadMode, decode_jpeg
+    def _pixels(self, frames):
+        """(S,H,W,3) uint8 of each frame, or S images: decoded ones are uploaded, encoded ones go to nvJPEG in one call."""
+        if not isinstance(frames[0].images[0], np.ndarray):
+            return self._decode([image for frame in frames for image in frame.images], len(frames))
+        return [
+            torch.from_numpy(f.images).to(self.device, non_blocking=True)
+            if isinstance(f.images, np.ndarray)
+            else [torch.from_numpy(i).to(self.device, non_blocking=True) for i in f.images]
+            for f in frames
+        ]
 
-        encoded = [torch.frombuffer(bytearray(i), dtype=torch.uint8) for i in images]
-        decoded = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=self.device)
-        return [image.permute(1, 2, 0) for image in decoded]
+    def _decode(self, encoded, frames):
+        """Encoded JPEGs of all frames -> lists of (H,W,3) uint8 images on the device, a list a frame."""
+        buffers = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in encoded]
+        decoded = decode_jpeg(buffers, mode=ImageReadMode.RGB, device=self.device)
+        images = [image.permute(1, 2, 0) for image in decoded]
+        each = len(images) // frames
+        return [images[i : i + each] for i in range(0, len(images), each)]
 
     def _targets(self, frames, ego_T_cam0, lrt, num_boxes):
-        cam0_T_ego = torch.linalg.inv(ego_T_cam0)
+        cam0_T_ego, _ = torch.linalg.inv_ex(ego_T_cam0)  # inv would wait for the GPU to say whether it worked
         lrt_cam = lrt.clone()
         lrt_cam[..., 3:] = (cam0_T_ego[:, None] @ lrt[..., 3:].unflatten(-1, (4, 4))).flatten(-2)
         numbers = self._upload(np.stack([f.numbers for f in frames]))
