@@ -118,7 +118,7 @@ def test_train_then_evaluate(real_shards, tmp_path):
     )
     assert "step 000010/10" in run.stdout
     [folder] = (tmp_path / "ckpt").iterdir()
-    assert [p.name for p in folder.iterdir()] == ["model-000000010.pth"]
+    assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "model-000000010.pth"]
     assert {p.name for p in (tmp_path / "logs" / folder.name).iterdir()} == {"t", "v"}
     result = run_module(
         "train.evaluate", "--shards", f"{real_shards}/val-*.tar", "--init_dir", folder, "--batch-size", 1

@@ -2,6 +2,7 @@
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -26,16 +27,40 @@ def save(ckpt_dir, step, model, optimizer=None, scheduler=None, keep_latest=2, *
     Returns:
         Path of the checkpoint.
     """
-    if keep_latest < 1:
-        raise ValueError(f"keep_latest is {keep_latest}; it must be at least 1")
-    folder = Path(ckpt_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"model-{step:09d}.pth"
+    return write(ckpt_dir, step, _content(step, model, optimizer, scheduler, state), keep_latest)
+
+
+def _content(step, model, optimizer, scheduler, state):
     content = {"model_state_dict": model.state_dict(), "step": int(step), **state}
     if optimizer is not None:
         content["optimizer_state_dict"] = optimizer.state_dict()
     if scheduler is not None:
         content["scheduler_state_dict"] = scheduler.state_dict()
+    return content
+
+
+def snapshot(step, model, optimizer=None, scheduler=None, **state):
+    """What save would write, copied to the CPU, so that training can go on while it is written."""
+    return _copied(_content(step, model, optimizer, scheduler, state))
+
+
+def _copied(value):
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(v) for v in value)
+    return value
+
+
+def write(ckpt_dir, step, content, keep_latest):
+    """Write the dict of a checkpoint as save does; returns its path."""
+    if keep_latest < 1:
+        raise ValueError(f"keep_latest is {keep_latest}; it must be at least 1")
+    folder = Path(ckpt_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"model-{step:09d}.pth"
     temporary = folder / f".{path.name}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
@@ -49,6 +74,27 @@ def save(ckpt_dir, step, model, optimizer=None, scheduler=None, keep_latest=2, *
         if old != path:
             old.unlink(missing_ok=True)
     return path
+
+
+class Writer:
+    """Writes snapshots in a background thread, one at a time; an error comes up at the next submit or at close."""
+
+    def __init__(self, ckpt_dir, keep_latest):
+        self.folder, self.keep_latest = Path(ckpt_dir), keep_latest
+        self._pool, self._last = ThreadPoolExecutor(1, "checkpoint"), None
+
+    def submit(self, step, content):
+        """Begin to write a snapshot once the one before is written; the path that it will have."""
+        if self._last is not None:
+            self._last.result()
+        self._last = self._pool.submit(write, self.folder, step, content, self.keep_latest)
+        return self.folder / f"model-{step:09d}.pth"
+
+    def close(self):
+        """Wait for the last snapshot. Raises what writing it raised."""
+        self._pool.shutdown(wait=True)
+        if self._last is not None:
+            self._last.result()
 
 
 def find(path_or_dir, step=None):

@@ -4,21 +4,20 @@ import signal
 import sys
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from train import checkpoint
-from train.forward import run_model
-from train.loss import SimpleLoss, total_loss
-from train.metrics import intersection_union, iou
+from train.metrics import iou
 from train.options import as_dict
+from train.step import LOG_VARIANCES, LossStep
 
 POOL = 10  # updates that the pooled figures average over
-POS_WEIGHT = 2.13
 SPEED = ("data_wait_percent", "samples_per_s", "read_mb_per_s")
 SHOWN = "data wait {data_wait_percent:.0f} %, {samples_per_s:.1f} samples/s, {read_mb_per_s:.0f} MB/s"
 # A log gets the lines alone.
@@ -31,6 +30,10 @@ class Stopped(RuntimeError):
     def __init__(self, code):
         super().__init__("stopped by a signal; a checkpoint was saved")
         self.code = code
+
+
+class NotFinite(RuntimeError):
+    """The loss became NaN or infinite; the message names step and samples."""
 
 
 def batches(loader):
@@ -55,39 +58,55 @@ class Pool:
 
 
 class Trainer:
-    """One run: what it needs, and its update step."""
+    """One run: what it needs, and its update step.
 
-    def __init__(self, options, name, model, optimizer, scheduler, train_loader, val_loader, vox_util, device):
-        self.options, self.name, self.model, self.device = options, name, model, device
-        self.optimizer, self.scheduler, self.vox_util = optimizer, scheduler, vox_util
-        self.train_loader, self.val_loader = train_loader, val_loader
-        self.seg_loss = SimpleLoss(POS_WEIGHT).to(device)
+    Args:
+        options: Options. name: of the run. model: Segnet on its device. loaders: (train, val or None).
+        world: distributed.World.
+    """
+
+    def __init__(self, options, name, model, optimizer, scheduler, loaders, vox_util, world):
+        self.options, self.name, self.model, self.world = options, name, model, world
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.train_loader, self.val_loader = loaders
         self.folder = Path(options.ckpt_dir) / name
+        network = torch.compile(model) if options.compile else model
+        autocast = torch.bfloat16 if options.precision_on(world.device) == "bf16" else None
+        self.step = LossStep(network, vox_util, autocast, world).to(world.device)
+        self.parallel = self.step
+        if world.size > 1:
+            # feat_head has no loss, as in the lineage: its parameters never get a gradient.
+            self.parallel = DistributedDataParallel(self.step, find_unused_parameters=True)
 
     def run(self, first_step=0):
         """Train to max_iters; returns the last checkpoint's path. Raises Stopped after a signal."""
-        writers = {w: SummaryWriter(f"{self.options.log_dir}/{self.name}/{w}") for w in "tv"}
+        leads = self.world.leads
+        writers = {}
+        if leads:
+            where = f"{self.options.log_dir}/{self.name}"
+            writers = {w: SummaryWriter(f"{where}/{w}", purge_step=first_step + 1) for w in "tv"}
         pools = {"t": Pool(), "v": Pool()}
-        train = batches(self.train_loader)
-        val = batches(self.val_loader) if self.val_loader is not None else None
-        path = None
+        train, val = batches(self.train_loader), None
+        if self.val_loader is not None and len(self.val_loader):
+            val = batches(self.val_loader)
+        path, saver = None, checkpoint.Writer(self.folder, self.options.keep_latest)
+        bar = {**_BAR, "disable": _BAR["disable"] or not leads}
         try:
             steps = range(first_step + 1, self.options.max_iters + 1)
-            with _signals() as caught, tqdm(steps, desc="train", unit="update", **_BAR) as bar:
-                for step in bar:
-                    figures = self._timed(step, pools["t"], train)
-                    self._write(writers["t"], step, pools["t"], figures)
-                    if val and (step % self.options.val_freq == 0 or step == first_step + 1):
-                        self._validate(pools["v"], next(val))
-                        self._write(writers["v"], step, pools["v"], {})
-                    bar.set_postfix_str(SHOWN.format(**figures), refresh=False)
-                    bar.write(self._line(step, figures, pools))
-                    last = step == self.options.max_iters
-                    if step % self.options.save_freq == 0 or last or caught:
-                        path = self.save(step)
-                    if caught:
-                        raise Stopped(128 + caught[0])
+            with _signals() as caught, tqdm(steps, desc="train", unit="update", **bar) as steps:
+                for step in steps:
+                    figures = self.update(step, pools["t"], train)
+                    if self._validates(step):
+                        self._validate(pools["v"], val)
+                    if leads:
+                        self._log(writers, step, pools, figures, steps)
+                    stop = self.world.any(caught[0] if caught else 0)
+                    if step % self.options.save_freq == 0 or step == self.options.max_iters or stop:
+                        path = self.save(step, saver)
+                    if stop:
+                        raise Stopped(128 + stop)
         finally:
+            saver.close()
             train.close()
             if val:
                 val.close()
@@ -95,31 +114,40 @@ class Trainer:
                 writer.close()
         return path
 
-    def save(self, step):
-        return checkpoint.save(
-            self.folder,
-            step,
-            self.model,
-            self.optimizer,
-            self.scheduler,
-            keep_latest=self.options.keep_latest,
-            options=as_dict(self.options),
-            loader=self.train_loader.state_dict(),
-        )
+    def save(self, step, saver):
+        """Hand the state after `step` to the background writer; the path it will have."""
+        if not self.world.leads:
+            return None
+        state = {"options": as_dict(self.options), "loader": self.train_loader.state_dict()}
+        if self.val_loader is not None:
+            state["val_loader"] = self.val_loader.state_dict()
+        return saver.submit(step, checkpoint.snapshot(step, self.model, self.optimizer, self.scheduler, **state))
 
-    def _timed(self, step, pool, train):
+    def update(self, step, pool, train):
+        """One optimizer update of grad_acc batches; figures of its speed and loss.
+
+        Random numbers of the network (flips, dropped paths) are a function of seed, step and rank: nothing to save.
+        """
+        torch.manual_seed((self.options.seed * 1_000_003 + step) * 4099 + self.world.rank)
         started, waited, read_before = time.monotonic(), 0.0, self.train_loader.reader.bytes_read
-        self.model.train()
+        self.step.train()
+        self.parallel.train()
         self.optimizer.zero_grad(set_to_none=True)
-        for _ in range(self.options.grad_acc):
+        for number in range(1, self.options.grad_acc + 1):
             before = time.monotonic()
             batch = next(train)
             waited += time.monotonic() - before
-            loss, terms, counts = self._losses(batch)
-            if not torch.isfinite(loss):
-                raise RuntimeError(f"the loss is not finite at step {step}; samples {batch.tokens}")
-            loss.backward()
-            pool.add({"total_loss": loss.item(), **{k: v.item() for k, v in terms.items()}}, counts)
+            # Gradients are summed over the batches first, and over the ranks once.
+            last = number == self.options.grad_acc
+            with nullcontext() if last or self.parallel is self.step else self.parallel.no_sync():
+                loss, terms, counts, self.logits = self.parallel(batch)
+                finite = torch.isfinite(loss)
+                if self.world.any(int(not finite)):
+                    raise NotFinite(f"the loss is not finite at step {step}; samples {batch.tokens}")
+                loss.backward()
+            total = self.world.mean(loss.detach()).item()
+            pool.add({"total_loss": total, **self._means(terms)}, self.world.sum(counts).cpu())
+        self.batch = batch
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
         self.optimizer.step()
         if self.scheduler is not None:
@@ -128,36 +156,65 @@ class Trainer:
         return {
             "rtime": waited,
             "itime": seconds,
-            "loss": loss.item(),
+            "loss": total,
             "data_wait_percent": 100 * waited / seconds,
             "samples_per_s": self.options.batch_size * self.options.grad_acc / seconds,
             "read_mb_per_s": (self.train_loader.reader.bytes_read - read_before) / seconds / 1e6,
         }
 
-    def _losses(self, batch):
-        outputs = run_model(self.model, batch, self.vox_util)
-        loss, terms = total_loss(self.model, outputs, batch, self.seg_loss)
-        terms |= {n: getattr(self.model, n).detach() for n in ("ce_weight", "center_weight", "offset_weight")}
-        return loss, terms, intersection_union(outputs[2], batch.seg_bev[:, 0], batch.valid_bev[:, 0])
+    def _means(self, terms):
+        return {name: self.world.mean(value).item() for name, value in terms.items()}
 
-    def _validate(self, pool, batch):
-        self.model.eval()
+    def _validates(self, step):
+        return self.val_loader is not None and (step % self.options.val_freq == 0 or step == 1)
+
+    def _validate(self, pool, val):
+        """val_batches batches, going round the val set; a rank whose share is empty only adds its zeros."""
+        whole = self.options.val_batches == "all"
+        wanted = len(self.val_loader) if whole else int(self.options.val_batches) * (val is not None)
+        self.step.eval()
+        names = ("total_loss", *("ce_loss", "center_loss", "offset_loss"), *LOG_VARIANCES)
+        sums = torch.zeros(len(names) + 1, dtype=torch.float64)
+        counts = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad():
-            loss, terms, counts = self._losses(batch)
-        pool.add({"total_loss": loss.item(), **{k: v.item() for k, v in terms.items()}}, counts)
+            for _ in range(wanted):
+                loss, terms, both, _ = self.step(next(val))
+                values = {"total_loss": loss, **terms}
+                sums += torch.tensor([*(values[n].item() for n in names), 1.0], dtype=torch.float64)
+                counts += both.cpu()
+        device = self.world.device
+        sums, counts = self.world.sum(sums.to(device)).cpu(), self.world.sum(counts.to(device)).cpu()
+        pool.add(dict(zip(names, (sums[:-1] / sums[-1].clamp(min=1)).tolist(), strict=True)), counts)
 
-    def _write(self, writer, step, pool, figures):
+    def _log(self, writers, step, pools, figures, bar):
+        self._write(writers["t"], step, pools["t"])
+        for name in SPEED:
+            writers["t"].add_scalar(f"_/{name}", figures[name], step)
+        writers["t"].add_scalar("_/current_lr", self.optimizer.param_groups[0]["lr"], step)
+        writers["t"].add_scalar("pooled/time_per_batch", figures["itime"], step)
+        per_element = figures["itime"] / (self.options.batch_size * self.options.grad_acc)
+        writers["t"].add_scalar("pooled/time_per_el", per_element, step)
+        if self._validates(step):
+            self._write(writers["v"], step, pools["v"])
+        if step % self.options.log_freq == 0 or step == 1:
+            self._pictures(writers["t"], step)
+        bar.set_postfix_str(SHOWN.format(**figures), refresh=False)
+        bar.write(self._line(step, figures, pools))
+
+    @staticmethod
+    def _write(writer, step, pool):
         for name, value in pool.means().items():
             writer.add_scalar(f"pooled/{name}", value, step)
         for name, value in pool.entries[-1][0].items():
             writer.add_scalar(f"stats/{name}", value, step)
-        if figures:
-            writer.add_scalar("_/current_lr", self.optimizer.param_groups[0]["lr"], step)
-            writer.add_scalar("pooled/time_per_batch", figures["itime"], step)
-            per_element = figures["itime"] / (self.options.batch_size * self.options.grad_acc)
-            writer.add_scalar("pooled/time_per_el", per_element, step)
-            for name in SPEED:
-                writer.add_scalar(f"_/{name}", figures[name], step)
+
+    def _pictures(self, writer, step):
+        """The first sample of the last batch: its cameras, the truth, what counts, and the prediction."""
+        batch = self.batch
+        writer.add_images("inputs/cameras", batch.imgs[0, 0], step)
+        writer.add_image("outputs/seg_bev_g", batch.seg_bev[0, 0], step)
+        writer.add_image("outputs/valid_bev_g", batch.valid_bev[0, 0], step)
+        writer.add_image("outputs/seg_bev_e", self.logits[0].float().sigmoid(), step)
 
     def _line(self, step, figures, pools):
         text = (

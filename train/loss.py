@@ -8,9 +8,22 @@ COUNT_FLOOR = 1e-6
 CE_FACTOR = 10.0
 
 
-def masked_mean(values, mask):
-    """Mean of values where mask is 1; nearly 0 where it is 1 nowhere."""
-    return (values * mask).sum() / (COUNT_FLOOR + mask.sum())
+def own_cells(count):
+    """The denominator of masked_mean in one process."""
+    return count + COUNT_FLOOR
+
+
+def masked_mean(values, mask, denominator=own_cells):
+    """Mean of values where mask is 1; nearly 0 where it is 1 nowhere.
+
+    denominator: own count -> what to divide by; with over_ranks the results' average over ranks is the mean of all cells.
+    """
+    return (values * mask).sum() / denominator(mask.sum())
+
+
+def over_ranks(world):
+    """The denominator of masked_mean where `world` is a distributed.World: one rank's share of all ranks' cells."""
+    return lambda count: (world.sum(count) + COUNT_FLOOR) / world.size
 
 
 class SimpleLoss(nn.Module):
@@ -20,21 +33,21 @@ class SimpleLoss(nn.Module):
         super().__init__()
         self.register_buffer("pos_weight", torch.tensor([float(pos_weight)]), persistent=False)
 
-    def forward(self, ypred, ytgt, valid):
-        """Three tensors (B,1,Z,X) -> scalar."""
+    def forward(self, ypred, ytgt, valid, denominator=own_cells):
+        """Three tensors (B,1,Z,X) -> scalar; denominator as in masked_mean."""
         each = F.binary_cross_entropy_with_logits(ypred, ytgt, pos_weight=self.pos_weight, reduction="none")
-        return masked_mean(each, valid)
+        return masked_mean(each, valid, denominator)
 
 
-def balanced_mse_loss(pred, gt, valid=None):
+def balanced_mse_loss(pred, gt, valid=None, denominator=own_cells):
     """Half the sum of the mean squared errors where gt > 0.5 and where gt < 0.5, over valid cells."""
     squared = F.mse_loss(pred, gt, reduction="none")
     valid = torch.ones_like(gt) if valid is None else valid
     positive, negative = (gt > 0.5).float() * valid, (gt < 0.5).float() * valid
-    return (masked_mean(squared, positive) + masked_mean(squared, negative)) * 0.5
+    return (masked_mean(squared, positive, denominator) + masked_mean(squared, negative, denominator)) * 0.5
 
 
-def total_loss(model, outputs, batch, seg_loss):
+def total_loss(model, outputs, batch, seg_loss, denominator=own_cells):
     """The benchmark's sum; may be negative, since each term carries half its learned log-variance.
 
     Args:
@@ -44,10 +57,11 @@ def total_loss(model, outputs, batch, seg_loss):
     """
     _, _, seg, center, offset = outputs
     seg_gt, valid = batch.seg_bev[:, 0], batch.valid_bev[:, 0]
-    ce = CE_FACTOR * seg_loss(seg, seg_gt, valid) * torch.exp(-model.ce_weight)
-    center_term = balanced_mse_loss(center, batch.center_bev[:, 0]) / (2 * torch.exp(model.center_weight))
+    ce = CE_FACTOR * seg_loss(seg, seg_gt, valid, denominator) * torch.exp(-model.ce_weight)
+    center_term = balanced_mse_loss(center, batch.center_bev[:, 0], None, denominator)
+    center_term = center_term / (2 * torch.exp(model.center_weight))
     error = (offset - batch.offset_bev[:, 0]).abs().sum(1, keepdim=True)
-    offset_term = masked_mean(error, seg_gt * valid) / (2 * torch.exp(model.offset_weight))
+    offset_term = masked_mean(error, seg_gt * valid, denominator) / (2 * torch.exp(model.offset_weight))
     loss = ce + center_term + offset_term
     loss = loss + 0.5 * (model.ce_weight + model.center_weight + model.offset_weight)
     terms = {"ce_loss": ce.detach(), "center_loss": center_term.detach(), "offset_loss": offset_term.detach()}

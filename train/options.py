@@ -30,6 +30,7 @@ class Options:
     log_freq: int = _option(1000, "updates between TensorBoard's pictures", "run")
     val_freq: int = _option(100, "updates between validation batches", "run")
     save_freq: int = _option(1000, "updates between checkpoints", "run")
+    val_batches: str = _option("1", "validation batches at a time, going round the val set, or all", "run")
     do_val: bool = _option(True, "validate while training", "run")
     log_dir: str = _option("logs_nuscenes", "TensorBoard folder", "run")
     ckpt_dir: str = _option("checkpoints", "folder of the runs' checkpoint folders", "run")
@@ -39,10 +40,19 @@ class Options:
     load_step: bool = _option(False, "with --init_dir: continue at its step", "run")
     load_optimizer: bool = _option(False, "with --init_dir: load optimizer and scheduler", "run")
     device: str = _option("", "cuda or cpu; the default is CUDA where there is one", "run")
-    device_ids: tuple = _option((), "comma list of CUDA devices; the default is the first", "run")
+    device_ids: tuple = _option((), "CUDA devices, a process each; default: all (with --device cpu: processes)", "run")
+    resume: str = _option("", "continue this run's folder exactly, with its own options", "run")
+    config: str = _option("", "YAML or JSON file of options; the command line wins", "run")
+    deterministic: bool = _option(False, "only deterministic kernels, where torch has them", "run")
+    precision: str = _option("", "bf16 or fp32; default: bf16 on CUDA, fp32 on the CPU", "run")
+    sync_bn: bool = _option(False, "batch-norm statistics over all CUDA devices, not a device", "run")
+    compile: bool = _option(False, "torch.compile the network", "run")
     shards: tuple = _option((), "train shards: path, glob, range in <> or {}, or several", "data")
     val_shards: tuple = _option((), "default: val-*.tar beside the train shards", "data")
     data_dir: str = _option("", "instead of --shards: folder with train-*.tar and val-*.tar", "data")
+    dset: str = _option("", "trainval or mini: refuse shards of another version", "data")
+    seqlen: int = _option(1, "keyframes a sample; the network sees the first", "data")
+    temporal_aug: bool = _option(False, "with seqlen: also windows that skip a keyframe", "data")
     shuffle: bool = _option(True, "a new order each epoch", "data")
     nworkers: int = _option(12, "loader threads, at most one a core", "data")
     nworkers_val: int = _option(1, "loader threads of validation", "data")
@@ -81,15 +91,26 @@ class Options:
     centroid: tuple = _option((0.0, 1.0, 0.0), "x,y,z of the grid's middle", "grid")
     grid: tuple = _option((200, 8, 200), "voxels Z,Y,X", "grid")
 
-    def validate(self):
+    def precision_on(self, device):
+        """bf16 or fp32."""
+        return self.precision or ("bf16" if device.type == "cuda" else "fp32")
+
+    def validate(self, world_size=1):
         """Raise ValueError, naming the remedy, for values that cannot work together."""
-        world_size = max(len(self.device_ids), 1)
         if self.batch_size < 1 or self.batch_size % world_size:
             raise ValueError(f"batch_size {self.batch_size} is not a positive multiple of the {world_size} device(s)")
         if self.use_metaradar and not self.use_radar:
             raise ValueError("--use_metaradar needs --use_radar")
         if self.encoder_type not in ENCODERS:
             raise ValueError(f"--encoder_type {self.encoder_type}: it is one of {', '.join(ENCODERS)}")
+        if self.precision not in ("", "bf16", "fp32"):
+            raise ValueError(f"--precision {self.precision}: it is bf16 or fp32")
+        if self.dset not in ("", "trainval", "mini"):
+            raise ValueError(f"--dset {self.dset}: it is trainval or mini")
+        if self.val_batches != "all" and not (self.val_batches.isdigit() and int(self.val_batches)):
+            raise ValueError(f"--val_batches {self.val_batches}: it is a positive number or all")
+        if not self.do_rgbcompress and (self.use_radar or self.use_lidar):
+            raise ValueError("--do_rgbcompress False works with cameras alone; leave out --use_radar and --use_lidar")
         if not self.res_scale >= 0.25:
             raise ValueError(f"--res_scale {self.res_scale} is under 0.25")
         for name in ("max_iters", "grad_acc", "keep_latest", "val_freq", "save_freq", "log_freq"):
@@ -166,3 +187,17 @@ def join_words(arguments):
 def as_dict(options):
     """Options as plain values for a checkpoint."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(options).items()}
+
+
+def from_mapping(values, recorded, given, source):
+    """Put recorded options over the values that were not given on the command line.
+
+    Raises ValueError for a name that is no option.
+    """
+    unknown = sorted(set(recorded) - {f.name for f in fields(Options)})
+    if unknown:
+        raise ValueError(f"{source}: {unknown[0]} is not an option; see --help")
+    for name, value in recorded.items():
+        if name not in given and name not in ("resume", "config"):
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return values

@@ -10,22 +10,23 @@ from train.model import Segnet
 
 
 def pick_device(name, device_ids=()):
-    """torch.device of the name; CUDA if there is one where the name is empty. Raises ValueError."""
-    if device_ids:
-        there = torch.cuda.device_count()
-        if max(device_ids) >= there or min(device_ids) < 0:
-            shown = ",".join(map(str, device_ids))
-            raise ValueError(
-                f"--device_ids {shown}: this machine has {there} CUDA devices; name fewer, or --device cpu"
-            )
-        if len(device_ids) > 1:
-            raise ValueError("--device_ids: one device a run so far; name one")
-        return torch.device("cuda", device_ids[0])
+    """torch.device of the name; CUDA if there is one where the name is empty. Raises ValueError.
+
+    Of several devices, that of this process's LOCAL_RANK.
+    """
+    local = int(os.environ.get("LOCAL_RANK", 0))
     if not name:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+        name = "cuda" if torch.cuda.is_available() or device_ids else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wanted = device_ids or ((local,) if name == "cuda" else ())
+    if wanted and (max(wanted) >= there or min(wanted) < 0):
+        shown = ",".join(map(str, wanted))
+        raise ValueError(f"--device_ids {shown}: this machine has {there} CUDA devices; name fewer, or --device cpu")
+    if not there:
         raise ValueError("this machine has no CUDA device; give --device cpu")
-    return torch.device(name)
+    return torch.device("cuda", wanted[local % len(wanted)]) if wanted else torch.device(name)
 
 
 def make_model(options):
@@ -95,7 +96,7 @@ def _fill_encoder(encoder, weights, encoder_type):
             raise ValueError(f"the ImageNet weights are not those of {encoder_type}: {error}") from None
 
 
-def make_loaders(options, device, want_train=True):
+def make_loaders(options, device, want_train=True, rank=0, world_size=1):
     """(train, val) loaders and VoxUtil on the device; val is None without do_val. Raises ValueError."""
     train, val = None, None
     if want_train:
@@ -131,10 +132,18 @@ def make_loaders(options, device, want_train=True):
         target_categories=options.target_categories,
         interpolation=options.interpolation,
         seed=options.seed,
+        rank=rank,
+        world_size=world_size,
+        seqlen=options.seqlen,
+        temporal_aug=options.temporal_aug,
         device=device,
         reader=options.reader,
         verify_reads=options.verify_reads,
         cache_dir=options.cache_dir or None,
         cache_gb=options.cache_gb,
     )
+    for loader in loaders:
+        version = loader.reader.facts["version"] if loader is not None else ""
+        if options.dset and version and version != f"v1.0-{options.dset}":
+            raise ValueError(f"--dset {options.dset}, but the shards are of {version}; leave it out or give others")
     return *loaders, make_vox_util(grid, device)

@@ -17,7 +17,7 @@ class CameraMean(torch.autograd.Function):
     def forward(ctx, feats, grids, valid, grid_shape):
         """feats (B,S,C,h,w), grids (B,S,Z*Y,X,2), valid (B,S,1,Z*Y,X) -> (B,C,Z,Y,X)."""
         batch, cameras, channels = feats.shape[:3]
-        total = feats.new_zeros((batch, channels, *grids.shape[2:4]), dtype=torch.float32)
+        total = feats.new_zeros((batch, channels, *grids.shape[2:4]), dtype=_precise(feats.dtype))
         count = torch.zeros_like(total)
         for s in range(cameras):
             values = _sample(feats[:, s], grids[:, s]) * valid[:, s]
@@ -41,7 +41,13 @@ class CameraMean(torch.autograd.Function):
 
 
 def _sample(feat, grid):
-    return F.grid_sample(feat.float(), grid, align_corners=False)
+    dtype = _precise(feat.dtype)
+    return F.grid_sample(feat.to(dtype), grid.to(dtype), align_corners=False)
+
+
+def _precise(dtype):
+    """float32 at least: half precision would lose the mean."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def camera_mean(feats, pix_T_refs, cams_T_ref, vox_util):
@@ -50,7 +56,7 @@ def camera_mean(feats, pix_T_refs, cams_T_ref, vox_util):
     Args:
         feats: (B,S,C,h,w). pix_T_refs: (B,S,4,4), pixels of feats from ref. cams_T_ref: (B,S,4,4).
     Returns:
-        (B,C,Z,Y,X) float32.
+        (B,C,Z,Y,X) float32 (float64 for float64 features).
     """
     batch, cameras = feats.shape[:2]
     with torch.no_grad():

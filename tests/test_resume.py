@@ -1,0 +1,244 @@
+"""A run that is killed goes on exactly; several processes are as good as one; options find their way."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from common.vox import VoxUtil
+from tests.conftest import REPOSITORY, run_module
+from train import checkpoint
+from train.distributed import World
+from train.model import Segnet
+from train.step import LossStep
+
+SMALL = (
+    "--encoder_type effb0 --no_pretrained --nworkers 2 --batch_size 2 --grad_acc 2 --res_scale 0.25 --rand_flip "
+    "--latent_dim 16 --use_lidar --nsweeps 1 --bounds -25,25,-5,5,-25,25 --val_freq 4 --device cpu --deterministic"
+).split() + ["--grid", "24,2,24"]
+
+
+def arguments(shards, out, *more):
+    where = ["--shards", f"{shards}/train-*.tar", "--log_dir", out / "logs", "--ckpt_dir", out / "ckpt"]
+    return ["train.run", *where, *SMALL, *more]
+
+
+def start(*words):
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, words)],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_folder(out):
+    [folder] = (out / "ckpt").iterdir()
+    return folder
+
+
+def wait_for(out, step, process, seconds=120):
+    """Until a checkpoint of `step` or later is complete."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        found = sorted((out / "ckpt").glob("*/model-*.pth"))
+        if found and int(found[-1].stem[6:]) >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(process.stderr.read() if process.poll() is not None else "no checkpoint in time")
+
+
+@pytest.fixture(scope="module")
+def straight(synth_shards, tmp_path_factory):
+    """State of 12 updates without a break."""
+    out = tmp_path_factory.mktemp("straight")
+    run_module(*arguments(synth_shards, out, "--max_iters", 12, "--save_freq", 12))
+    return checkpoint.read(run_folder(out))
+
+
+def assert_same(a, b):
+    for part in ("model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "loader", "val_loader"):
+        left, right = (torch.utils._pytree.tree_flatten(content[part])[0] for content in (a, b))
+        for x, y in zip(left, right, strict=True):
+            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, part
+
+
+def test_killed_and_resumed_equals_straight(synth_shards, straight, tmp_path):
+    process = start(*arguments(synth_shards, tmp_path, "--max_iters", 12, "--save_freq", 5))
+    wait_for(tmp_path, 5, process)
+    process.kill()
+    process.wait()
+    folder = run_folder(tmp_path)
+    assert checkpoint.load(folder, small_net()) < 12
+    run_module("train.run", "--resume", folder, "--nworkers", 1, "--save_freq", 12)
+    assert run_folder(tmp_path) == folder
+    assert_same(checkpoint.read(folder, 12), straight)
+
+
+def small_net():
+    return Segnet(24, 2, 24, use_lidar=True, latent_dim=16, encoder_type="effb0", rand_flip=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_at_the_next_boundary(synth_shards, straight, tmp_path, number):
+    process = start(*arguments(synth_shards, tmp_path, "--max_iters", 12, "--save_freq", 2))
+    wait_for(tmp_path, 2, process)
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    assert "Traceback" not in process.stderr.read()
+    folder = run_folder(tmp_path)
+    run_module("train.run", "--resume", folder)
+    assert_same(checkpoint.read(folder, 12), straight)
+
+
+WRITE_FOREVER = """
+import sys, torch
+from train import checkpoint
+model = torch.nn.Linear(300, 300)
+writer = checkpoint.Writer(sys.argv[1], 1)
+for step in range(1, 100000):
+    with torch.no_grad():
+        model.weight.fill_(step)
+    writer.submit(step, checkpoint.snapshot(step, model))
+"""
+
+
+def test_kill_at_any_moment_leaves_a_loadable_checkpoint(tmp_path):
+    rng = np.random.default_rng(0)
+    process = subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, str(tmp_path)], cwd=REPOSITORY)
+    while not list(tmp_path.glob("model-*.pth")):
+        time.sleep(0.05)
+    for _ in range(5):
+        time.sleep(rng.uniform(0.0, 0.1))
+        process.kill()
+        process.wait()
+        model = torch.nn.Linear(300, 300)
+        step = checkpoint.load(tmp_path, model)
+        assert (model.weight == step).all() and 1 <= len(list(tmp_path.glob("model-*.pth"))) <= 2
+        for path in tmp_path.glob("*.pth"):
+            path.unlink()
+        process = subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, str(tmp_path)], cwd=REPOSITORY)
+        while not list(tmp_path.glob("model-*.pth")):
+            time.sleep(0.05)
+    process.kill()
+    process.wait()
+
+
+def test_config_is_fed_back_and_wrong_ones_are_told(synth_shards, tmp_path):
+    run_module(*arguments(synth_shards, tmp_path, "--max_iters", 1, "--seed", 5))
+    config = run_folder(tmp_path) / "config.yaml"
+    run_module("train.run", "--config", config, "--exp_name", "again", "--ckpt_dir", tmp_path / "second")
+    [again] = (tmp_path / "second").iterdir()
+    first, second = checkpoint.read(run_folder(tmp_path)), checkpoint.read(again)
+    assert_same(first, second)
+    assert second["options"]["seed"] == 5 and "again" in again.name
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(json.dumps({"learning_rate": 1}))
+    failed = run_module("train.run", "--config", wrong, check=False)
+    assert failed.returncode == 1 and "learning_rate is not an option" in failed.stderr
+    failed = run_module(*arguments(synth_shards, tmp_path, "--dset", "trainval"), check=False)
+    assert failed.returncode == 1 and "v1.0-mini" in failed.stderr
+
+
+def test_two_processes_and_another_world_size(synth_shards, tmp_path):
+    run_module(*arguments(synth_shards, tmp_path, "--device_ids", "0,1", "--max_iters", 3, "--val_batches", "all"))
+    folder = run_folder(tmp_path)
+    two = checkpoint.read(folder)
+    run_module("train.run", "--resume", folder, "--device_ids", "", "--max_iters", 4)
+    four = checkpoint.read(folder)
+    assert (two["step"], four["step"]) == (3, 4) and two["loader"] == {"epoch": 0, "position": 6}
+    assert two["val_loader"] == {"epoch": 1, "position": 0}
+    assert list((tmp_path / "logs").glob("*/v/events*"))
+
+
+def test_two_processes_stop_together(synth_shards, tmp_path):
+    process = start(*arguments(synth_shards, tmp_path, "--device_ids", "0,1", "--max_iters", 50, "--save_freq", 2))
+    wait_for(tmp_path, 2, process)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert checkpoint.load(run_folder(tmp_path), small_net()) >= 2
+
+
+VOX = VoxUtil(16, 2, 16, torch.tensor([[0.0, 1.0, 0.0]]), (-16, 16, -4, 4, -16, 16))
+
+
+def random_batches(dtype, count=12):
+    """Batches of two samples whose masks differ much in size."""
+    rng = torch.Generator().manual_seed(0)
+    pix_T_cam = torch.eye(4)
+    pix_T_cam[0, 0] = pix_T_cam[1, 1] = 30.0
+    pix_T_cam[:2, 2] = 32.0
+    out = []
+    for _ in range(count):
+        noise = torch.rand((2, 1, 1, 16, 16), generator=rng, dtype=dtype)
+        share = torch.tensor([0.1, 0.9], dtype=dtype).view(2, 1, 1, 1, 1)
+        out.append(
+            {
+                "imgs": torch.rand((2, 1, 2, 3, 64, 64), generator=rng, dtype=dtype),
+                "intrins": pix_T_cam.expand(2, 1, 2, 4, 4),
+                "rots": torch.eye(3).expand(2, 1, 2, 3, 3),
+                "trans": torch.zeros(2, 1, 2, 3),
+                "seg_bev": (noise < share).to(dtype),
+                "valid_bev": (noise < 0.95).to(dtype),
+                "center_bev": noise,
+                "offset_bev": torch.randn((2, 1, 2, 16, 16), generator=rng, dtype=dtype),
+            }
+        )
+    return out
+
+
+def train_on(rank, size, port, dtype, updates, path):
+    """`updates` updates with frozen batch norm; saves the first gradients and the weights."""
+    torch.set_num_threads(1)
+    world = None
+    if size > 1:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(size)}
+        dist.init_process_group("gloo")
+        world = World(rank, size, torch.device("cpu"))
+    torch.manual_seed(0)
+    net = Segnet(16, 2, 16, latent_dim=8, encoder_type="res50").to(dtype)
+    step = LossStep(net, VOX, None, world).to(dtype)
+    parallel = torch.nn.parallel.DistributedDataParallel(step, find_unused_parameters=True) if world else step
+    parallel.train()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    first = None
+    for whole in random_batches(dtype, updates):
+        share = slice(rank, rank + 1) if size > 1 else slice(None)
+        batch = SimpleNamespace(**{k: v[share] for k, v in whole.items()})
+        optimizer.zero_grad()
+        parallel(batch)[0].backward()
+        first = first or [p.grad.clone() for p in net.parameters() if p.grad is not None]
+        optimizer.step()
+    if rank == 0:
+        torch.save({"first": first, "weights": [p.detach() for p in net.parameters()]}, path)
+    if size > 1:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype,updates,tolerance", [(torch.float64, 12, 1e-6), (torch.float32, 1, 1e-5)])
+def test_two_processes_have_the_gradients_of_one(tmp_path, dtype, updates, tolerance):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    one, two = tmp_path / "one.pth", tmp_path / "two.pth"
+    torch.multiprocessing.spawn(train_on, (2, port, dtype, updates, two), nprocs=2)
+    torch.multiprocessing.spawn(train_on, (1, port, dtype, updates, one), nprocs=1)
+    one, two = torch.load(one), torch.load(two)
+    for part in ("first", "weights"):
+        a, b = (torch.cat([t.flatten() for t in state[part]]) for state in (one, two))
+        assert (a - b).norm() <= tolerance * a.norm(), part
+        if dtype == torch.float64:
+            assert (a - b).abs().max() <= tolerance, part

@@ -1,0 +1,37 @@
+"""Network and losses as one module: what DistributedDataParallel wraps, so that every parameter is used inside it."""
+
+import torch
+from torch import nn
+
+from train.forward import run_model
+from train.loss import SimpleLoss, over_ranks, own_cells, total_loss
+from train.metrics import intersection_union
+
+POS_WEIGHT = 2.13
+LOG_VARIANCES = ("ce_weight", "center_weight", "offset_weight")
+
+
+class LossStep(nn.Module):
+    """Batch -> (loss, {figure: scalar}, (2,) intersection and union, logits (B,1,Z,X)).
+
+    Args:
+        model: Segnet. vox_util: VoxUtil. autocast: dtype of the network's arithmetic, None for float32.
+        world: distributed.World over whose cells the masked means go in training; None for this process alone.
+    """
+
+    def __init__(self, model, vox_util, autocast=None, world=None):
+        super().__init__()
+        self.model, self.vox_util, self.autocast = model, vox_util, autocast
+        self.shared = over_ranks(world) if world is not None else own_cells
+        self.seg_loss = SimpleLoss(POS_WEIGHT)
+
+    def forward(self, batch):
+        with torch.autocast(batch.rots.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            outputs = run_model(self.model, batch, self.vox_util)
+        outputs = tuple(o if o.dtype == torch.float64 else o.float() for o in outputs)
+        denominator = self.shared if self.training else own_cells
+        net = getattr(self.model, "_orig_mod", self.model)
+        loss, terms = total_loss(net, outputs, batch, self.seg_loss, denominator)
+        terms |= {name: getattr(net, name).detach() for name in LOG_VARIANCES}
+        counts = intersection_union(outputs[2], batch.seg_bev[:, 0], batch.valid_bev[:, 0])
+        return loss, terms, counts, outputs[2].detach()
