@@ -20,7 +20,7 @@ from tests.conftest import REPOSITORY, run_module
 from train import checkpoint
 from train.distributed import World
 from train.model import Segnet
-from train.step import LossStep
+from train.step import LossStep, over_processes
 
 SMALL = (
     "--encoder_type effb0 --no_pretrained --nworkers 2 --batch_size 2 --grad_acc 2 --res_scale 0.25 --rand_flip "
@@ -209,7 +209,7 @@ def train_on(rank, size, port, dtype, updates, path):
     torch.manual_seed(0)
     net = Segnet(16, 2, 16, latent_dim=8, encoder_type="res50").to(dtype)
     step = LossStep(net, VOX, None, world).to(dtype)
-    parallel = torch.nn.parallel.DistributedDataParallel(step, find_unused_parameters=True) if world else step
+    parallel = over_processes(step)
     parallel.train()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

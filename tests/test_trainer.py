@@ -12,9 +12,9 @@ from common.shard_index import ShardError, build_index, dump_index, index_path, 
 from common.shard_names import expand_ranges
 from tests.conftest import run_module
 from train import checkpoint
+from train.command import join_words
 from train.loss import SimpleLoss, balanced_mse_loss
 from train.optim import fetch_optimizer
-from train.options import join_words
 from train.run import model_name
 
 

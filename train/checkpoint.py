@@ -107,7 +107,7 @@ def find(path_or_dir, step=None):
         steps = [s for s in steps if s[0] == int(step)]
     if not steps:
         wanted = "model-*.pth" if step is None else f"model-{int(step):09d}.pth"
-        raise CheckpointError(f"{path}: no checkpoint {wanted} there; check --init_dir")
+        raise CheckpointError(f"{path}: no checkpoint {wanted} there")
     return steps[-1][1]
 
 
@@ -136,6 +136,19 @@ def load(path_or_dir, model, optimizer=None, scheduler=None, ignore_load=(), ste
     """
     path = find(path_or_dir, step)
     content = read(path)
+    for what, name in ((optimizer, "optimizer_state_dict"), (scheduler, "scheduler_state_dict")):
+        if what is not None and name not in content:
+            raise CheckpointError(f"{path}: holds no {name}; load without it")
+    found = load_weights(path, content, model, ignore_load)
+    if optimizer is not None:
+        optimizer.load_state_dict(content["optimizer_state_dict"])
+    if scheduler is not None:
+        scheduler.load_state_dict(content["scheduler_state_dict"])
+    return found
+
+
+def load_weights(path, content, model, ignore_load=()):
+    """The weights of what `read` gave of `path`, into the model; returns the step. Raises CheckpointError as `load` does."""
     given = {k.removeprefix("module."): v for k, v in content["model_state_dict"].items()}
     own = model.state_dict()
     given = {k: v for k, v in given.items() if not any(part in k for part in ignore_load)}
@@ -147,13 +160,11 @@ def load(path_or_dir, model, optimizer=None, scheduler=None, ignore_load=(), ste
             problems.append(f"{name} is {tuple(value.shape)}, the model has {tuple(own[name].shape)}")
     if problems:
         raise CheckpointError(f"{path}: does not fit the model: {'; '.join(problems)}")
-    for what, name in ((optimizer, "optimizer_state_dict"), (scheduler, "scheduler_state_dict")):
-        if what is not None and name not in content:
-            raise CheckpointError(f"{path}: holds no {name}; load without it")
     model.load_state_dict({**own, **given})
-    if optimizer is not None:
-        optimizer.load_state_dict(content["optimizer_state_dict"])
-    if scheduler is not None:
-        scheduler.load_state_dict(content["scheduler_state_dict"])
-    name = _NAME.fullmatch(path.name)
+    name = _NAME.fullmatch(Path(path).name)
     return int(content.get("step", name[1] if name else 0))
+
+
+def interpolation(content):
+    """How the images were resized that a checkpoint was trained on; the lineage records nothing and used nearest."""
+    return (content.get("options") or {}).get("interpolation", "nearest")

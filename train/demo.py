@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 
 from common.geometry import apply_4x4, merge_rt, rigid_inverse
+from train.command import fail_in_one_line
+from train.distributed import pick_device
 from train.evaluate import evaluate
 from train.forward import run_model
 from train.metrics import iou
 from train.options import Options
-from train.run import fail_in_one_line, train
-from train.setup import make_loaders, make_model, pick_device
+from train.run import train
+from train.setup import make_loaders, make_model
 
 _EDGES = ((0, 1), (1, 3), (3, 2), (2, 0), (4, 5), (5, 7), (7, 6), (6, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 _CORNERS = torch.tensor([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])

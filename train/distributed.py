@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+import click
 import torch
 import torch.distributed as dist
 
@@ -37,9 +38,13 @@ class World:
         dist.all_reduce(tensor)
         return tensor
 
-    def mean(self, tensor):
-        """The mean over all ranks; no gradient flows through it."""
-        return self.sum(tensor) / self.size
+    def gather(self, value):
+        """List of the ranks' values, any that can be serialised, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        out = [None] * self.size
+        dist.all_gather_object(out, value)
+        return out
 
     def any(self, number):
         """The largest of the ranks' non-negative numbers: who saw a signal tells the others."""
@@ -55,26 +60,77 @@ def by_torchrun():
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def world_size(options):
-    """Processes that a run of these options has, over all nodes."""
-    return int(os.environ["WORLD_SIZE"]) if by_torchrun() else max(len(options.device_ids), 1)
+def say(text):
+    """One line on stderr, of rank 0 alone."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        click.echo(text, err=True)
 
 
-def join(device, size):
-    """This process's World on `device`, after meeting the others where size > 1."""
-    if size == 1 and not by_torchrun():
+def pick_device(name, device_ids=()):
+    """torch.device of the name; CUDA if there is one where the name is empty. Raises ValueError.
+
+    Of several devices, that of this process's LOCAL_RANK.
+    """
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if not name:
+        name = "cuda" if torch.cuda.is_available() or device_ids else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type != "cuda":
+        raise ValueError(f"--device {name}: it is cuda or cpu")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wanted = device_ids or ((local,) if device.index is None else (device.index,))
+    if max(wanted) >= there or min(wanted) < 0:
+        shown = ",".join(map(str, wanted))
+        raise ValueError(f"--device_ids {shown}: this machine has {there} CUDA devices; name fewer, or --device cpu")
+    return torch.device("cuda", wanted[local % len(wanted)])
+
+
+def launch(target, options):
+    """Run target(options, world) in a process a device: this one, torchrun's, or new ones.
+
+    Returns:
+        What target returned; None where new processes ran it. These end in one line, and so does this one.
+    Raises:
+        ValueError: devices that are not there, a batch size that they do not divide.
+    """
+    ours = not by_torchrun()
+    size = len(options.device_ids) if ours else int(os.environ["WORLD_SIZE"])
+    if not size:
+        size = max(torch.cuda.device_count(), 1) if options.device in ("", "cuda") else 1
+    options.validate(size)
+    device = pick_device(options.device, options.device_ids)
+    if options.sync_bn and device.type != "cuda":
+        raise ValueError("--sync_bn needs CUDA devices; leave it out")
+    if ours and size > 1:
+        return spawn(_one_of_several, size, target, options)
+    world = _join(device, size)
+    try:
+        return target(options, world)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _one_of_several(target, options):
+    from train.command import fail_in_one_line
+
+    fail_in_one_line(lambda: launch(target, options))
+
+
+def _join(device, size):
+    """This process's World on `device`, after meeting the others where there are others."""
+    if not by_torchrun():
         return World(0, 1, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=TIMEOUT_S))
-    return World(dist.get_rank(), dist.get_world_size(), device)
-
-
-def leave():
-    """Undo join."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    return World(dist.get_rank(), size, device)
 
 
 def spawn(target, size, *arguments):
@@ -121,6 +177,7 @@ def _spawned(rank, size, port, target, arguments):
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(size),
         "WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),

@@ -7,59 +7,73 @@ import torch
 from tqdm import tqdm
 
 from train import checkpoint
+from train.command import from_config, options_command
+from train.distributed import launch
 from train.forward import run_model
 from train.metrics import intersection_union, iou
-from train.options import Options, add_options, join_words
-from train.run import fail_in_one_line
-from train.setup import make_loaders, make_model, pick_device
+from train.options import Options, coerce
+from train.setup import make_loaders, make_model
 
 # What the checkpoint's own options decide, unless the command line says otherwise.
 _OF_MODEL = (
     *("encoder_type", "use_radar", "use_lidar", "use_metaradar", "do_rgbcompress", "latent_dim", "grid", "bounds"),
     *("centroid", "res_scale", "nsweeps", "use_radar_filters", "interpolation", "protocol", "min_visibility"),
-    "target_categories",
+    *("target_categories", "refcam_id"),
 )
 
 
-def evaluate(model, loader, vox_util):
-    """(2,) float64 intersection and union over every sample of the loader, in evaluation mode, with a progress bar."""
+def evaluate(model, loader, vox_util, autocast=None, progress=True):
+    """(2,) float64 intersection and union over every sample of the loader, in evaluation mode.
+
+    Args:
+        autocast: dtype of the network's arithmetic; None for float32. progress: show a bar on a terminal.
+    """
     model.eval()
-    counts = torch.zeros(2, dtype=torch.float64)
+    kind = loader.stage.device.type
+    counts = torch.zeros(2, dtype=torch.float64, device=loader.stage.device)
+    shown = {"desc": "evaluate", "unit": "batch", "dynamic_ncols": True}
     with torch.no_grad():
-        for batch in tqdm(loader, desc="evaluate", unit="batch", dynamic_ncols=True):
-            seg = run_model(model, batch, vox_util)[2]
-            counts += intersection_union(seg, batch.seg_bev[:, 0], batch.valid_bev[:, 0]).cpu()
-    return counts
+        for batch in tqdm(loader, **shown, disable=not (progress and sys.stderr.isatty())):
+            with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
+                seg = run_model(model, batch, vox_util)[2].float()
+            counts += intersection_union(seg, batch.seg_bev[:, 0], batch.valid_bev[:, 0])
+    return counts.cpu()
 
 
-@click.command(context_settings={"max_content_width": 100})
-@add_options
-@click.pass_context
-def main(context, **values):
-    """Print the IoU over every sample of the val shards (summed intersections over summed unions)."""
-    given = {k for k in values if context.get_parameter_source(k).name == "COMMANDLINE"}
-    fail_in_one_line(lambda: _run(values, given))
+@options_command(hide=("run", "optimisation"))
+def main(given):
+    """Print the IoU of --init_dir over every sample of the val shards.
+
+    Intersections are summed over all samples, and so are unions, before they are divided. What the checkpoint records
+    (network, sensors, grid, image size, labels) need not be said again. Options of training are taken and change nothing.
+    """
+    options = _read_options(from_config(given))
+    launch(_evaluate_rank, options)
 
 
-def _run(values, given):
-    if not values["init_dir"]:
+def _read_options(given):
+    if not given.get("init_dir"):
         raise ValueError("give --init_dir: a checkpoint file or a run's folder")
-    recorded = checkpoint.read(values["init_dir"]).get("options")
-    if recorded is None and "interpolation" not in given:
-        values["interpolation"] = "nearest"  # the lineage's checkpoints were trained so and record nothing
-    for name in _OF_MODEL:
-        if recorded and name in recorded and name not in given:
-            value = recorded[name]
-            values[name] = tuple(value) if isinstance(value, list) else value
-    options = Options(**values)
-    options.validate()
-    device = pick_device(options.device)
-    _, loader, vox_util = make_loaders(options, device, want_train=False)
-    model = make_model(options).to(device)
-    step = checkpoint.load(options.init_dir, model, ignore_load=options.ignore_load)
-    counts = evaluate(model, loader, vox_util)
-    click.echo(f"step {step}; {len(loader.windows)} samples; IoU {iou(counts):.4f}")
+    content = checkpoint.read(given["init_dir"])
+    recorded = content.get("options") or {}
+    own = {name: coerce(name, recorded[name]) for name in _OF_MODEL if name in recorded}
+    own["interpolation"] = checkpoint.interpolation(content)
+    return Options(**{**own, **given, "do_val": True})
+
+
+def _evaluate_rank(options, world):
+    if not options.precision:
+        options.precision = "fp32"  # as in the lineage; training's bf16 is for speed
+    _, loader, vox_util = make_loaders(options, world.device, want_train=False, rank=world.rank, world_size=world.size)
+    model = make_model(options).to(world.device)
+    path = checkpoint.find(options.init_dir)
+    step = checkpoint.load_weights(path, checkpoint.read(path), model, options.ignore_load)
+    network = torch.compile(model) if options.compile else model
+    counts = evaluate(network, loader, vox_util, options.autocast_on(world.device), world.leads)
+    counts = world.sum(counts.to(world.device))
+    if world.leads:
+        click.echo(f"step {step}; {len(loader.windows)} samples; IoU {iou(counts):.4f}")
 
 
 if __name__ == "__main__":
-    main(args=join_words(sys.argv[1:]))
+    main()

@@ -8,17 +8,16 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from train import checkpoint
 from train.metrics import iou
 from train.options import as_dict
-from train.step import LOG_VARIANCES, LossStep
+from train.step import FIGURES, LossStep, over_processes
 
 POOL = 10  # updates that the pooled figures average over
-SPEED = ("data_wait_percent", "samples_per_s", "read_mb_per_s")
+LOGGED = ("grad_norm", "data_wait_percent", "samples_per_s", "read_mb_per_s")
 SHOWN = "data wait {data_wait_percent:.0f} %, {samples_per_s:.1f} samples/s, {read_mb_per_s:.0f} MB/s"
 # A log gets the lines alone.
 _BAR = {"dynamic_ncols": True, "disable": not sys.stderr.isatty()}
@@ -37,9 +36,11 @@ class NotFinite(RuntimeError):
 
 
 def batches(loader):
-    """Batches without end, epoch after epoch."""
+    """Batches without end, epoch after epoch; None where this rank has no share of an epoch's last batch."""
     while True:
         yield from loader
+        if len(loader) < loader.num_global_batches:
+            yield None
 
 
 class Pool:
@@ -61,22 +62,18 @@ class Trainer:
     """One run: what it needs, and its update step.
 
     Args:
-        options: Options. name: of the run. model: Segnet on its device. loaders: (train, val or None).
-        world: distributed.World.
+        options: Options. name: of the run. model: Segnet on its device. world: distributed.World.
+        loaders: (train, val or None, VoxUtil), as make_loaders gives them.
     """
 
-    def __init__(self, options, name, model, optimizer, scheduler, loaders, vox_util, world):
+    def __init__(self, options, name, model, optimizer, scheduler, loaders, world):
         self.options, self.name, self.model, self.world = options, name, model, world
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.train_loader, self.val_loader = loaders
+        self.train_loader, self.val_loader, vox_util = loaders
         self.folder = Path(options.ckpt_dir) / name
         network = torch.compile(model) if options.compile else model
-        autocast = torch.bfloat16 if options.precision_on(world.device) == "bf16" else None
-        self.step = LossStep(network, vox_util, autocast, world).to(world.device)
-        self.parallel = self.step
-        if world.size > 1:
-            # feat_head has no loss, as in the lineage: its parameters never get a gradient.
-            self.parallel = DistributedDataParallel(self.step, find_unused_parameters=True)
+        self.step = LossStep(network, vox_util, options.autocast_on(world.device), world).to(world.device)
+        self.parallel = over_processes(self.step)
 
     def run(self, first_step=0):
         """Train to max_iters; returns the last checkpoint's path. Raises Stopped after a signal."""
@@ -86,9 +83,8 @@ class Trainer:
             where = f"{self.options.log_dir}/{self.name}"
             writers = {w: SummaryWriter(f"{where}/{w}", purge_step=first_step + 1) for w in "tv"}
         pools = {"t": Pool(), "v": Pool()}
-        train, val = batches(self.train_loader), None
-        if self.val_loader is not None and len(self.val_loader):
-            val = batches(self.val_loader)
+        train = batches(self.train_loader)
+        val = batches(self.val_loader) if self.val_loader is not None else None
         path, saver = None, checkpoint.Writer(self.folder, self.options.keep_latest)
         bar = {**_BAR, "disable": _BAR["disable"] or not leads}
         try:
@@ -118,9 +114,10 @@ class Trainer:
         """Hand the state after `step` to the background writer; the path it will have."""
         if not self.world.leads:
             return None
-        state = {"options": as_dict(self.options), "loader": self.train_loader.state_dict()}
-        if self.val_loader is not None:
-            state["val_loader"] = self.val_loader.state_dict()
+        state = {"options": as_dict(self.options)}
+        for prefix, loader in (("", self.train_loader), ("val_", self.val_loader)):
+            if loader is not None:
+                state |= {f"{prefix}loader": loader.state_dict(), f"{prefix}samples": len(loader.windows)}
         return saver.submit(step, checkpoint.snapshot(step, self.model, self.optimizer, self.scheduler, **state))
 
     def update(self, step, pool, train):
@@ -130,65 +127,77 @@ class Trainer:
         """
         torch.manual_seed((self.options.seed * 1_000_003 + step) * 4099 + self.world.rank)
         started, waited, read_before = time.monotonic(), 0.0, self.train_loader.reader.bytes_read
-        self.step.train()
         self.parallel.train()
         self.optimizer.zero_grad(set_to_none=True)
+        figures, tokens = [], []
         for number in range(1, self.options.grad_acc + 1):
             before = time.monotonic()
-            batch = next(train)
+            self.batch = next(train)
             waited += time.monotonic() - before
             # Gradients are summed over the batches first, and over the ranks once.
             last = number == self.options.grad_acc
             with nullcontext() if last or self.parallel is self.step else self.parallel.no_sync():
-                loss, terms, counts, self.logits = self.parallel(batch)
-                finite = torch.isfinite(loss)
-                if self.world.any(int(not finite)):
-                    raise NotFinite(f"the loss is not finite at step {step}; samples {batch.tokens}")
+                loss, values, self.logits = self.parallel(self.batch)
                 loss.backward()
-            total = self.world.mean(loss.detach()).item()
-            pool.add({"total_loss": total, **self._means(terms)}, self.world.sum(counts).cpu())
-        self.batch = batch
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
+            figures.append(values)
+            tokens.append([token for window in self.batch.tokens for token in window])
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
+        means, counts = self._reduced(step, torch.stack(figures), norm, tokens)
+        pool.add(means, counts)
         seconds = time.monotonic() - started
         return {
             "rtime": waited,
             "itime": seconds,
-            "loss": total,
+            "loss": means["total_loss"],
+            "grad_norm": norm.item(),
             "data_wait_percent": 100 * waited / seconds,
             "samples_per_s": self.options.batch_size * self.options.grad_acc / seconds,
             "read_mb_per_s": (self.train_loader.reader.bytes_read - read_before) / seconds / 1e6,
         }
 
-    def _means(self, terms):
-        return {name: self.world.mean(value).item() for name, value in terms.items()}
+    def _reduced(self, step, figures, norm, tokens):
+        """Means of FIGURES over an update's batches and ranks, and its counts. The update waits for the device here, once.
+
+        Raises NotFinite, on all ranks, before anything is saved.
+        """
+        figures = torch.cat([figures, norm.double().expand(len(figures), 1)], 1)
+        sums = self.world.sum(figures).cpu()
+        if not sums.isfinite().all():
+            own = figures.cpu().isfinite().all(1).tolist()
+            bad = [token for ours, fine in zip(tokens, own, strict=True) if not fine for token in ours]
+            bad = [token for ours in self.world.gather(bad) for token in ours]
+            what = "loss" if not sums[:, :-1].isfinite().all() else "gradient"
+            raise NotFinite(
+                f"the {what} is not finite at step {step}; samples {', '.join(bad)}; lower --lr, or look at them"
+            )
+        means = sums[:, : len(FIGURES)].mean(0) / self.world.size
+        return dict(zip(FIGURES, means.tolist(), strict=True)), sums[:, len(FIGURES) : -1].sum(0)
 
     def _validates(self, step):
         return self.val_loader is not None and (step % self.options.val_freq == 0 or step == 1)
 
     def _validate(self, pool, val):
-        """val_batches batches, going round the val set; a rank whose share is empty only adds its zeros."""
+        """val_batches batches, going round the val set; a rank without a share of one only adds its zeros."""
         whole = self.options.val_batches == "all"
-        wanted = len(self.val_loader) if whole else int(self.options.val_batches) * (val is not None)
-        self.step.eval()
-        names = ("total_loss", *("ce_loss", "center_loss", "offset_loss"), *LOG_VARIANCES)
-        sums = torch.zeros(len(names) + 1, dtype=torch.float64)
-        counts = torch.zeros(2, dtype=torch.float64)
+        wanted = self.val_loader.num_global_batches if whole else int(self.options.val_batches)
+        self.parallel.eval()
+        sums = torch.zeros(len(FIGURES) + 3, dtype=torch.float64, device=self.world.device)
         with torch.no_grad():
             for _ in range(wanted):
-                loss, terms, both, _ = self.step(next(val))
-                values = {"total_loss": loss, **terms}
-                sums += torch.tensor([*(values[n].item() for n in names), 1.0], dtype=torch.float64)
-                counts += both.cpu()
-        device = self.world.device
-        sums, counts = self.world.sum(sums.to(device)).cpu(), self.world.sum(counts.to(device)).cpu()
-        pool.add(dict(zip(names, (sums[:-1] / sums[-1].clamp(min=1)).tolist(), strict=True)), counts)
+                batch = next(val)
+                if batch is not None:
+                    figures = self.step(batch)[1]
+                    sums += torch.cat([figures, figures.new_ones(1)])
+        sums = self.world.sum(sums).cpu()
+        means = sums[: len(FIGURES)] / sums[-1].clamp(min=1)
+        pool.add(dict(zip(FIGURES, means.tolist(), strict=True)), sums[len(FIGURES) : -1])
 
     def _log(self, writers, step, pools, figures, bar):
         self._write(writers["t"], step, pools["t"])
-        for name in SPEED:
+        for name in LOGGED:
             writers["t"].add_scalar(f"_/{name}", figures[name], step)
         writers["t"].add_scalar("_/current_lr", self.optimizer.param_groups[0]["lr"], step)
         writers["t"].add_scalar("pooled/time_per_batch", figures["itime"], step)
@@ -205,7 +214,8 @@ class Trainer:
     def _write(writer, step, pool):
         for name, value in pool.means().items():
             writer.add_scalar(f"pooled/{name}", value, step)
-        for name, value in pool.entries[-1][0].items():
+        figures, counts = pool.entries[-1]
+        for name, value in {**figures, "iou": iou(counts)}.items():
             writer.add_scalar(f"stats/{name}", value, step)
 
     def _pictures(self, writer, step):

@@ -1,5 +1,7 @@
 """Optimizer and learning-rate schedule of the benchmark (Simple-BEV)."""
 
+import warnings
+
 import torch
 
 SCHEDULE_MARGIN = 100  # steps past max_iters, so that the rate never reaches zero
@@ -23,3 +25,19 @@ def fetch_optimizer(params, lr, weight_decay, max_iters, use_scheduler=True):
         anneal_strategy="linear",
     )
     return optimizer, scheduler
+
+
+def stand_at(scheduler, step):
+    """Put a fresh scheduler where `step` updates leave it: the rate is a function of the step alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no update came before this step() of the scheduler
+        scheduler.load_state_dict({**scheduler.state_dict(), "last_epoch": step - 1, "_step_count": step})
+        scheduler.step()
+
+
+def load_moments(optimizer, state):
+    """An optimizer's state_dict without its rates and decays, which the optimizer's own options say."""
+    own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group.update(values)

@@ -1,19 +1,41 @@
-"""Every option of training and evaluation: one dataclass, from which the command line is made."""
+"""Every option of training and evaluation: one dataclass, from which the command line and config files are read."""
 
 import dataclasses
 import math
 from dataclasses import dataclass, field, fields
 
-import click
+import torch
 
 from common.cameras import CAMERAS
 from train.model.encoders import ENCODERS
 
-FULL_HW = (448, 800)  # network image size at res_scale 2; the lineage scales (224, 400)
-
-
-# Items of list options whose default is empty and so does not tell.
-_ITEMS = {"device_ids": int}
+BASE_HW = (224, 400)  # of the network's images at res_scale 1
+GROUPS = {
+    "run": "Run",
+    "checkpoints": "Checkpoints",
+    "devices": "Devices and arithmetic",
+    "data": "Shards and loading",
+    "optimisation": "Optimisation",
+    "augmentation": "Cameras and augmentation",
+    "sensors": "Sensors",
+    "model": "Network",
+    "labels": "Labels",
+    "grid": "Grid, metres in cam0",
+}
+_ITEMS = {"device_ids": int}  # items of list options whose default is empty and so does not tell
+_LEAST = dict.fromkeys(
+    ("max_iters", "log_freq", "val_freq", "save_freq", "keep_latest", "batch_size", "grad_acc", "latent_dim", "ncams"),
+    1,
+) | {
+    "nworkers": 0,
+    "nworkers_val": 0,
+    "weight_decay": 0.0,
+    "res_scale": 0.25,
+    "seqlen": 1,
+    "nsweeps": 1,
+    "grad_clip": 0.0,
+}
+_BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def _option(default, help, group):
@@ -28,44 +50,46 @@ class Options:
     exp_name: str = _option("debug", "name of the experiment, part of the run's name", "run")
     max_iters: int = _option(25000, "optimizer updates", "run")
     log_freq: int = _option(1000, "updates between TensorBoard's pictures", "run")
-    val_freq: int = _option(100, "updates between validation batches", "run")
-    save_freq: int = _option(1000, "updates between checkpoints", "run")
-    val_batches: str = _option("1", "validation batches at a time, going round the val set, or all", "run")
     do_val: bool = _option(True, "validate while training", "run")
+    val_freq: int = _option(100, "updates between validations", "run")
+    val_batches: str = _option("1", "batches of a validation, going round the val set; or all", "run")
     log_dir: str = _option("logs_nuscenes", "TensorBoard folder", "run")
-    ckpt_dir: str = _option("checkpoints", "folder of the runs' checkpoint folders", "run")
-    keep_latest: int = _option(2, "checkpoints to keep", "run")
-    init_dir: str = _option("", "start from this checkpoint file or folder", "run")
-    ignore_load: tuple = _option((), "comma list: weights whose names hold one are not loaded", "run")
-    load_step: bool = _option(False, "with --init_dir: continue at its step", "run")
-    load_optimizer: bool = _option(False, "with --init_dir: load optimizer and scheduler", "run")
-    device: str = _option("", "cuda or cpu; the default is CUDA where there is one", "run")
-    device_ids: tuple = _option((), "CUDA devices, a process each; default: all (with --device cpu: processes)", "run")
-    resume: str = _option("", "continue this run's folder exactly, with its own options", "run")
+    seed: int = _option(0, "of order, augmentation and weights", "run")
     config: str = _option("", "YAML or JSON file of options; the command line wins", "run")
-    deterministic: bool = _option(False, "only deterministic kernels, where torch has them", "run")
-    precision: str = _option("", "bf16 or fp32; default: bf16 on CUDA, fp32 on the CPU", "run")
-    sync_bn: bool = _option(False, "batch-norm statistics over all CUDA devices, not a device", "run")
-    compile: bool = _option(False, "torch.compile the network", "run")
-    shards: tuple = _option((), "train shards: path, glob, range in <> or {}, or several", "data")
-    val_shards: tuple = _option((), "default: val-*.tar beside the train shards", "data")
-    data_dir: str = _option("", "instead of --shards: folder with train-*.tar and val-*.tar", "data")
+    ckpt_dir: str = _option("checkpoints", "folder of the runs' checkpoint folders", "checkpoints")
+    save_freq: int = _option(1000, "updates between checkpoints", "checkpoints")
+    keep_latest: int = _option(2, "checkpoints kept", "checkpoints")
+    resume: str = _option("", "go on exactly in this run's folder, with its options", "checkpoints")
+    init_dir: str = _option("", "weights from this checkpoint file or folder", "checkpoints")
+    ignore_load: tuple = _option((), "with --init_dir: not weights whose names hold one of these", "checkpoints")
+    load_step: bool = _option(False, "with --init_dir: continue at its step", "checkpoints")
+    load_optimizer: bool = _option(False, "with --init_dir: load the optimizer's moments", "checkpoints")
+    device: str = _option("", "cuda or cpu; without it CUDA where there is one", "devices")
+    device_ids: tuple = _option(
+        (), "CUDA devices, a process each; without it all; with --device cpu: processes", "devices"
+    )
+    precision: str = _option("", "bf16 or fp32; without it training takes bf16 on CUDA", "devices")
+    sync_bn: bool = _option(False, "batch-norm statistics over all CUDA devices, not of each", "devices")
+    compile: bool = _option(False, "torch.compile the network", "devices")
+    deterministic: bool = _option(False, "only deterministic kernels, where torch has them", "devices")
+    shards: tuple = _option((), "path, glob, <000..099> or {000..099} range, or several", "data")
+    val_shards: tuple = _option((), "without it val-*.tar beside the train shards", "data")
+    data_dir: str = _option("shards", "where train-*.tar and val-*.tar lie, without --shards", "data")
     dset: str = _option("", "trainval or mini: refuse shards of another version", "data")
     seqlen: int = _option(1, "keyframes a sample; the network sees the first", "data")
     temporal_aug: bool = _option(False, "with seqlen: also windows that skip a keyframe", "data")
     shuffle: bool = _option(True, "a new order each epoch", "data")
-    nworkers: int = _option(12, "loader threads, at most one a core", "data")
-    nworkers_val: int = _option(1, "loader threads of validation", "data")
+    nworkers: int = _option(12, "loader threads of a machine; no more than its cores are used", "data")
+    nworkers_val: int = _option(1, "the same for validation", "data")
     reader: str = _option("auto", "indexed (local files), stream (pipe:, http, s3 ...) or auto", "data")
     verify_reads: bool = _option(False, "compare checksums while reading", "data")
     cache_dir: str = _option("", "keep streamed shards in this folder", "data")
     cache_gb: float = _option(100.0, "size of cache_dir", "data")
-    seed: int = _option(0, "of order, augmentation and weights", "data")
     batch_size: int = _option(8, "samples over all devices", "optimisation")
     grad_acc: int = _option(5, "batches an update", "optimisation")
     lr: float = _option(3e-4, "peak learning rate", "optimisation")
     use_scheduler: bool = _option(True, "AdamW with OneCycle, else Adam", "optimisation")
-    weight_decay: float = _option(1e-7, "", "optimisation")
+    weight_decay: float = _option(1e-7, "of AdamW, or Adam", "optimisation")
     grad_clip: float = _option(5.0, "largest norm of the gradient", "optimisation")
     res_scale: float = _option(2.0, "image size over 224x400, at least 0.25", "augmentation")
     rand_flip: bool = _option(False, "flip images and BEV features", "augmentation")
@@ -91,9 +115,10 @@ class Options:
     centroid: tuple = _option((0.0, 1.0, 0.0), "x,y,z of the grid's middle", "grid")
     grid: tuple = _option((200, 8, 200), "voxels Z,Y,X", "grid")
 
-    def precision_on(self, device):
-        """bf16 or fp32."""
-        return self.precision or ("bf16" if device.type == "cuda" else "fp32")
+    def autocast_on(self, device):
+        """The dtype of a training network's arithmetic on that device; None for float32."""
+        precision = self.precision or ("bf16" if device.type == "cuda" else "fp32")
+        return torch.bfloat16 if precision == "bf16" else None
 
     def validate(self, world_size=1):
         """Raise ValueError, naming the remedy, for values that cannot work together."""
@@ -111,19 +136,21 @@ class Options:
             raise ValueError(f"--val_batches {self.val_batches}: it is a positive number or all")
         if not self.do_rgbcompress and (self.use_radar or self.use_lidar):
             raise ValueError("--do_rgbcompress False works with cameras alone; leave out --use_radar and --use_lidar")
-        if not self.res_scale >= 0.25:
-            raise ValueError(f"--res_scale {self.res_scale} is under 0.25")
-        for name in ("max_iters", "grad_acc", "keep_latest", "val_freq", "save_freq", "log_freq"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"--lr {self.lr} must be positive")
         if len(self.bounds) != 6 or len(self.centroid) != 3 or len(self.grid) != 3:
             raise ValueError("--bounds takes 6 numbers, --centroid 3 and --grid 3")
+        if min(self.grid) < 1 or any(
+            low >= high for low, high in zip(self.bounds[::2], self.bounds[1::2], strict=True)
+        ):
+            raise ValueError("--grid takes positive numbers, --bounds a lower and a higher one for each axis")
 
     def data_aug_conf(self):
         """The lineage's data_aug_conf of this res_scale."""
-        height, width = int(224 * self.res_scale), int(400 * self.res_scale)
+        height, width = (int(n * self.res_scale) for n in BASE_HW)
         crops = self.rand_crop_and_resize
         return {
             "final_dim": (height, width),
@@ -134,70 +161,34 @@ class Options:
         }
 
 
-def _parse(kind, default, kind_of_items=str):
-    def convert(_context, parameter, value):
-        if not isinstance(value, str):
-            return value
-        if kind is bool:
-            if value.lower() in ("true", "1", "yes", "false", "0", "no"):
-                return value.lower() in ("true", "1", "yes")
-            raise click.BadParameter(f"{value!r} is not True or False")
-        items = [part.strip() for part in value.strip("[]()").split(",") if part.strip()]
-        number = type(default[0]) if default else kind_of_items
-        try:
-            return tuple(number(item) for item in items)
-        except ValueError:
-            raise click.BadParameter(f"{value!r} is not a list of numbers") from None
-
-    return convert
-
-
-def add_options(command):
-    """Give a click command every field of Options, spelled with _ or -."""
-    for item in reversed(fields(Options)):
-        default = item.default
-        names = dict.fromkeys([f"--{item.name}", f"--{item.name.replace('_', '-')}"])
-        text = f"[{item.metadata['group']}] {item.metadata['help']}"
-        if item.name in ("shards", "val_shards"):
-            extra = {"multiple": True}
-        elif item.type is bool:
-            extra = {"is_flag": False, "flag_value": "true", "default": str(default), "callback": _parse(bool, default)}
-        elif item.type is tuple:
-            shown = ",".join(map(str, default))
-            extra = {"default": shown, "callback": _parse(tuple, default, _ITEMS.get(item.name, str))}
-        else:
-            extra = {"type": item.type, "default": default}
-        command = click.option(*names, item.name, help=text, show_default=True, **extra)(command)
-    return command
-
-
-def join_words(arguments):
-    """Words after --shards and --val_shards, as a shell's {} range leaves them, become options of their own."""
-    out, current = [], None
-    for word in arguments:
-        if word.startswith("-"):
-            name, equals, _ = word.partition("=")
-            current = word if not equals and name in ("--shards", "--val_shards", "--val-shards") else None
-            out += [] if current else [word]
-        else:
-            out += [current, word] if current else [word]
-    return out
-
-
 def as_dict(options):
     """Options as plain values for a checkpoint."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(options).items()}
 
 
-def from_mapping(values, recorded, given, source):
-    """Put recorded options over the values that were not given on the command line.
+def coerce(name, value):
+    """A value of a command line or a config file, as the type of the option `name`. Raises ValueError."""
+    item = next(f for f in fields(Options) if f.name == name)
+    try:
+        if item.type is tuple:
+            if isinstance(value, str):
+                value = [part.strip(" '\"") for part in value.strip(" []()").split(",") if part.strip()]
+            kind = type(item.default[0]) if item.default else _ITEMS.get(name, str)
+            return tuple(kind(part) for part in value)
+        if item.type is bool:
+            return value if isinstance(value, bool) else _BOOLS[str(value).lower()]
+        fraction = item.type is int and isinstance(value, float) and not value.is_integer()
+        if fraction or isinstance(value, (bool, list, tuple, dict)) or value is None:
+            raise ValueError
+        return item.type(value)
+    except (TypeError, ValueError, KeyError):
+        kinds = {bool: "True or False", tuple: "a list", int: "a whole number", float: "a number", str: "a text"}
+        raise ValueError(f"--{name} {value!r} is not {kinds[item.type]}") from None
 
-    Raises ValueError for a name that is no option.
-    """
-    unknown = sorted(set(recorded) - {f.name for f in fields(Options)})
-    if unknown:
-        raise ValueError(f"{source}: {unknown[0]} is not an option; see --help")
-    for name, value in recorded.items():
-        if name not in given and name not in ("resume", "config"):
-            values[name] = tuple(value) if isinstance(value, list) else value
-    return values
+
+# What --resume may be given anew; the rest makes the experiment or the order of its samples.
+FREE_ON_RESUME = frozenset(
+    "max_iters log_freq do_val val_freq val_batches log_dir config save_freq keep_latest resume device device_ids precision "
+    "sync_bn compile deterministic shards val_shards data_dir dset nworkers nworkers_val reader verify_reads cache_dir "
+    "cache_gb".split()
+)

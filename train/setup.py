@@ -1,4 +1,4 @@
-"""Options -> device, model, grid and loaders."""
+"""Options -> model, grid and loaders."""
 
 import os
 
@@ -6,27 +6,8 @@ import torch
 
 from common.shard_names import expand_shards, val_beside
 from train.data import compile_data, make_vox_util
+from train.distributed import say
 from train.model import Segnet
-
-
-def pick_device(name, device_ids=()):
-    """torch.device of the name; CUDA if there is one where the name is empty. Raises ValueError.
-
-    Of several devices, that of this process's LOCAL_RANK.
-    """
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    if not name:
-        name = "cuda" if torch.cuda.is_available() or device_ids else "cpu"
-    if name == "cpu":
-        return torch.device("cpu")
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    wanted = device_ids or ((local,) if name == "cuda" else ())
-    if wanted and (max(wanted) >= there or min(wanted) < 0):
-        shown = ",".join(map(str, wanted))
-        raise ValueError(f"--device_ids {shown}: this machine has {there} CUDA devices; name fewer, or --device cpu")
-    if not there:
-        raise ValueError("this machine has no CUDA device; give --device cpu")
-    return torch.device("cuda", wanted[local % len(wanted)]) if wanted else torch.device(name)
 
 
 def make_model(options):
@@ -96,32 +77,41 @@ def _fill_encoder(encoder, weights, encoder_type):
             raise ValueError(f"the ImageNet weights are not those of {encoder_type}: {error}") from None
 
 
+def _share_of_cores(name, wanted):
+    """Loader threads of this process, of those `wanted` for all of this machine's."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if wanted > cores:
+        say(f"note: --{name} {wanted}: this machine has {cores} cores; {cores} loader threads")
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return -(-min(wanted, cores) // processes)
+
+
 def make_loaders(options, device, want_train=True, rank=0, world_size=1):
     """(train, val) loaders and VoxUtil on the device; val is None without do_val. Raises ValueError."""
     train, val = None, None
     if want_train:
-        train = expand_shards(options.shards or (f"{options.data_dir or 'shards'}/train-*.tar",))
+        train = expand_shards(options.shards or (f"{options.data_dir}/train-*.tar",))
     if options.do_val:
         if options.val_shards:
             val = expand_shards(options.val_shards)
         elif want_train:
             val = val_beside(train)
         else:
-            val = expand_shards(options.shards or (f"{options.data_dir or 'shards'}/val-*.tar",))
+            val = expand_shards(options.shards or (f"{options.data_dir}/val-*.tar",))
         if not val:
             raise ValueError("no val-*.tar beside the train shards; give --val_shards or --do_val False")
-    cores = os.cpu_count() or 1
     grid = (options.centroid, options.bounds, options.grid)
+    threads, threads_val = (_share_of_cores(name, getattr(options, name)) for name in ("nworkers", "nworkers_val"))
     loaders = compile_data(
         train,
         val,
         options.data_aug_conf(),
         *grid,
         options.batch_size,
-        min(options.nworkers, cores),
+        threads,
         shuffle=options.shuffle,
         nsweeps=options.nsweeps,
-        nworkers_val=min(options.nworkers_val, cores),
+        nworkers_val=threads_val,
         refcam_id=options.refcam_id,
         use_radar_filters=options.use_radar_filters,
         do_shuffle_cams=options.do_shuffle_cams,

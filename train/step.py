@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from train.forward import run_model
 from train.loss import SimpleLoss, over_ranks, own_cells, total_loss
@@ -9,10 +10,11 @@ from train.metrics import intersection_union
 
 POS_WEIGHT = 2.13
 LOG_VARIANCES = ("ce_weight", "center_weight", "offset_weight")
+FIGURES = ("total_loss", "ce_loss", "center_loss", "offset_loss", *LOG_VARIANCES)
 
 
 class LossStep(nn.Module):
-    """Batch -> (loss, {figure: scalar}, (2,) intersection and union, logits (B,1,Z,X)).
+    """Batch -> (loss, (9,) float64 of FIGURES, intersection and union, logits (B,1,Z,X)); all but the loss detached.
 
     Args:
         model: Segnet. vox_util: VoxUtil. autocast: dtype of the network's arithmetic, None for float32.
@@ -22,6 +24,7 @@ class LossStep(nn.Module):
     def __init__(self, model, vox_util, autocast=None, world=None):
         super().__init__()
         self.model, self.vox_util, self.autocast = model, vox_util, autocast
+        self.world = world
         self.shared = over_ranks(world) if world is not None else own_cells
         self.seg_loss = SimpleLoss(POS_WEIGHT)
 
@@ -32,6 +35,17 @@ class LossStep(nn.Module):
         denominator = self.shared if self.training else own_cells
         net = getattr(self.model, "_orig_mod", self.model)
         loss, terms = total_loss(net, outputs, batch, self.seg_loss, denominator)
-        terms |= {name: getattr(net, name).detach() for name in LOG_VARIANCES}
+        terms |= {"total_loss": loss.detach()} | {name: getattr(net, name).detach() for name in LOG_VARIANCES}
         counts = intersection_union(outputs[2], batch.seg_bev[:, 0], batch.valid_bev[:, 0])
-        return loss, terms, counts, outputs[2].detach()
+        figures = torch.cat([torch.stack([terms[name].double() for name in FIGURES]), counts])
+        return loss, figures, outputs[2].detach()
+
+
+def over_processes(step):
+    """The LossStep wrapped so that its gradients are averaged over the processes of its world; itself in one process."""
+    if step.world is None or step.world.size == 1:
+        return step
+    # No loss reaches this head, as in the lineage. Said so, the gradients' exchange needs no search for unused parameters.
+    net = getattr(step.model, "_orig_mod", step.model)
+    net.decoder.feat_head.requires_grad_(False)
+    return DistributedDataParallel(step)

@@ -93,6 +93,11 @@ class Loader:
     def __len__(self):
         return num_batches(len(self.windows), self.batch_size, self.rank, self.world_size, drop_last=self.is_train)
 
+    @property
+    def num_global_batches(self):
+        """Batches of an epoch over all ranks; len() is one less where this rank's share of the last is empty."""
+        return num_batches(len(self.windows), self.batch_size, drop_last=self.is_train)
+
     def state_dict(self):
         """Epoch and number of the next batch. Valid for any number of workers."""
         return {"epoch": self.epoch, "position": self.position}
@@ -102,6 +107,9 @@ class Loader:
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
 
     def __iter__(self):
+        if self.position >= len(self):  # of an epoch's last batch, saved by a rank that has a share of it
+            self.epoch, self.position = self.epoch + 1, 0
+            return iter(())
         return self._batches(self.epoch, self.position)
 
     def _batches(self, epoch, first):
