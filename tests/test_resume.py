@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from types import SimpleNamespace
 
@@ -160,6 +162,58 @@ def test_two_processes_and_another_world_size(synth_shards, tmp_path):
     assert (two["step"], four["step"]) == (3, 4) and two["loader"] == {"epoch": 0, "position": 6}
     assert two["val_loader"] == {"epoch": 1, "position": 0}
     assert list((tmp_path / "logs").glob("*/v/events*"))
+
+
+def test_resume_goes_further_and_refuses_another_experiment(synth_shards, real_shards, tmp_path):
+    run_module(*arguments(synth_shards, tmp_path, "--max_iters", 1, "--do_val", "False"))
+    folder = run_folder(tmp_path)
+    resume = ["train.run", "--resume", folder]
+    for more, told in (
+        (["--lr", "1e-3"], "--lr 0.001: the run to resume has 0.0003"),
+        (["--batch_size", "1"], "--batch_size 1"),
+        (["--max_iters", "2", "--shards", f"{real_shards}/train-*.tar", "--dset", "mini"], "trained on 20 samples"),
+    ):
+        failed = run_module(*resume, *more, check=False)
+        assert failed.returncode == 1 and told in failed.stderr and "Traceback" not in failed.stderr
+    assert "has its 1 updates" in run_module(*resume).stderr
+    before = checkpoint.read(folder)
+    run_module(*resume, "--max_iters", 2, "--lr", "3e-4", "--deterministic", "False")
+    assert checkpoint.read(folder)["step"] == 2 and before["loader"] == {"epoch": 0, "position": 2}
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_samples(synth_shards, tmp_path):
+    """Huge steps break the weights; the checkpoint of the last good update stays."""
+    wild = ["--lr", "1e30", "--use_scheduler", "False", "--save_freq", 1, "--max_iters", 9]
+    failed = run_module(*arguments(synth_shards, tmp_path, *wild), check=False)
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr
+    [line] = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    step, names = re.search(r"is not finite at step (\d+); samples (.*); lower --lr", line).groups()
+    known = {row["token"] for path in synth_shards.glob("train-*.tar") for row in tokens_of(path)}
+    assert 1 <= len(names.split(", ")) <= 4 and set(names.split(", ")) <= known
+    state = checkpoint.read(run_folder(tmp_path))
+    assert state["step"] == int(step) - 1
+    assert all(value.isfinite().all() for value in state["model_state_dict"].values())
+
+
+def tokens_of(shard):
+    """The sample facts of every record of a shard."""
+    with tarfile.open(shard) as tar:
+        texts = [tar.extractfile(m).read() for m in tar if m.name.endswith(".json")]
+    return [facts for facts in map(json.loads, texts) if "token" in facts]
+
+
+def test_torchrun_on_two_nodes(synth_shards, tmp_path):
+    """Two torchruns that meet over the network, a process each: one run, one writer."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    meet = f"torch.distributed.run --nnodes 2 --nproc-per-node 1 --master-addr 127.0.0.1 --master-port {port}".split()
+    words = ["-m", *arguments(synth_shards, tmp_path, "--max_iters", 2, "--val_freq", 1)]
+    nodes = [start(*meet, "--node-rank", rank, *words) for rank in range(2)]
+    for node in nodes:
+        assert node.wait(200) == 0, node.stderr.read()
+    state = checkpoint.read(run_folder(tmp_path))
+    assert state["step"] == 2 and state["loader"] == {"epoch": 0, "position": 4}
+    assert len(list((tmp_path / "logs").glob("*/t/events*"))) == 1
 
 
 def test_two_processes_stop_together(synth_shards, tmp_path):

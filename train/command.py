@@ -57,9 +57,9 @@ class OptionOfGroup(click.Option):
 
 
 def options_command(hide=()):
-    """Decorator: a click command with every field of Options, spelled with _ or -; groups in `hide` are not in its help.
+    """Decorator: a click command with every field of Options, spelled with _ or -.
 
-    The function gets a dict of the options that were given, coerced.
+    The function gets a dict of the options that were given, coerced. hide: groups and names that the help leaves out.
     """
 
     def decorate(function):
@@ -71,9 +71,10 @@ def options_command(hide=()):
             callback=callback,
             help=function.__doc__,
             context_settings={"max_content_width": 100},
-            params=[OptionOfGroup(item, item.metadata["group"] in hide) for item in fields(Options)],
+            params=[OptionOfGroup(f, f.name in hide or f.metadata["group"] in hide) for f in fields(Options)],
         )
-        return lambda: command.main(args=join_words(sys.argv[1:]), prog_name=f"python -m {function.__module__}")
+        module = function.__globals__["__spec__"].name  # __module__ is __main__ where it runs
+        return lambda: command.main(args=join_words(sys.argv[1:]), prog_name=f"python -m {module}")
 
     return decorate
 

@@ -40,7 +40,14 @@ def evaluate(model, loader, vox_util, autocast=None, progress=True):
     return counts.cpu()
 
 
-@options_command(hide=("run", "optimisation"))
+_OF_TRAINING = (
+    *("run", "optimisation", "ckpt_dir", "save_freq", "keep_latest", "resume", "load_step", "load_optimizer", "seed"),
+    *("sync_bn", "deterministic", "shuffle", "temporal_aug", "nworkers", "rand_flip", "rand_crop_and_resize", "ncams"),
+    *("do_shuffle_cams", "no_pretrained", "backbone_weights"),
+)
+
+
+@options_command(hide=_OF_TRAINING)
 def main(given):
     """Print the IoU of --init_dir over every sample of the val shards.
 
@@ -52,7 +59,7 @@ def main(given):
 
 
 def _read_options(given):
-    if not given.get("init_dir"):
+    if given.get("resume") or not given.get("init_dir"):
         raise ValueError("give --init_dir: a checkpoint file or a run's folder")
     content = checkpoint.read(given["init_dir"])
     recorded = content.get("options") or {}
