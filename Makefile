@@ -53,7 +53,7 @@ shards: $(STAMP)  ## nuScenes -> shards (VERSION DATAROOT OUT WORKERS IMAGE_SIZE
 bench: $(STAMP)  ## print the benchmarks' table (ratios within this run; about 4 minutes)
 	$(PY) -m tests.bench $(ARGS)
 
-bench-gpu: $(STAMP)  ## the device stage's rows on a CUDA device
+bench-gpu: $(STAMP)  ## the device stage's and training's rows on a CUDA device
 	$(PY) -m tests.bench --device cuda $(ARGS)
 
 clean:  ## remove what make demo wrote (never your shards or checkpoints)

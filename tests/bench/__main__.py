@@ -10,7 +10,7 @@ import simplejpeg
 import torch
 
 from common.cameras import CAMERAS
-from tests.bench import device_bench, loader_bench, shards_bench
+from tests.bench import device_bench, loader_bench, shards_bench, train_bench
 from tests.bench.measure import HEADER, Row, best_ms
 from tests.conftest import SHARED, run_module
 
@@ -50,7 +50,8 @@ def main(device, scenes):
         run_module("preprocess.run", *common, "--out", folder / "full", timeout=3600)
         full = sorted(map(str, (folder / "full").glob("train-*.tar")))
         if device == "cuda":
-            return show(device_bench.rows(full[0], unit, device))
+            show(device_bench.rows(full[0], unit, device))
+            return show(train_bench.rows(full, folder / "run", device))
         run_module("preprocess.run", *common, "--out", folder / "small", "--image-size", "540x960", timeout=3600)
         small = sorted(map(str, (folder / "small").glob("train-*.tar")))
         show(shards_bench.rows(world, version, unit))
@@ -59,6 +60,8 @@ def main(device, scenes):
         (folder / "large").mkdir()
         show(loader_bench.opening(full[0], folder / "large"))
         show(device_bench.rows(full[0], unit))
+        torch.set_num_threads(os.cpu_count() or 1)
+        show(train_bench.rows(full, folder / "run"))
     if (SHARED / "realframe").is_dir():
         unit = decode_unit(SHARED / "realframe")
         show([Row("decode: six source JPEGs, real keyframe", unit, decodes=1.0)])
