@@ -35,8 +35,8 @@ demo: $(STAMP)  ## generated world -> shards -> training -> evaluation -> demo.p
 	$(PY) -m preprocess.run --version v1.0-trainval --dataroot demo/world --out demo/shards --sweeps 3 --train-shards 4 --val-shards 2
 	$(PY) -m train.demo --shards demo/shards --out demo --picture demo.png $(ARGS)
 
-test: $(STAMP)  ## run the tests on the CPU
-	$(PY) -m pytest $(ARGS)
+test: $(STAMP)  ## run the tests on the CPU, two at a time
+	$(PY) -m pytest -n 2 $(ARGS)
 
 lint: $(STAMP)  ## ruff: lint and format check
 	$(VENV)/bin/ruff check .
