@@ -47,7 +47,7 @@ def given(*words):
         (["--device_ids=[0,1]"], {"device_ids": (0, 1)}),
         (["--device-ids", "0,1"], {"device_ids": (0, 1)}),
         (["--device_ids=[]", "--ignore_load=['a','b']"], {"device_ids": (), "ignore_load": ("a", "b")}),
-        (["--shards", "a.tar", "b.tar", "--grid", "100,4,100"], {"shards": ("a.tar", "b.tar"), "grid": (100, 4, 100)}),
+        (["--shards", "a.tar", "b.tar", "--Z", "100", "--Y=4"], {"shards": ("a.tar", "b.tar"), "Z": 100, "Y": 4}),
         (["--bounds=-50,50,-5,5,-50,50"], {"bounds": (-50.0, 50.0, -5.0, 5.0, -50.0, 50.0)}),
         (["--max_iters", "1.5"], 1),
         (["--use_radar", "maybe"], 1),
@@ -108,7 +108,7 @@ EVAL = (
     "train.evaluate --batch_size=2 --data_dir={shards} --log_dir={out}/logs_eval --init_dir={init} --res_scale=0.25 "
     "--device_ids=[0,1] {more}"
 )
-OURS = "--device=cpu --no_pretrained --nworkers=2 --nworkers_val=2 --grid=24,2,24 --latent_dim=16"
+OURS = "--device=cpu --no_pretrained --nworkers=2 --nworkers_val=2 --Z=24 --Y=2 --X=24 --latent_dim=16"
 
 
 @pytest.mark.parametrize("sensors", ["", RADAR], ids=["camera", "metaradar"])

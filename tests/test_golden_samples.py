@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
-from train.data import compile_data
+from common.geometry import apply_4x4, cam0_T_cams, merge_rt, rigid_inverse
+from train.data import compile_data, make_vox_util
 from train.data.reader import IndexedReader
 from train.data.windows import windows
+from train.forward import sensor_voxels
+from train.model import Segnet
 
 CONF = {"final_dim": (224, 400), "resize_lim": [1.0, 1.0], "crop_offset": 0, "ncams": 6}
 GRID = dict(centroid=np.array([[0.0, 1.0, 0.0]]), bounds=(-50, 50, -5, 5, -50, 50), res_3d=(200, 8, 200))
@@ -75,6 +78,34 @@ def test_radar_filters_equal_devkit(real_shards, samples):
     batch = batch_of(val, str(samples["s0_token"]))
     ours, theirs = points(batch.radar_data[0, 0].numpy()), points(samples["filtered_radar_data"].squeeze())
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+def test_sensor_voxels_equal_lineage_but_for_its_padding(real_shards, golden):
+    """The lineage's zero padding becomes a point at the ego origin, and points that share a voxel win in no fixed order."""
+    arrays = golden("model.npz")
+    grid = GRID | {"res_3d": (104, 8, 96)}
+    _, val = compile_data(None, f"{real_shards}/val-*.tar", CONF, **grid, bsz=1, nworkers=0, nsweeps=3)
+    batch = batch_of(val, str(arrays["token"]))
+    ego_T_cam = merge_rt(batch.rots[:, 0], batch.trans[:, 0])
+    np.testing.assert_allclose(batch.intrins[:, 0], arrays["pix_T_cams"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(cam0_T_cams(ego_T_cam), arrays["cam0_T_camXs"], rtol=1e-5, atol=1e-5)
+    vox = make_vox_util((grid["centroid"], grid["bounds"], grid["res_3d"]))
+    cam0_T_ego = rigid_inverse(ego_T_cam[:, 0])
+    x, y, z = vox.ref_to_mem(cam0_T_ego[0, :3, 3]).round().int().tolist()
+    for used, name in ((dict(use_radar=True), "radar_occ"), (dict(use_lidar=True), "lidar_occ")):
+        ours = sensor_voxels(Segnet(104, 8, 96, encoder_type="effb0", **used), batch, cam0_T_ego, vox)
+        assert not ours[0, 0, z, y, x] and arrays[name][0, 0, z, y, x]
+        ours[0, 0, z, y, x] = 1
+        np.testing.assert_array_equal(ours, arrays[name])
+    net = Segnet(104, 8, 96, encoder_type="effb0", use_radar=True, use_metaradar=True)
+    ours = sensor_voxels(net, batch, cam0_T_ego, vox)[0].numpy()
+    theirs = np.zeros((1, *ours.shape), np.float32)
+    theirs[tuple(arrays["metaradar_idx"].T)] = arrays["metaradar_val"]
+    points = apply_4x4(cam0_T_ego, batch.radar_data[:, 0, :3].transpose(1, 2))
+    voxels, counts = np.unique(vox.ref_to_mem(points)[0].round().int().numpy(), axis=0, return_counts=True)
+    shared = {tuple(v) for v in voxels[counts > 1][:, ::-1].tolist()} | {(z, y, x)}
+    differing = np.argwhere(np.abs(ours - theirs[0]).max(0) > 1e-4)
+    assert {tuple(v) for v in differing.tolist()} <= shared
 
 
 @pytest.mark.parametrize("temporal", [0, 1])

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from common.cameras import RADARS
 from common.shard_index import build_index, load_index
 from preprocess.errors import SourceError
 from preprocess.plan import Options, Planner
@@ -317,18 +318,30 @@ def test_test_version_makes_shards_that_training_refuses(copy, tmp_path):
         compile_data(f"{tmp_path}/test-*.tar", None, CONF, **GRID, bsz=1, nworkers=0)
 
 
-def test_fewer_cameras_and_radars(copy, tmp_path):
-    gone = ("CAM_BACK", "RADAR_FRONT", "RADAR_BACK_LEFT")
+def leave_out(copy, gone):
+    """Take the channels `gone` out of the world's tables."""
     rewrite(copy, "sample_data", lambda rows: rows.__setitem__(slice(None), [
         r for r in rows if r["filename"].split("/")[1] not in gone]))  # fmt: skip
     sensors = {s["token"]: s["channel"] for s in json.loads(table(copy, "sensor").read_bytes())}
     rewrite(copy, "calibrated_sensor", lambda rows: rows.__setitem__(slice(None), [
         r for r in rows if sensors[r["sensor_token"]] not in gone]))  # fmt: skip
+
+
+def test_fewer_cameras_and_radars(copy, tmp_path):
+    leave_out(copy, ("CAM_BACK", "RADAR_FRONT", "RADAR_BACK_LEFT"))
     run_module(*command(copy, tmp_path))
     assert not verify(tmp_path, copy)[0]
     train, _ = loaders(tmp_path)
     batch = next(iter(train))
     assert batch.imgs.shape[2] == 5 and "CAM_BACK" not in batch.cams[0] and batch.num_radar.max() > 0
+
+
+def test_training_with_a_sensor_that_the_shards_lack_is_refused_at_once(copy, tmp_path):
+    leave_out(copy, RADARS)
+    run_module(*command(copy, tmp_path))
+    with pytest.raises(ValueError, match="train-000.tar: holds no radar; leave out use_radar"):
+        loaders(tmp_path)
+    assert next(iter(loaders(tmp_path, use_radar=False)[0])).radar_data is None
 
 
 CONF = {"final_dim": (28, 50), "resize_lim": [0.8, 1.2], "crop_offset": 5}

@@ -16,18 +16,22 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY, run_module
 from train import checkpoint
 from train.distributed import World
 from train.model import Segnet
+from train.optim import fetch_optimizer
+from train.options import Options
 from train.step import LossStep, over_processes
 
 SMALL = (
     "--encoder_type effb0 --no_pretrained --nworkers 2 --batch_size 2 --grad_acc 2 --res_scale 0.25 --rand_flip "
-    "--latent_dim 16 --use_lidar --nsweeps 1 --bounds -25,25,-5,5,-25,25 --val_freq 4 --device cpu --deterministic"
-).split() + ["--grid", "24,2,24"]
+    "--latent_dim 16 --use_lidar --nsweeps 1 --bounds -25,25,-5,5,-25,25 --val_freq 4 --device cpu --deterministic "
+    "--Z 24 --Y 2 --X 24"
+).split()
 
 
 def arguments(shards, out, *more):
@@ -63,10 +67,23 @@ def wait_for(out, step, process, seconds=120):
 
 @pytest.fixture(scope="module")
 def straight(synth_shards, tmp_path_factory):
-    """State of 12 updates without a break."""
+    """State and TensorBoard curves of 12 updates without a break."""
     out = tmp_path_factory.mktemp("straight")
     run_module(*arguments(synth_shards, out, "--max_iters", 12, "--save_freq", 12))
-    return checkpoint.read(run_folder(out))
+    return checkpoint.read(run_folder(out)), curves(out)
+
+
+def curves(out):
+    """(step, value) of every scalar of a run that does not measure time."""
+    found = {}
+    for where in "tv":
+        [folder] = (out / "logs").glob(f"*/{where}")
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            if not re.search("time|wait|_per_s", tag):
+                found[where, tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+    return found
 
 
 def assert_same(a, b):
@@ -85,7 +102,9 @@ def test_killed_and_resumed_equals_straight(synth_shards, straight, tmp_path):
     assert checkpoint.load(folder, small_net()) < 12
     run_module("train.run", "--resume", folder, "--nworkers", 1, "--save_freq", 12)
     assert run_folder(tmp_path) == folder
-    assert_same(checkpoint.read(folder, 12), straight)
+    assert_same(checkpoint.read(folder, 12), straight[0])
+    assert curves(tmp_path) == straight[1]
+    assert [step for step, _ in straight[1]["t", "pooled/iou"]] == list(range(1, 13))
 
 
 def small_net():
@@ -101,7 +120,7 @@ def test_a_signal_saves_at_the_next_boundary(synth_shards, straight, tmp_path, n
     assert "Traceback" not in process.stderr.read()
     folder = run_folder(tmp_path)
     run_module("train.run", "--resume", folder)
-    assert_same(checkpoint.read(folder, 12), straight)
+    assert_same(checkpoint.read(folder, 12), straight[0])
 
 
 WRITE_FOREVER = """
@@ -234,7 +253,7 @@ def random_batches(dtype, count=12):
     pix_T_cam[0, 0] = pix_T_cam[1, 1] = 30.0
     pix_T_cam[:2, 2] = 32.0
     out = []
-    for _ in range(count):
+    for number in range(count):
         noise = torch.rand((2, 1, 1, 16, 16), generator=rng, dtype=dtype)
         share = torch.tensor([0.1, 0.9], dtype=dtype).view(2, 1, 1, 1, 1)
         out.append(
@@ -247,13 +266,14 @@ def random_batches(dtype, count=12):
                 "valid_bev": (noise < 0.95).to(dtype),
                 "center_bev": noise,
                 "offset_bev": torch.randn((2, 1, 2, 16, 16), generator=rng, dtype=dtype),
+                "indices": [2 * number, 2 * number + 1],
             }
         )
     return out
 
 
 def train_on(rank, size, port, dtype, updates, path):
-    """`updates` updates with frozen batch norm; saves the first gradients and the weights."""
+    """`updates` updates with flips and frozen batch norm; saves the first gradients and the weights."""
     torch.set_num_threads(1)
     world = None
     if size > 1:
@@ -261,22 +281,24 @@ def train_on(rank, size, port, dtype, updates, path):
         dist.init_process_group("gloo")
         world = World(rank, size, torch.device("cpu"))
     torch.manual_seed(0)
-    net = Segnet(16, 2, 16, latent_dim=8, encoder_type="res50").to(dtype)
+    net = Segnet(16, 2, 16, latent_dim=8, encoder_type="res50", rand_flip=True).to(dtype)
     step = LossStep(net, VOX, None, world).to(dtype)
     parallel = over_processes(step)
     parallel.train()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    optimizer, scheduler = fetch_optimizer(net.parameters(), 3e-4, 1e-7, Options().max_iters)
     first = None
     for whole in random_batches(dtype, updates):
         share = slice(rank, rank + 1) if size > 1 else slice(None)
-        batch = SimpleNamespace(**{k: v[share] for k, v in whole.items()})
+        batch = SimpleNamespace(epoch=0, **{k: v[share] for k, v in whole.items()})
         optimizer.zero_grad()
         parallel(batch)[0].backward()
         first = first or [p.grad.clone() for p in net.parameters() if p.grad is not None]
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimizer.step()
+        scheduler.step()
     if rank == 0:
         torch.save({"first": first, "weights": [p.detach() for p in net.parameters()]}, path)
     if size > 1:

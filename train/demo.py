@@ -43,7 +43,9 @@ def _options(shards, out, steps):
         no_pretrained=True,
         latent_dim=64,
         bounds=(-25.6, 25.6, -5.0, 5.0, -25.6, 25.6),
-        grid=(64, 4, 64),
+        Z=64,
+        Y=4,
+        X=64,
     )
 
 

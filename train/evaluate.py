@@ -16,8 +16,8 @@ from train.setup import make_loaders, make_model
 
 # What the checkpoint's own options decide, unless the command line says otherwise.
 _OF_MODEL = (
-    *("encoder_type", "use_radar", "use_lidar", "use_metaradar", "do_rgbcompress", "latent_dim", "grid", "bounds"),
-    *("centroid", "res_scale", "nsweeps", "use_radar_filters", "interpolation", "protocol", "min_visibility"),
+    *("encoder_type", "use_radar", "use_lidar", "use_metaradar", "do_rgbcompress", "latent_dim", "Z", "Y", "X"),
+    *("bounds", "centroid", "res_scale", "nsweeps", "use_radar_filters", "interpolation", "protocol", "min_visibility"),
     *("target_categories", "refcam_id"),
 )
 
@@ -75,8 +75,9 @@ def _evaluate_rank(options, world):
     model = make_model(options).to(world.device)
     path = checkpoint.find(options.init_dir)
     step = checkpoint.load_weights(path, checkpoint.read(path), model, options.ignore_load)
-    network = torch.compile(model) if options.compile else model
-    counts = evaluate(network, loader, vox_util, options.autocast_on(world.device), world.leads)
+    if options.compile:
+        model.compile()
+    counts = evaluate(model, loader, vox_util, options.autocast_on(world.device), world.leads)
     counts = world.sum(counts.to(world.device))
     if world.leads:
         click.echo(f"step {step}; {len(loader.windows)} samples; IoU {iou(counts):.4f}")

@@ -4,25 +4,31 @@ import torch
 
 from common.geometry import apply_4x4, cam0_T_cams, merge_rt, rigid_inverse
 
-NEAR_EGO_M = 1.0  # lidar points in this cube around the ego origin are dropped, as in the lineage
+NEAR_EGO_M = 1.0  # lidar points this close to the ego origin are dropped, as in the lineage
 RADAR_FEATURES = slice(3, 19)  # of radar_data's rows: all but the position
 
 
-def run_model(model, batch, vox_util):
-    """Segnet's outputs for the first time step of a Batch. Points become voxels here, in float32."""
+def run_model(model, batch, vox_util, flips=None):
+    """Segnet's outputs for the first time step of a Batch. Points become voxels here, in float32. flips: see Segnet."""
     ego_T_cam = merge_rt(batch.rots[:, 0], batch.trans[:, 0])
-    net = getattr(model, "module", model)
     return model(
         batch.imgs[:, 0] - 0.5,
         batch.intrins[:, 0],
         cam0_T_cams(ego_T_cam),
         vox_util,
-        _sensor_voxels(net, batch, rigid_inverse(ego_T_cam[:, 0]), vox_util),
+        sensor_voxels(model, batch, rigid_inverse(ego_T_cam[:, 0]), vox_util),
+        flips=flips,
     )
 
 
-def _sensor_voxels(net, batch, cam0_T_ego, vox_util):
-    """Radar's channels, then lidar's, (B,D,Z,Y,X); None for cameras only."""
+def sensor_voxels(net, batch, cam0_T_ego, vox_util):
+    """Voxels of the other sensors that a Segnet uses, from the Batch's first time step.
+
+    Args:
+        net: Segnet, or what has its use_radar, use_metaradar and use_lidar. cam0_T_ego: (B,4,4) float32.
+    Returns:
+        (B,D,Z,Y,X) float32: radar's channels, then lidar's; None for cameras only.
+    """
     parts = []
     with torch.no_grad(), torch.autocast(cam0_T_ego.device.type, enabled=False):
         if net.use_radar:
@@ -35,7 +41,7 @@ def _sensor_voxels(net, batch, cam0_T_ego, vox_util):
                 parts.append(vox_util.voxelize_xyz(xyz, valid))
         if net.use_lidar:
             lidar = batch.lidar_data[:, 0].transpose(1, 2)
-            far = (lidar.abs() > NEAR_EGO_M).any(-1)
+            far = lidar.norm(dim=-1) > NEAR_EGO_M
             valid = _valid(lidar, batch.num_lidar[:, 0]) & far
             parts.append(vox_util.voxelize_xyz(apply_4x4(cam0_T_ego, lidar), valid))
     return torch.cat(parts, 1) if parts else None

@@ -44,10 +44,10 @@ def batches(loader):
 
 
 class Pool:
-    """Figures of the last POOL entries."""
+    """Figures of the last POOL entries; `entries` of another pool continue it."""
 
-    def __init__(self):
-        self.entries = deque(maxlen=POOL)
+    def __init__(self, entries=()):
+        self.entries = deque(entries, maxlen=POOL)
 
     def add(self, figures, counts):
         self.entries.append((figures, counts))
@@ -64,15 +64,19 @@ class Trainer:
     Args:
         options: Options. name: of the run. model: Segnet on its device. world: distributed.World.
         loaders: (train, val or None, VoxUtil), as make_loaders gives them.
+        pools: entries of the pools t and v, as `save` kept them.
     """
 
-    def __init__(self, options, name, model, optimizer, scheduler, loaders, world):
+    def __init__(self, options, name, model, optimizer, scheduler, loaders, world, pools):
         self.options, self.name, self.model, self.world = options, name, model, world
         self.optimizer, self.scheduler = optimizer, scheduler
         self.train_loader, self.val_loader, vox_util = loaders
         self.folder = Path(options.ckpt_dir) / name
-        network = torch.compile(model) if options.compile else model
-        self.step = LossStep(network, vox_util, options.autocast_on(world.device), world).to(world.device)
+        self.pools = {w: Pool(pools.get(w, ())) for w in "tv"}
+        if options.compile:
+            model.compile()
+        autocast = options.autocast_on(world.device)
+        self.step = LossStep(model, vox_util, autocast, world, options.seed).to(world.device)
         self.parallel = over_processes(self.step)
 
     def run(self, first_step=0):
@@ -81,8 +85,8 @@ class Trainer:
         writers = {}
         if leads:
             where = f"{self.options.log_dir}/{self.name}"
-            writers = {w: SummaryWriter(f"{where}/{w}", purge_step=first_step + 1) for w in "tv"}
-        pools = {"t": Pool(), "v": Pool()}
+            names = "tv" if self.val_loader is not None else "t"
+            writers = {w: SummaryWriter(f"{where}/{w}", purge_step=first_step + 1) for w in names}
         train = batches(self.train_loader)
         val = batches(self.val_loader) if self.val_loader is not None else None
         path, saver = None, checkpoint.Writer(self.folder, self.options.keep_latest)
@@ -91,11 +95,11 @@ class Trainer:
             steps = range(first_step + 1, self.options.max_iters + 1)
             with _signals() as caught, tqdm(steps, desc="train", unit="update", **bar) as steps:
                 for step in steps:
-                    figures = self.update(step, pools["t"], train)
+                    figures = self.update(step, train)
                     if self._validates(step):
-                        self._validate(pools["v"], val)
+                        self._validate(val)
                     if leads:
-                        self._log(writers, step, pools, figures, steps)
+                        self._log(writers, step, figures, steps)
                     stop = self.world.any(caught[0] if caught else 0)
                     if step % self.options.save_freq == 0 or step == self.options.max_iters or stop:
                         path = self.save(step, saver)
@@ -114,16 +118,16 @@ class Trainer:
         """Hand the state after `step` to the background writer; the path it will have."""
         if not self.world.leads:
             return None
-        state = {"options": as_dict(self.options)}
+        state = {"options": as_dict(self.options), "pools": {w: list(pool.entries) for w, pool in self.pools.items()}}
         for prefix, loader in (("", self.train_loader), ("val_", self.val_loader)):
             if loader is not None:
                 state |= {f"{prefix}loader": loader.state_dict(), f"{prefix}samples": len(loader.windows)}
         return saver.submit(step, checkpoint.snapshot(step, self.model, self.optimizer, self.scheduler, **state))
 
-    def update(self, step, pool, train):
+    def update(self, step, train):
         """One optimizer update of grad_acc batches; figures of its speed and loss.
 
-        Random numbers of the network (flips, dropped paths) are a function of seed, step and rank: nothing to save.
+        Random numbers of the network (dropped paths) are a function of seed, step and rank: nothing to save.
         """
         torch.manual_seed((self.options.seed * 1_000_003 + step) * 4099 + self.world.rank)
         started, waited, read_before = time.monotonic(), 0.0, self.train_loader.reader.bytes_read
@@ -146,7 +150,7 @@ class Trainer:
         if self.scheduler is not None:
             self.scheduler.step()
         means, counts = self._reduced(step, torch.stack(figures), norm, tokens)
-        pool.add(means, counts)
+        self.pools["t"].add(means, counts)
         seconds = time.monotonic() - started
         return {
             "rtime": waited,
@@ -179,11 +183,12 @@ class Trainer:
     def _validates(self, step):
         return self.val_loader is not None and (step % self.options.val_freq == 0 or step == 1)
 
-    def _validate(self, pool, val):
+    def _validate(self, val):
         """val_batches batches, going round the val set; a rank without a share of one only adds its zeros."""
         whole = self.options.val_batches == "all"
         wanted = self.val_loader.num_global_batches if whole else int(self.options.val_batches)
         self.parallel.eval()
+        self.world.follow_leader(self.model.buffers())  # batch-norm statistics: what a checkpoint of now would hold
         sums = torch.zeros(len(FIGURES) + 3, dtype=torch.float64, device=self.world.device)
         with torch.no_grad():
             for _ in range(wanted):
@@ -193,10 +198,10 @@ class Trainer:
                     sums += torch.cat([figures, figures.new_ones(1)])
         sums = self.world.sum(sums).cpu()
         means = sums[: len(FIGURES)] / sums[-1].clamp(min=1)
-        pool.add(dict(zip(FIGURES, means.tolist(), strict=True)), sums[len(FIGURES) : -1])
+        self.pools["v"].add(dict(zip(FIGURES, means.tolist(), strict=True)), sums[len(FIGURES) : -1])
 
-    def _log(self, writers, step, pools, figures, bar):
-        self._write(writers["t"], step, pools["t"])
+    def _log(self, writers, step, figures, bar):
+        self._write(writers["t"], step, self.pools["t"])
         for name in LOGGED:
             writers["t"].add_scalar(f"_/{name}", figures[name], step)
         writers["t"].add_scalar("_/current_lr", self.optimizer.param_groups[0]["lr"], step)
@@ -204,11 +209,11 @@ class Trainer:
         per_element = figures["itime"] / (self.options.batch_size * self.options.grad_acc)
         writers["t"].add_scalar("pooled/time_per_el", per_element, step)
         if self._validates(step):
-            self._write(writers["v"], step, pools["v"])
+            self._write(writers["v"], step, self.pools["v"])
         if step % self.options.log_freq == 0 or step == 1:
             self._pictures(writers["t"], step)
         bar.set_postfix_str(SHOWN.format(**figures), refresh=False)
-        bar.write(self._line(step, figures, pools))
+        bar.write(self._line(step, figures))
 
     @staticmethod
     def _write(writer, step, pool):
@@ -226,12 +231,12 @@ class Trainer:
         writer.add_image("outputs/valid_bev_g", batch.valid_bev[0, 0], step)
         writer.add_image("outputs/seg_bev_e", self.logits[0].float().sigmoid(), step)
 
-    def _line(self, step, figures, pools):
+    def _line(self, step, figures):
         text = (
             f"{self.name}; step {step:06d}/{self.options.max_iters:d}; rtime {figures['rtime']:.2f}; "
-            f"itime {figures['itime']:.2f}; loss {figures['loss']:.5f}; iou_t {pools['t'].means()['iou']:.3f}"
+            f"itime {figures['itime']:.2f}; loss {figures['loss']:.5f}; iou_t {self.pools['t'].means()['iou']:.3f}"
         )
-        return text + (f"; iou_v {pools['v'].means()['iou']:.3f}" if pools["v"].entries else "")
+        return text + (f"; iou_v {self.pools['v'].means()['iou']:.3f}" if self.pools["v"].entries else "")
 
 
 @contextmanager

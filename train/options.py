@@ -23,24 +23,11 @@ GROUPS = {
     "grid": "Grid, metres in cam0",
 }
 _ITEMS = {"device_ids": int}  # items of list options whose default is empty and so does not tell
-_LEAST = dict.fromkeys(
-    ("max_iters", "log_freq", "val_freq", "save_freq", "keep_latest", "batch_size", "grad_acc", "latent_dim", "ncams"),
-    1,
-) | {
-    "nworkers": 0,
-    "nworkers_val": 0,
-    "weight_decay": 0.0,
-    "res_scale": 0.25,
-    "seqlen": 1,
-    "nsweeps": 1,
-    "grad_clip": 0.0,
-}
 _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def _option(default, help, group):
-    kind = "default_factory" if callable(default) else "default"
-    return field(metadata={"help": help, "group": group}, **{kind: default})
+def _option(default, help, group, least=None):
+    return field(default=default, metadata={"help": help, "group": group, "least": least})
 
 
 @dataclass
@@ -48,17 +35,17 @@ class Options:
     """Options of a run; validate() raises ValueError with the remedy. Lengths in metres, cam0 axes."""
 
     exp_name: str = _option("debug", "name of the experiment, part of the run's name", "run")
-    max_iters: int = _option(25000, "optimizer updates", "run")
-    log_freq: int = _option(1000, "updates between TensorBoard's pictures", "run")
+    max_iters: int = _option(25000, "optimizer updates", "run", least=1)
+    log_freq: int = _option(1000, "updates between TensorBoard's pictures", "run", least=1)
     do_val: bool = _option(True, "validate while training", "run")
-    val_freq: int = _option(100, "updates between validations", "run")
+    val_freq: int = _option(100, "updates between validations", "run", least=1)
     val_batches: str = _option("1", "batches of a validation, going round the val set; or all", "run")
     log_dir: str = _option("logs_nuscenes", "TensorBoard folder", "run")
     seed: int = _option(0, "of order, augmentation and weights", "run")
     config: str = _option("", "YAML or JSON file of options; the command line wins", "run")
     ckpt_dir: str = _option("checkpoints", "folder of the runs' checkpoint folders", "checkpoints")
-    save_freq: int = _option(1000, "updates between checkpoints", "checkpoints")
-    keep_latest: int = _option(2, "checkpoints kept", "checkpoints")
+    save_freq: int = _option(1000, "updates between checkpoints", "checkpoints", least=1)
+    keep_latest: int = _option(2, "checkpoints kept", "checkpoints", least=1)
     resume: str = _option("", "go on exactly in this run's folder, with its options", "checkpoints")
     init_dir: str = _option("", "weights from this checkpoint file or folder", "checkpoints")
     ignore_load: tuple = _option((), "with --init_dir: not weights whose names hold one of these", "checkpoints")
@@ -76,36 +63,36 @@ class Options:
     val_shards: tuple = _option((), "without it val-*.tar beside the train shards", "data")
     data_dir: str = _option("shards", "where train-*.tar and val-*.tar lie, without --shards", "data")
     dset: str = _option("", "trainval or mini: refuse shards of another version", "data")
-    seqlen: int = _option(1, "keyframes a sample; the network sees the first", "data")
+    seqlen: int = _option(1, "keyframes a sample; the network sees the first", "data", least=1)
     temporal_aug: bool = _option(False, "with seqlen: also windows that skip a keyframe", "data")
     shuffle: bool = _option(True, "a new order each epoch", "data")
-    nworkers: int = _option(12, "loader threads of a machine; no more than its cores are used", "data")
-    nworkers_val: int = _option(1, "the same for validation", "data")
+    nworkers: int = _option(12, "loader threads of a machine; no more than its cores are used", "data", least=0)
+    nworkers_val: int = _option(1, "the same for validation", "data", least=0)
     reader: str = _option("auto", "indexed (local files), stream (pipe:, http, s3 ...) or auto", "data")
     verify_reads: bool = _option(False, "compare checksums while reading", "data")
     cache_dir: str = _option("", "keep streamed shards in this folder", "data")
     cache_gb: float = _option(100.0, "size of cache_dir", "data")
-    batch_size: int = _option(8, "samples over all devices", "optimisation")
-    grad_acc: int = _option(5, "batches an update", "optimisation")
+    batch_size: int = _option(8, "samples over all devices", "optimisation", least=1)
+    grad_acc: int = _option(5, "batches an update", "optimisation", least=1)
     lr: float = _option(3e-4, "peak learning rate", "optimisation")
     use_scheduler: bool = _option(True, "AdamW with OneCycle, else Adam", "optimisation")
-    weight_decay: float = _option(1e-7, "of AdamW, or Adam", "optimisation")
-    grad_clip: float = _option(5.0, "largest norm of the gradient", "optimisation")
-    res_scale: float = _option(2.0, "image size over 224x400, at least 0.25", "augmentation")
-    rand_flip: bool = _option(False, "flip images and BEV features", "augmentation")
+    weight_decay: float = _option(1e-7, "of AdamW, or Adam", "optimisation", least=0.0)
+    grad_clip: float = _option(5.0, "largest norm of the gradient", "optimisation", least=0.0)
+    res_scale: float = _option(2.0, "image size over 224x400, at least 0.25", "augmentation", least=0.25)
+    rand_flip: bool = _option(True, "flip images and BEV features", "augmentation")
     rand_crop_and_resize: bool = _option(True, "random scale 0.8-1.2 and crop", "augmentation")
-    ncams: int = _option(6, "cameras of a training sample", "augmentation")
+    ncams: int = _option(6, "cameras of a training sample", "augmentation", least=1)
     do_shuffle_cams: bool = _option(True, "draw the reference camera", "augmentation")
     refcam_id: int = _option(1, "reference camera slot in evaluation", "augmentation")
     interpolation: str = _option("bilinear", "bilinear (antialiased) or nearest (the lineage's)", "augmentation")
-    nsweeps: int = _option(3, "lidar and radar sweeps, keyframe included", "sensors")
+    nsweeps: int = _option(3, "lidar and radar sweeps, keyframe included", "sensors", least=1)
     use_radar: bool = _option(False, "radar occupancy", "sensors")
     use_radar_filters: bool = _option(False, "the devkit's default radar filters", "sensors")
     use_metaradar: bool = _option(False, "radar with its 16 features", "sensors")
     use_lidar: bool = _option(False, "lidar occupancy", "sensors")
     encoder_type: str = _option("res101", f"one of {', '.join(ENCODERS)}", "model")
     do_rgbcompress: bool = _option(True, "compress height by convolution, else by sum", "model")
-    latent_dim: int = _option(128, "channels of the features", "model")
+    latent_dim: int = _option(128, "channels of the features", "model", least=1)
     no_pretrained: bool = _option(False, "random backbone weights", "model")
     backbone_weights: str = _option("", "local file with ImageNet weights", "model")
     protocol: str = _option("simple_bev", "simple_bev or min_visibility", "labels")
@@ -113,7 +100,14 @@ class Options:
     target_categories: tuple = _option(("vehicle",), "comma list of category prefixes", "labels")
     bounds: tuple = _option((-50.0, 50.0, -5.0, 5.0, -50.0, 50.0), "xmin,xmax,ymin,ymax,zmin,zmax", "grid")
     centroid: tuple = _option((0.0, 1.0, 0.0), "x,y,z of the grid's middle", "grid")
-    grid: tuple = _option((200, 8, 200), "voxels Z,Y,X", "grid")
+    Z: int = _option(200, "voxels forward", "grid", least=1)
+    Y: int = _option(8, "voxels down", "grid", least=1)
+    X: int = _option(200, "voxels to the right", "grid", least=1)
+
+    @property
+    def grid(self):
+        """(centroid, bounds, (Z, Y, X)), as compile_data takes it."""
+        return self.centroid, self.bounds, (self.Z, self.Y, self.X)
 
     def autocast_on(self, device):
         """The dtype of a training network's arithmetic on that device; None for float32."""
@@ -136,17 +130,16 @@ class Options:
             raise ValueError(f"--val_batches {self.val_batches}: it is a positive number or all")
         if not self.do_rgbcompress and (self.use_radar or self.use_lidar):
             raise ValueError("--do_rgbcompress False works with cameras alone; leave out --use_radar and --use_lidar")
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}")
+        for item in fields(self):
+            value, least = getattr(self, item.name), item.metadata["least"]
+            if least is not None and not value >= least:  # NaN too
+                raise ValueError(f"--{item.name} {value} must be at least {least}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"--lr {self.lr} must be positive")
-        if len(self.bounds) != 6 or len(self.centroid) != 3 or len(self.grid) != 3:
-            raise ValueError("--bounds takes 6 numbers, --centroid 3 and --grid 3")
-        if min(self.grid) < 1 or any(
-            low >= high for low, high in zip(self.bounds[::2], self.bounds[1::2], strict=True)
-        ):
-            raise ValueError("--grid takes positive numbers, --bounds a lower and a higher one for each axis")
+        if len(self.bounds) != 6 or len(self.centroid) != 3:
+            raise ValueError("--bounds takes 6 numbers, --centroid 3")
+        if any(low >= high for low, high in zip(self.bounds[::2], self.bounds[1::2], strict=True)):
+            raise ValueError("--bounds takes a lower and a higher number for each axis")
 
     def data_aug_conf(self):
         """The lineage's data_aug_conf of this res_scale."""

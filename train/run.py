@@ -69,8 +69,9 @@ def train_rank(options, world):
     optimizer, scheduler = fetch_optimizer(
         model.parameters(), options.lr, options.weight_decay, options.max_iters, options.use_scheduler
     )
+    pools = {}
     if options.resume:
-        step, folder = _resume(options, model, optimizer, loaders)
+        step, folder, pools = _resume(options, model, optimizer, loaders)
     else:
         step = _load_init(options, model, optimizer) if options.init_dir else 0
         folder = world.gather(_new_folder(options) if world.leads else None)[0]
@@ -83,7 +84,7 @@ def train_rank(options, world):
     options = dataclasses.replace(options, ckpt_dir=str(folder.parent), resume="", config="")
     if world.leads:
         (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(options), sort_keys=False))
-    return Trainer(options, folder.name, model, optimizer, scheduler, loaders, world).run(step)
+    return Trainer(options, folder.name, model, optimizer, scheduler, loaders, world, pools).run(step)
 
 
 def _new_folder(options):
@@ -101,7 +102,7 @@ def _new_folder(options):
 
 
 def _resume(options, model, optimizer, loaders):
-    """Put everything where the newest checkpoint of options.resume left it; (step, folder)."""
+    """Put everything where the newest checkpoint of options.resume left it; (step, folder, pools)."""
     path = checkpoint.find(options.resume)
     content = checkpoint.read(path)
     for loader, where, samples in zip(loaders, ("loader", "val_loader"), ("samples", "val_samples"), strict=False):
@@ -115,7 +116,7 @@ def _resume(options, model, optimizer, loaders):
         loader.load_state_dict(content[where])
     step = checkpoint.load_weights(path, content, model)
     load_moments(optimizer, content["optimizer_state_dict"])
-    return step, path.parent
+    return step, path.parent, content.get("pools", {})
 
 
 def _load_init(options, model, optimizer):

@@ -13,7 +13,9 @@ from train.model import Segnet
 def make_model(options):
     """Segnet of the options, weights from torch's generator."""
     return Segnet(
-        *options.grid,
+        options.Z,
+        options.Y,
+        options.X,
         use_radar=options.use_radar,
         use_lidar=options.use_lidar,
         use_metaradar=options.use_metaradar,
@@ -100,13 +102,12 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1):
             val = expand_shards(options.shards or (f"{options.data_dir}/val-*.tar",))
         if not val:
             raise ValueError("no val-*.tar beside the train shards; give --val_shards or --do_val False")
-    grid = (options.centroid, options.bounds, options.grid)
     threads, threads_val = (_share_of_cores(name, getattr(options, name)) for name in ("nworkers", "nworkers_val"))
     loaders = compile_data(
         train,
         val,
         options.data_aug_conf(),
-        *grid,
+        *options.grid,
         options.batch_size,
         threads,
         shuffle=options.shuffle,
@@ -136,4 +137,4 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1):
         version = loader.reader.facts["version"] if loader is not None else ""
         if options.dset and version and version != f"v1.0-{options.dset}":
             raise ValueError(f"--dset {options.dset}, but the shards are of {version}; leave it out or give others")
-    return *loaders, make_vox_util(grid, device)
+    return *loaders, make_vox_util(options.grid, device)

@@ -12,7 +12,7 @@ from train.run import train
 WARM_UP = 3  # updates that are not counted
 # What fits the device: name, updates, options.
 RUNS = {
-    "cpu": ("effb0 224x400, batch 2", 15, dict(encoder_type="effb0", res_scale=1.0, batch_size=2, grid=(100, 8, 100))),
+    "cpu": ("effb0 224x400, batch 2", 15, dict(encoder_type="effb0", res_scale=1.0, batch_size=2, Z=100, X=100)),
     "cuda": ("res101 448x800, batch 8", 40, dict(batch_size=8, use_radar=True, use_metaradar=True)),
 }
 

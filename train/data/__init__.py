@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from common.cameras import CAMERAS
+from common.record import lidar_member, radar_member
 from common.shard_names import expand_shards, is_url
 from common.vox import VoxUtil
 from train.augment import INTERPOLATIONS
@@ -140,6 +141,20 @@ def _make_reader(kind, verify_reads, cache_dir, cache_gb, shards):
     return IndexedReader(shards, verify_reads)
 
 
+def _check_modalities(reader, options):
+    """Raise ValueError where the shards hold fewer sensors or sweeps than the FrameOptions want."""
+    wanted = [("radar", radar_member(0))] * options.use_radar + [("lidar", lidar_member(0))] * options.use_lidar
+    for name, member in wanted:
+        tar = reader.lacks(member)
+        if tar is not None:
+            raise ValueError(f"{tar}: holds no {name}; leave out use_{name}, or make shards from data that has it")
+    held = reader.facts["sweeps"]
+    if wanted and options.nsweeps > held:
+        raise ValueError(
+            f"nsweeps is {options.nsweeps}, the shards hold {held}; lower it or make shards with SWEEPS={options.nsweeps}"
+        )
+
+
 def make_vox_util(grid, device="cpu"):
     """VoxUtil of (centroid, bounds, (Z, Y, X))."""
     centroid, bounds, (Z, Y, X) = grid
@@ -214,16 +229,11 @@ def make_loader(
         raise ValueError(
             f"{reader.facts['version']} shards have no annotations, so nothing to train on or compare with"
         )
+    _check_modalities(reader, frame_options)
     augment = AugmentConfig.from_dict(data_aug_conf)
     cameras = reader.facts.get("cameras")
     if cameras and augment.cams == CAMERAS:  # every camera was asked for, which is every camera there is
         augment = dataclasses.replace(augment, cams=tuple(cameras))
-    held = reader.facts["sweeps"]
-    if frame_options.nsweeps > held and (frame_options.use_lidar or frame_options.use_radar):
-        raise ValueError(
-            f"nsweeps is {frame_options.nsweeps}, the shards hold {held}; lower it or make shards with SWEEPS="
-            f"{frame_options.nsweeps}"
-        )
     cameras = min(augment.ncams, len(augment.cams)) if is_train else len(augment.cams)
     if not (is_train and shuffle_cams) and not 0 <= refcam_id < cameras:
         raise ValueError(f"refcam_id {refcam_id} is not one of the {cameras} camera slots")

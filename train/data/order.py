@@ -3,7 +3,7 @@
 import numpy as np
 
 # Streams of random numbers that must not share a seed.
-ORDER_STREAM, SAMPLE_STREAM = 0, 1
+ORDER_STREAM, SAMPLE_STREAM, FLIP_STREAM = 0, 1, 2
 
 
 def epoch_order(count, seed, epoch, shuffle):
@@ -30,6 +30,6 @@ def rank_batch(order, number, batch_size, rank=0, world_size=1):
     return order[start : min(start + share, (number + 1) * batch_size)]
 
 
-def sample_rng(seed, epoch, sample):
+def sample_rng(seed, epoch, sample, stream=SAMPLE_STREAM):
     """The random generator of one sample in one epoch, whatever was drawn before or elsewhere."""
-    return np.random.default_rng((SAMPLE_STREAM, seed, epoch, sample))
+    return np.random.default_rng((stream, seed, epoch, sample))

@@ -41,6 +41,10 @@ class KeyframeTable:
     def __len__(self):
         return len(self.keys)
 
+    def lacks(self, member):
+        """The first shard none of whose keyframes holds the member; None where each has one that does."""
+        return next((index.tar for index in self.indexes if member not in index.members), None)
+
     def where(self, number):
         """Shard path and key, for messages."""
         shard, row = self._locate(number)

@@ -26,9 +26,9 @@ class Flips:
     bev_z: torch.Tensor
 
     @classmethod
-    def draw(cls, batch, cameras):
-        """Each with probability 1/2, from torch's CPU generator, whatever the device."""
-        bits = torch.rand(batch, cameras + 2) < 0.5
+    def of(cls, draws):
+        """From (B, 2 + S) uniform draws in [0,1): each flip with probability 1/2."""
+        bits = draws < 0.5
         return cls(bits[:, 2:], bits[:, 0], bits[:, 1])
 
     def to(self, device):
@@ -47,11 +47,11 @@ class Segnet(nn.Module):
         Z, Y, X: voxels of the BEV grid.
         vox_util: not used, as in the lineage; forward takes it.
         use_radar, use_lidar, use_metaradar: voxels that forward gets besides the images.
-        do_rgbcompress: False sums camera features over height instead of a convolution (cameras only).
+        do_rgbcompress: False sums camera features over height instead of a convolution; cameras alone heed it.
         rand_flip: in training, flip images and features back, and BEV features and the decoder's feature back.
         latent_dim: channels of the features. encoder_type: res101, res50, effb0 or effb4.
     Raises:
-        ValueError: metaradar without radar, do_rgbcompress=False with other sensors, or an unknown encoder.
+        ValueError: metaradar without radar, or an unknown encoder.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Segnet(nn.Module):
         Args:
             rgb_camXs: (B,S,3,H,W) in [-0.5, 0.5]. pix_T_cams, cam0_T_camXs: (B,S,4,4). vox_util: VoxUtil.
             rad_occ_mem0: (B,D,Z,Y,X) voxels: radar's channel (16 with metaradar), then lidar's; None for cameras only.
-            flips: Flips to apply; None draws them in training with rand_flip.
+            flips: Flips to apply; None draws them from torch's CPU generator in training with rand_flip.
         Returns:
             raw and feat (B,latent_dim,Z,X), seg (B,1,Z,X) logits, center (B,1,Z,X) in [0,1], offset (B,2,Z,X) cells.
         Raises:
@@ -112,7 +112,7 @@ class Segnet(nn.Module):
         batch, cameras = rgb_camXs.shape[:2]
         self._check_voxels(rad_occ_mem0)
         if flips is None and self.rand_flip and self.training:
-            flips = Flips.draw(batch, cameras)
+            flips = Flips.of(torch.rand(batch, 2 + cameras))
         if flips is not None:
             flips = flips.to(rgb_camXs.device)
 
