@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,7 +31,7 @@ from train.step import LossStep, over_processes
 
 SMALL = (
     "--encoder_type effb0 --no_pretrained --nworkers 2 --batch_size 2 --grad_acc 2 --res_scale 0.25 --rand_flip "
-    "--latent_dim 16 --use_lidar --nsweeps 1 --bounds -25,25,-5,5,-25,25 --val_freq 4 --device cpu --deterministic "
+    "--latent_dim 16 --use_radar --use_lidar --nsweeps 1 --bounds -25,25,-5,5,-25,25 --val_freq 4 --device cpu --deterministic "
     "--Z 24 --Y 2 --X 24"
 ).split()
 
@@ -46,6 +48,7 @@ def start(*words):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -108,7 +111,7 @@ def test_killed_and_resumed_equals_straight(synth_shards, straight, tmp_path):
 
 
 def small_net():
-    return Segnet(24, 2, 24, use_lidar=True, latent_dim=16, encoder_type="effb0", rand_flip=True)
+    return Segnet(24, 2, 24, use_radar=True, use_lidar=True, latent_dim=16, encoder_type="effb0", rand_flip=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -235,12 +238,28 @@ def test_torchrun_on_two_nodes(synth_shards, tmp_path):
     assert len(list((tmp_path / "logs").glob("*/t/events*"))) == 1
 
 
-def test_two_processes_stop_together(synth_shards, tmp_path):
-    process = start(*arguments(synth_shards, tmp_path, "--device_ids", "0,1", "--max_iters", 50, "--save_freq", 2))
-    wait_for(tmp_path, 2, process)
-    process.terminate()
-    assert process.wait(60) == 143
-    assert checkpoint.load(run_folder(tmp_path), small_net()) >= 2
+def in_group(leader):
+    """Processes of the session that `leader` began, zombies left out."""
+    count = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+            count += int(group) == leader and state != "Z"
+    return count
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_two_processes_stop_together(synth_shards, tmp_path, number):
+    """Whether the launcher is asked to stop or killed: both save and end, none is left behind."""
+    process = start(*arguments(synth_shards, tmp_path, "--device_ids", "0,1", "--max_iters", 900, "--save_freq", 3))
+    wait_for(tmp_path, 3, process)
+    process.send_signal(number)
+    assert process.wait(60) == (143 if number == signal.SIGTERM else -9)
+    deadline = time.monotonic() + 60
+    while in_group(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not in_group(process.pid)
+    assert 3 <= checkpoint.load(run_folder(tmp_path), small_net()) < 900
 
 
 VOX = VoxUtil(16, 2, 16, torch.tensor([[0.0, 1.0, 0.0]]), (-16, 16, -4, 4, -16, 16))

@@ -1,5 +1,6 @@
 """One process a device: what torchrun set up, or processes that we start ourselves."""
 
+import ctypes
 import datetime
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 TIMEOUT_S = 1800  # a rank that waits longer for the others gives up
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GRACE_S = 10.0  # after one process failed, the others get this long
 
 
@@ -130,10 +132,10 @@ def _one_of_several(target, options):
 
 def _join(device, size):
     """This process's World on `device`, after meeting the others where there are others."""
-    if not by_torchrun():
-        return World(0, 1, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if not by_torchrun():
+        return World(0, 1, device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=TIMEOUT_S))
     return World(dist.get_rank(), size, device)
@@ -179,7 +181,14 @@ def _wait(processes):
     return failed or next((p.exitcode for p in processes if p.exitcode), 0)
 
 
+def _end_with_parent():
+    """Have the kernel send this process SIGTERM when the launcher is killed: it saves and ends instead of running on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _spawned(rank, size, port, target, arguments):
+    _end_with_parent()
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -188,4 +197,6 @@ def _spawned(rank, size, port, target, arguments):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    # As many threads as cores in each process would make them all wait for each other.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
     target(*arguments)

@@ -55,7 +55,7 @@ class Options:
     device_ids: tuple = _option(
         (), "CUDA devices, a process each; without it all; with --device cpu: processes", "devices"
     )
-    precision: str = _option("", "bf16 or fp32; without it training takes bf16 on CUDA", "devices")
+    precision: str = _option("", "bf16 or fp32; without it fp32, but bf16 to train on CUDA", "devices")
     sync_bn: bool = _option(False, "batch-norm statistics over all CUDA devices, not of each", "devices")
     compile: bool = _option(False, "torch.compile the network", "devices")
     deterministic: bool = _option(False, "only deterministic kernels, where torch has them", "devices")
@@ -117,7 +117,10 @@ class Options:
     def validate(self, world_size=1):
         """Raise ValueError, naming the remedy, for values that cannot work together."""
         if self.batch_size < 1 or self.batch_size % world_size:
-            raise ValueError(f"batch_size {self.batch_size} is not a positive multiple of the {world_size} device(s)")
+            raise ValueError(
+                f"--batch_size {self.batch_size} is not a positive multiple of the {world_size} device(s); "
+                "change it, or name other --device_ids"
+            )
         if self.use_metaradar and not self.use_radar:
             raise ValueError("--use_metaradar needs --use_radar")
         if self.encoder_type not in ENCODERS:

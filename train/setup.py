@@ -102,7 +102,9 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1):
             val = expand_shards(options.shards or (f"{options.data_dir}/val-*.tar",))
         if not val:
             raise ValueError("no val-*.tar beside the train shards; give --val_shards or --do_val False")
-    threads, threads_val = (_share_of_cores(name, getattr(options, name)) for name in ("nworkers", "nworkers_val"))
+    threads = _share_of_cores("nworkers", options.nworkers)
+    # In evaluation there is but one loader, and --nworkers counts its threads, as in the lineage's.
+    threads_val = _share_of_cores("nworkers_val", options.nworkers_val) if want_train else threads
     loaders = compile_data(
         train,
         val,
