@@ -11,6 +11,7 @@ import struct
 import threading
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import zstandard
 
@@ -181,16 +182,31 @@ def encode_points(points):
     return _compressor().compress(_PLANES.pack(fields, count) + planes.tobytes())
 
 
-def decode_points(data, what):
-    """(fields, points) float32 of a `*.planes.zst` member. Raises RecordError on damage."""
+def decode_planes(data, what):
+    """(fields, 4, points) uint8 byte planes of a `*.planes.zst` member. Raises RecordError on damage."""
     raw = _decompress(data, _PLANES.size + 4 * MAX_ROWS * MAX_POINTS, what)
     if len(raw) < _PLANES.size:
         raise RecordError(f"{what}: too short")
     fields, count = _PLANES.unpack_from(raw)
     if fields > MAX_ROWS or count > MAX_POINTS or len(raw) != _PLANES.size + 4 * fields * count:
         raise RecordError(f"{what}: claims {fields} x {count} values in {len(raw)} bytes")
-    planes = np.frombuffer(raw, np.uint8, offset=_PLANES.size).reshape(fields, 4, count)
-    points = np.empty((fields, count, 4), np.uint8)
-    for byte in range(4):  # four strided copies: seven times as fast as one transposed copy
-        points[:, :, byte] = planes[:, byte]
-    return points.view("<f4").reshape(fields, count)
+    return np.frombuffer(raw, np.uint8, offset=_PLANES.size).reshape(fields, 4, count)
+
+
+def merge_planes(planes, out):
+    """Byte planes into float32 `out` (fields, points), whose rows are contiguous.
+
+    A row is an image of four channels to OpenCV, whose vectorised merge is eight times as fast as NumPy's strided copies.
+    """
+    count = planes.shape[2]
+    if count:
+        for four, row in zip(planes, out, strict=True):
+            cv2.merge(list(four), row.view(np.uint8).reshape(count, 1, 4))
+
+
+def decode_points(data, what):
+    """(fields, points) float32 of a `*.planes.zst` member. Raises RecordError on damage."""
+    planes = decode_planes(data, what)
+    points = np.empty((planes.shape[0], planes.shape[2]), "<f4")
+    merge_planes(planes, points)
+    return points

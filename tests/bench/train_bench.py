@@ -1,5 +1,8 @@
 """A short training on the device there is: samples/s, and how much of the time it waits for data."""
 
+import contextlib
+import io
+import os
 import statistics
 from pathlib import Path
 
@@ -26,6 +29,7 @@ def rows(shards, out, device="cpu"):
         do_val=False,
         no_pretrained=True,
         grad_acc=1,
+        nworkers=min(12, os.cpu_count() or 1),
         max_iters=WARM_UP + updates,
         save_freq=10**6,
         log_dir=str(Path(out) / "logs"),
@@ -34,7 +38,8 @@ def rows(shards, out, device="cpu"):
         device_ids=(0,) if device == "cuda" else (),
         **chosen,
     )
-    train(options)
+    with contextlib.redirect_stdout(io.StringIO()):  # its lines would stand in the table
+        train(options)
     [run] = (Path(out) / "logs").glob("*/t")
     events = EventAccumulator(str(run))
     events.Reload()

@@ -14,10 +14,12 @@ from common.record import (
     SAMPLE,
     RecordError,
     decode_json,
+    decode_planes,
     decode_points,
     decode_rows,
     image_member,
     lidar_member,
+    merge_planes,
     radar_member,
 )
 from train.data.polygons import cam_T_ego, draw_maps, footprints
@@ -171,19 +173,16 @@ def _images(members, cams, rows, options, buffer):
 def _lidar(members, sample, options):
     if not options.use_lidar:
         return None, 0
-    clouds = []
-    for k, sweep in enumerate(sample["lidar"][: options.nsweeps]):
-        points = decode_points(members[lidar_member(k)], lidar_member(k))
-        clouds.append((points, sweep["lag_s"]))
+    sweeps = sample["lidar"][: options.nsweeps]
+    clouds = [decode_planes(members[m], m) for m in map(lidar_member, range(len(sweeps)))]
     if not clouds:
         raise RecordError("has no lidar; train without --use_lidar")
-    out = np.empty((6, sum(points.shape[1] for points, _ in clouds)), np.float32)
-    start = 0
-    for points, lag in clouds:
-        end = start + points.shape[1]
-        out[:5, start:end], out[5, start:end] = points, lag
-        start = end
-    return out, clouds[0][0].shape[1]
+    ends = np.cumsum([0] + [cloud.shape[2] for cloud in clouds]).tolist()
+    out = np.empty((6, ends[-1]), np.float32)
+    for cloud, sweep, start, end in zip(clouds, sweeps, ends[:-1], ends[1:], strict=True):
+        merge_planes(cloud, out[:5, start:end])
+        out[5, start:end] = sweep["lag_s"]
+    return out, ends[1]
 
 
 def _radar(members, options):
