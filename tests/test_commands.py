@@ -91,6 +91,9 @@ def test_impossible_values_are_told_with_the_remedy():
         "6 numbers": dict(bounds=(1.0,)),
         "lower and a higher": dict(bounds=(5.0, -5.0, -5.0, 5.0, -5.0, 5.0)),
         "--lr": dict(lr=0.0),
+        "6 cameras": dict(ncams=7),
+        "--seed -1": dict(seed=-1),
+        "--Z 0": dict(Z=0),
     }
     for remedy, values in wrong.items():
         with pytest.raises(ValueError, match=re.escape(remedy)):

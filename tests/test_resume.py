@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from common.shard_index import load_index
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY, run_module
 from train import checkpoint
@@ -236,6 +238,20 @@ def test_torchrun_on_two_nodes(synth_shards, tmp_path):
     state = checkpoint.read(run_folder(tmp_path))
     assert state["step"] == 2 and state["loader"] == {"epoch": 0, "position": 4}
     assert len(list((tmp_path / "logs").glob("*/t/events*"))) == 1
+
+
+@pytest.mark.parametrize("row", [4, 5], ids=["rank 0", "rank 1"])
+def test_a_bad_sample_of_one_process_ends_both_in_one_line(synth_shards, tmp_path, row):
+    bad = shutil.copytree(synth_shards, tmp_path / "bad")
+    index = load_index(bad / "train-000.tar")
+    with open(bad / "train-000.tar", "r+b") as tar:
+        tar.seek(int(index.offsets[row, index.members.index("CAM_BACK.jpg")]))
+        tar.write(bytes(1000))
+    words = ["--device_ids", "0,1", "--shuffle", "False", "--max_iters", 9]
+    failed = run_module(*arguments(bad, tmp_path, *words), check=False)
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr and "step 000001/9" in failed.stdout
+    [line] = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    assert "train-000.tar" in line and index.keys[row] in line and "CAM_BACK.jpg" in line
 
 
 def in_group(leader):

@@ -10,7 +10,7 @@ import yaml
 
 from train import checkpoint
 from train.data import DataError
-from train.distributed import say
+from train.distributed import PeerFailed, PeersLost, say
 from train.loop import NotFinite, Stopped
 from train.options import FREE_ON_RESUME, GROUPS, Options, coerce
 
@@ -140,17 +140,23 @@ def _known(recorded, source):
 
 
 def fail_in_one_line(action):
-    """Run action(); bad input ends with one line and exit code 1, a signal with its own code. Rank 0 speaks for all."""
+    """Run action(); bad input ends with one line and exit code 1, a signal with its own code.
+
+    What all ranks meet alike is said once, what one alone met by that one.
+    """
     try:
         return action()
     except Stopped as stopped:
         say(f"{stopped}")
         sys.exit(stopped.code)
-    except torch.OutOfMemoryError as error:
-        say(f"error: out of memory on the device; lower --batch_size or --res_scale ({_one_line(error)[:120]})")
+    except PeerFailed:
         sys.exit(1)
-    except (ValueError, DataError, OSError, NotFinite) as error:
-        say(f"error: {_one_line(error)}")
+    except (ValueError, NotFinite, DataError, OSError, PeersLost, torch.OutOfMemoryError) as error:
+        text = _one_line(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            text = f"out of memory on the device; lower --batch_size or --res_scale ({text[:120]})"
+        speaker = "run" if isinstance(error, NotFinite) else "node" if isinstance(error, ValueError) else "process"
+        say(f"error: {text}", speaker)
         sys.exit(1)
 
 

@@ -19,13 +19,25 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GRACE_S = 10.0  # after one process failed, the others get this long
 
 
+class PeerFailed(RuntimeError):
+    """Another rank failed, and says why itself."""
+
+
+class PeersLost(RuntimeError):
+    """The connection to the other ranks broke; the message holds what the backend said."""
+
+
 @dataclass(frozen=True)
 class World:
-    """This process's place: rank of size, and its device."""
+    """This process's place: rank of size, and its device.
+
+    control: process group of the CPU for what the ranks tell each other besides tensors; it never waits for a device.
+    """
 
     rank: int
     size: int
     device: torch.device
+    control: object = None
 
     @property
     def leads(self):
@@ -51,16 +63,30 @@ class World:
         if self.size == 1:
             return [value]
         out = [None] * self.size
-        dist.all_gather_object(out, value)
+        dist.all_gather_object(out, value, self.control)
         return out
 
     def any(self, number):
-        """The largest of the ranks' non-negative numbers: who saw a signal tells the others."""
+        """The largest of the ranks' non-negative numbers: who saw a signal or failed tells the others."""
         if self.size == 1:
             return number
-        tensor = torch.tensor([number], device=self.device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        tensor = torch.tensor([number])
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, self.control)
         return int(tensor)
+
+    def fetch(self, source):
+        """next(source) on every rank. Where it fails on some, these raise their error and the others PeerFailed."""
+        value, error = None, None
+        try:
+            value = next(source)
+        except Exception as failure:  # whatever it is, the others must hear of it
+            error = failure
+        failed = self.any(int(error is not None))
+        if error is not None:
+            raise error
+        if failed:
+            raise PeerFailed
+        return value
 
 
 def by_torchrun():
@@ -68,9 +94,10 @@ def by_torchrun():
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def say(text):
-    """One line on stderr, of rank 0 alone."""
-    if int(os.environ.get("RANK", 0)) == 0:
+def say(text, once_per="run"):
+    """One line on stderr: of rank 0 ("run"), of the first rank of each machine ("node"), or of any ("process")."""
+    variable = {"run": "RANK", "node": "LOCAL_RANK", "process": None}[once_per]
+    if variable is None or int(os.environ.get(variable, 0)) == 0:
         click.echo(text, err=True)
 
 
@@ -119,6 +146,11 @@ def launch(target, options):
     world = _join(device, size)
     try:
         return target(options, world)
+    except RuntimeError as error:
+        # Gloo raises plain RuntimeErrors, with the path of its source in the text.
+        if world.size > 1 and (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+            raise PeersLost(f"rank {world.rank} lost the others ({str(error)[:300]})") from None
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -137,8 +169,10 @@ def _join(device, size):
     if not by_torchrun():
         return World(0, 1, device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=TIMEOUT_S))
-    return World(dist.get_rank(), size, device)
+    timeout = datetime.timedelta(seconds=TIMEOUT_S)
+    dist.init_process_group(backend, timeout=timeout)
+    control = dist.new_group(backend="gloo", timeout=timeout) if backend != "gloo" else None
+    return World(dist.get_rank(), size, device, control)
 
 
 def spawn(target, size, *arguments):
@@ -164,6 +198,8 @@ def spawn(target, size, *arguments):
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+    if code < 0:
+        say(f"error: one of the {size} processes was ended by signal {-code}")
     if code:
         sys.exit(code if code > 0 else 128 - code)
 

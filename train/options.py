@@ -41,7 +41,7 @@ class Options:
     val_freq: int = _option(100, "updates between validations", "run", least=1)
     val_batches: str = _option("1", "batches of a validation, going round the val set; or all", "run")
     log_dir: str = _option("logs_nuscenes", "TensorBoard folder", "run")
-    seed: int = _option(0, "of order, augmentation and weights", "run")
+    seed: int = _option(0, "of order, augmentation and weights", "run", least=0)
     config: str = _option("", "YAML or JSON file of options; the command line wins", "run")
     ckpt_dir: str = _option("checkpoints", "folder of the runs' checkpoint folders", "checkpoints")
     save_freq: int = _option(1000, "updates between checkpoints", "checkpoints", least=1)
@@ -71,7 +71,7 @@ class Options:
     reader: str = _option("auto", "indexed (local files), stream (pipe:, http, s3 ...) or auto", "data")
     verify_reads: bool = _option(False, "compare checksums while reading", "data")
     cache_dir: str = _option("", "keep streamed shards in this folder", "data")
-    cache_gb: float = _option(100.0, "size of cache_dir", "data")
+    cache_gb: float = _option(100.0, "size of cache_dir", "data", least=0.0)
     batch_size: int = _option(8, "samples over all devices", "optimisation", least=1)
     grad_acc: int = _option(5, "batches an update", "optimisation", least=1)
     lr: float = _option(3e-4, "peak learning rate", "optimisation")
@@ -96,7 +96,7 @@ class Options:
     no_pretrained: bool = _option(False, "random backbone weights", "model")
     backbone_weights: str = _option("", "local file with ImageNet weights", "model")
     protocol: str = _option("simple_bev", "simple_bev or min_visibility", "labels")
-    min_visibility: int = _option(1, "with min_visibility: boxes under it are left out", "labels")
+    min_visibility: int = _option(1, "with min_visibility: boxes under it are left out", "labels", least=1)
     target_categories: tuple = _option(("vehicle",), "comma list of category prefixes", "labels")
     bounds: tuple = _option((-50.0, 50.0, -5.0, 5.0, -50.0, 50.0), "xmin,xmax,ymin,ymax,zmin,zmax", "grid")
     centroid: tuple = _option((0.0, 1.0, 0.0), "x,y,z of the grid's middle", "grid")
@@ -137,6 +137,8 @@ class Options:
             value, least = getattr(self, item.name), item.metadata["least"]
             if least is not None and not value >= least:  # NaN too
                 raise ValueError(f"--{item.name} {value} must be at least {least}")
+        if self.ncams > len(CAMERAS):
+            raise ValueError(f"--ncams {self.ncams}: the car has {len(CAMERAS)} cameras")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"--lr {self.lr} must be positive")
         if len(self.bounds) != 6 or len(self.centroid) != 3:
