@@ -201,6 +201,11 @@ def test_resume_goes_further_and_refuses_another_experiment(synth_shards, real_s
         assert failed.returncode == 1 and told in failed.stderr and "Traceback" not in failed.stderr
     assert "has its 1 updates" in run_module(*resume).stderr
     before = checkpoint.read(folder)
+    young = tmp_path / "young"
+    young.mkdir()
+    shutil.copy(folder / "config.yaml", young)
+    failed = run_module("train.run", "--resume", young, check=False)
+    assert failed.returncode == 1 and f"begin it again with --config {young}/config.yaml" in failed.stderr
     run_module(*resume, "--max_iters", 2, "--lr", "3e-4", "--deterministic", "False")
     assert checkpoint.read(folder)["step"] == 2 and before["loader"] == {"epoch": 0, "position": 2}
 

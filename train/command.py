@@ -115,10 +115,13 @@ def from_run(given):
 
     Raises ValueError for an option that would make it another run.
     """
-    recorded = checkpoint.read(given["resume"]).get("options")
+    run = Path(given["resume"])
+    if (run / "config.yaml").is_file() and not any(run.glob("model-*.pth")):
+        raise ValueError(f"{run}: ended before its first checkpoint; begin it again with --config {run}/config.yaml")
+    recorded = checkpoint.read(run).get("options")
     if recorded is None:
-        raise ValueError(f"{given['resume']}: its checkpoint records no options; use --init_dir")
-    recorded = _known(recorded, given["resume"])
+        raise ValueError(f"{run}: its checkpoint records no options; use --init_dir")
+    recorded = _known(recorded, run)
     for name, value in given.items():
         if name not in FREE_ON_RESUME and recorded.get(name, value) != value:
             raise ValueError(
