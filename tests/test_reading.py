@@ -1,5 +1,6 @@
 """The two readers: the same batches, clear errors within seconds, nothing left behind."""
 
+import dataclasses
 import functools
 import gc
 import http.server
@@ -157,7 +158,21 @@ def stream_of_indexes(loader):
     return loader
 
 
-def test_a_member_that_does_not_decode_names_shard_and_key(folder):
+def encoded_to_the_device(loader):
+    """The loader, leaving its images to the device's decoder, as it does on CUDA."""
+    loader.frame_options = dataclasses.replace(loader.frame_options, decode_images=False)
+    return loader
+
+
+def test_images_that_the_device_decodes_are_those_of_the_threads(synth_shards):
+    for a, b in zip(encoded_to_the_device(every_camera(synth_shards)), every_camera(synth_shards), strict=True):
+        assert (a.imgs - b.imgs).abs().max() <= 1 / 255
+        for name in ("intrins", "lidar_data", "radar_data", "seg_bev"):
+            assert torch.equal(getattr(a, name), getattr(b, name))
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_member_that_does_not_decode_names_shard_and_key(folder, on_device):
     tar = folder / "train-000.tar"
     index = build_index(tar)
     column = index.members.index("CAM_FRONT.jpg")
@@ -166,7 +181,8 @@ def test_a_member_that_does_not_decode_names_shard_and_key(folder):
     data[start : start + int(index.sizes[1, column])] = bytes(int(index.sizes[1, column]))
     tar.write_bytes(data)
     index_path(tar).write_bytes(dump_index(build_index(tar)))
-    message = run_out(every_camera(folder))
+    loader = every_camera(folder)
+    message = run_out(encoded_to_the_device(loader) if on_device else loader)
     assert "train-000.tar" in message and index.keys[1] in message and "CAM_FRONT.jpg" in message
 
 

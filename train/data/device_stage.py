@@ -98,7 +98,7 @@ class DeviceStage:
     def _pixels(self, frames):
         """(S,H,W,3) uint8 of each frame, or S images: decoded ones are uploaded, encoded ones go to nvJPEG in one call."""
         if not isinstance(frames[0].images[0], np.ndarray):
-            return self._decode([image for frame in frames for image in frame.images], len(frames))
+            return self._decode(frames)
         return [
             torch.from_numpy(f.images).to(self.device, non_blocking=True)
             if isinstance(f.images, np.ndarray)
@@ -106,13 +106,19 @@ class DeviceStage:
             for f in frames
         ]
 
-    def _decode(self, encoded, frames):
-        """Encoded JPEGs of all frames -> lists of (H,W,3) uint8 images on the device, a list a frame."""
-        buffers = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in encoded]
-        decoded = decode_jpeg(buffers, mode=ImageReadMode.RGB, device=self.device)
-        images = [image.permute(1, 2, 0) for image in decoded]
-        each = len(images) // frames
-        return [images[i : i + each] for i in range(0, len(images), each)]
+    def _decode(self, frames):
+        """Encoded JPEGs of all frames -> lists of (H,W,3) uint8 images on the device, a list a frame.
+
+        Raises RuntimeError, which does not say which one, for an image that is damaged or not of the size recorded.
+        """
+        buffers = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for frame in frames for image in frame.images]
+        decoded = iter(decode_jpeg(buffers, mode=ImageReadMode.RGB, device=self.device))
+        images = [[next(decoded).permute(1, 2, 0) for _ in frame.images] for frame in frames]
+        if any(
+            [image.shape[:2] for image in own] != frame.stored_hw for own, frame in zip(images, frames, strict=True)
+        ):
+            raise RuntimeError("an image is not of the size that its record says")
+        return images
 
     def _targets(self, frames, ego_T_cam0, lrt, num_boxes):
         cam0_T_ego, _ = torch.linalg.inv_ex(ego_T_cam0)  # inv would wait for the GPU to say whether it worked

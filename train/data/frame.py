@@ -159,15 +159,21 @@ def _images(members, cams, rows, options, buffer):
     if not one_size or buffer is None or buffer.shape[1:3] != (height, width):
         buffer = np.empty((len(cams), height, width, 3), np.uint8) if one_size else [None] * len(cams)
     for slot, data in enumerate(encoded):
-        try:
-            image = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer[slot])
-        except ValueError as error:
-            raise RecordError(f"{image_member(cams[slot])}: does not decode ({error})") from None
-        if image.shape[:2] != (rows["height"][slot], rows["width"][slot]):
-            raise RecordError(f"{image_member(cams[slot])}: {image.shape[:2]} pixels, cameras.npy says otherwise")
+        image = decode_image(data, cams[slot], (rows["height"][slot], rows["width"][slot]), buffer[slot])
         if not one_size:
             buffer[slot] = image
     return buffer
+
+
+def decode_image(data, camera, stored_hw, buffer=None):
+    """(H,W,3) uint8 of a JPEG, in `buffer` if given. Raises RecordError if it is damaged or of another size."""
+    try:
+        image = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
+    except ValueError as error:
+        raise RecordError(f"{image_member(camera)}: does not decode ({error})") from None
+    if image.shape[:2] != tuple(stored_hw):
+        raise RecordError(f"{image_member(camera)}: {image.shape[:2]} pixels, cameras.npy says otherwise")
+    return image
 
 
 def _lidar(members, sample, options):

@@ -10,7 +10,7 @@ import torch
 from common.record import RecordError
 from common.shard_index import ShardError
 from train.data.draws import draw
-from train.data.frame import decode_frame
+from train.data.frame import decode_frame, decode_image
 from train.data.order import num_batches, rank_batch, sample_rng
 
 BATCHES_AHEAD = 2  # being decoded while one is consumed
@@ -128,7 +128,7 @@ class Loader:
                     number += 1
                 samples, draws, jobs = pending.popleft()
                 windows = [[job() for job in window] for window in jobs]
-                batch = self.stage(windows, draws, samples, epoch)
+                batch = self._stage(windows, draws, samples, epoch)
                 self._recycle(windows)
                 self.position += 1
                 if self.position == total:
@@ -174,9 +174,28 @@ class Loader:
         except ShardError as error:
             raise DataError(str(error)) from error
         except RecordError as error:
-            raise DataError(
-                f"{self.reader.where(number)}: {error}; check the shard with python -m preprocess.verify"
-            ) from error
+            raise self._bad_record(number, error) from error
+
+    def _bad_record(self, number, error):
+        return DataError(f"{self.reader.where(number)}: {error}; check the shard with python -m preprocess.verify")
+
+    def _stage(self, windows, draws, samples, epoch):
+        """The batch of loaded windows. Where a device could not decode its images, find out which one it was."""
+        try:
+            return self.stage(windows, draws, samples, epoch)
+        except RuntimeError:
+            if not self.frame_options.decode_images:
+                for window, chosen, sample in zip(windows, draws, samples, strict=True):
+                    for frame, number in zip(window, self.windows[sample], strict=True):
+                        self._check_images(frame, number, chosen.cams)
+            raise
+
+    def _check_images(self, frame, number, cams):
+        for image, camera, stored_hw in zip(frame.images, cams, frame.stored_hw, strict=True):
+            try:
+                decode_image(image, camera, stored_hw)
+            except RecordError as error:
+                raise self._bad_record(number, error) from None
 
     def stored_hw(self, number):
         """Height and width that most images of the shards have; others get buffers of their own."""
