@@ -74,11 +74,11 @@ class World:
         dist.all_reduce(tensor, dist.ReduceOp.MAX, self.control)
         return int(tensor)
 
-    def fetch(self, source):
-        """next(source) on every rank. Where it fails on some, these raise their error and the others PeerFailed."""
+    def together(self, action):
+        """What action() gives, on every rank. Where it fails on some, these raise their error and the others PeerFailed."""
         value, error = None, None
         try:
-            value = next(source)
+            value = action()
         except Exception as failure:  # whatever it is, the others must hear of it
             error = failure
         failed = self.any(int(error is not None))

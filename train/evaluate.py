@@ -78,6 +78,14 @@ def _read_options(given):
 
 
 def _evaluate_rank(options, world):
+    step, samples, counts = world.together(lambda: _evaluated(options, world))
+    counts = world.sum(counts.to(world.device))
+    if world.leads:
+        click.echo(f"step {step}; {samples} samples; IoU {iou(counts):.4f}")
+
+
+def _evaluated(options, world):
+    """Step of the checkpoint, samples over all ranks, and (2,) counts of this rank's share."""
     if not options.precision:
         options.precision = "fp32"  # as in the lineage; training's bf16 is for speed
     _, loader, vox_util = make_loaders(options, world.device, want_train=False, rank=world.rank, world_size=world.size)
@@ -87,9 +95,7 @@ def _evaluate_rank(options, world):
     if options.compile:
         model.compile()
     counts = evaluate(model, loader, vox_util, options.autocast_on(world.device), world.leads)
-    counts = world.sum(counts.to(world.device))
-    if world.leads:
-        click.echo(f"step {step}; {len(loader.windows)} samples; IoU {iou(counts):.4f}")
+    return step, len(loader.windows), counts
 
 
 if __name__ == "__main__":

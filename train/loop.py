@@ -136,7 +136,7 @@ class Trainer:
         figures, tokens = [], []
         for number in range(1, self.options.grad_acc + 1):
             before = time.monotonic()
-            self.batch = self.world.fetch(train)
+            self.batch = self.world.together(lambda: next(train))
             waited += time.monotonic() - before
             # Gradients are summed over the batches first, and over the ranks once.
             last = number == self.options.grad_acc
@@ -192,7 +192,7 @@ class Trainer:
         sums = torch.zeros(len(FIGURES) + 3, dtype=torch.float64, device=self.world.device)
         with torch.no_grad():
             for _ in range(wanted):
-                batch = self.world.fetch(val)
+                batch = self.world.together(lambda: next(val))
                 if batch is not None:
                     figures = self.step(batch)[1]
                     sums += torch.cat([figures, figures.new_ones(1)])

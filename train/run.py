@@ -55,6 +55,26 @@ def train(options):
 
 def train_rank(options, world):
     """One process's part of a run."""
+    parts, step, folder = world.together(lambda: _prepare(options, world))
+    if step >= options.max_iters:
+        done = folder or options.init_dir
+        say(f"note: {done} has its {options.max_iters} updates; --max_iters says how far to go on")
+        return checkpoint.find(done)
+    if folder is None:
+        folder = world.gather(_new_folder(options) if world.leads else None)[0]
+    # Fed back, the run's own config begins a run of its own.
+    options = dataclasses.replace(options, ckpt_dir=str(folder.parent), resume="", config="")
+    if world.leads:
+        (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(options), sort_keys=False))
+    return Trainer(options, folder.name, world=world, **parts).run(step)
+
+
+def _prepare(options, world):
+    """What this rank trains with.
+
+    Returns:
+        (loaders, network and the like, as Trainer takes them; the updates behind it; the resumed run's folder or None).
+    """
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(options.seed)
@@ -69,22 +89,15 @@ def train_rank(options, world):
     optimizer, scheduler = fetch_optimizer(
         model.parameters(), options.lr, options.weight_decay, options.max_iters, options.use_scheduler
     )
-    pools = {}
+    step, folder, pools = 0, None, {}
     if options.resume:
         step, folder, pools = _resume(options, model, optimizer, loaders)
-    else:
-        step = _load_init(options, model, optimizer) if options.init_dir else 0
-        folder = world.gather(_new_folder(options) if world.leads else None)[0]
-    if step >= options.max_iters:
-        say(f"note: {folder} has its {options.max_iters} updates; --max_iters says how far to go on")
-        return checkpoint.find(folder) if options.resume else None
-    if scheduler is not None:
+    elif options.init_dir:
+        step = _load_init(options, model, optimizer)
+    if scheduler is not None and step < options.max_iters:
         stand_at(scheduler, step)
-    # Fed back, the run's own config begins a run of its own.
-    options = dataclasses.replace(options, ckpt_dir=str(folder.parent), resume="", config="")
-    if world.leads:
-        (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(options), sort_keys=False))
-    return Trainer(options, folder.name, model, optimizer, scheduler, loaders, world, pools).run(step)
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "loaders": loaders, "pools": pools}
+    return parts, step, folder
 
 
 def _new_folder(options):
