@@ -40,8 +40,8 @@ def sensor_voxels(net, batch, cam0_T_ego, vox_util):
             else:
                 parts.append(vox_util.voxelize_xyz(xyz, valid))
         if net.use_lidar:
+            far = batch.lidar_data[:, 0].square().sum(1) > NEAR_EGO_M**2  # norm() is a hundred times as slow on the CPU
             lidar = batch.lidar_data[:, 0].transpose(1, 2)
-            far = lidar.norm(dim=-1) > NEAR_EGO_M
             valid = _valid(lidar, batch.num_lidar[:, 0]) & far
             parts.append(vox_util.voxelize_xyz(apply_4x4(cam0_T_ego, lidar), valid))
     return torch.cat(parts, 1) if parts else None
