@@ -113,9 +113,7 @@ def test_train_then_evaluate(real_shards, tmp_path):
     small = "--encoder_type res50 --no_pretrained --nworkers 2 --batch_size 1 --grad_acc 1 --res_scale 0.5"
     small = [*small.split(), *"--Z 40 --Y 4 --X 40 --use_lidar".split()]
     folders = ["--log_dir", tmp_path / "logs", "--ckpt_dir", tmp_path / "ckpt"]
-    run = run_module(
-        "train.run", "--shards", f"{real_shards}/train-<000..099>.tar", *small, *folders, "--max_iters", 4
-    )
+    run = run_module("train.run", "--shards", f"{real_shards}/train-<000..099>.tar", *small, *folders, "--max_iters", 4)
     assert "step 000004/4" in run.stdout
     [folder] = (tmp_path / "ckpt").iterdir()
     assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "model-000000004.pth"]

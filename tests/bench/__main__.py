@@ -15,8 +15,8 @@ from tests.bench.measure import HEADER, Row, best_ms
 from tests.conftest import SHARED, run_module
 
 
-def decode_unit(dataroot):
-    """Milliseconds to decode one keyframe's six source JPEGs with simplejpeg on one core: the unit of all ratios."""
+def decoder(dataroot):
+    """A function that decodes one keyframe's six source JPEGs with simplejpeg on one core: the unit of all ratios."""
     images = [sorted(Path(dataroot).glob(f"samples/{c}/*.jpg"))[0].read_bytes() for c in CAMERAS]
     buffers = [simplejpeg.decode_jpeg(image, "RGB") for image in images]
 
@@ -24,7 +24,7 @@ def decode_unit(dataroot):
         for image, buffer in zip(images, buffers, strict=True):
             simplejpeg.decode_jpeg(image, "RGB", buffer=buffer)
 
-    return best_ms(decode, 20)
+    return decode
 
 
 @click.command()
@@ -44,7 +44,8 @@ def main(device, scenes):
             *["--sweeps", 2],
             timeout=3600,
         )
-        unit = decode_unit(world)
+        decode = decoder(world)
+        unit = best_ms(decode, 20)
         show([HEADER, Row("decode: six source JPEGs, generated world", unit, decodes=1.0)])
         common = ["--version", version, "--dataroot", world, "--sweeps", 3, "--train-shards", 4, "--val-shards", 1]
         run_module("preprocess.run", *common, "--out", folder / "full", timeout=3600)
@@ -56,14 +57,14 @@ def main(device, scenes):
         small = sorted(map(str, (folder / "small").glob("train-*.tar")))
         show(shards_bench.rows(world, version, unit))
         show(shards_bench.scaling(world, version, folder / "scaling"))
-        show(loader_bench.rows(full, small, unit))
+        show(loader_bench.rows(full, small, decode))
         (folder / "large").mkdir()
         show(loader_bench.opening(full[0], folder / "large"))
         show(device_bench.rows(full[0], unit))
         torch.set_num_threads(os.cpu_count() or 1)
-        show(train_bench.rows(full, folder / "run"))
+        show(train_bench.rows(full, folder / "run", "cuda" if torch.cuda.is_available() else "cpu"))
     if (SHARED / "realframe").is_dir():
-        unit = decode_unit(SHARED / "realframe")
+        unit = best_ms(decoder(SHARED / "realframe"), 20)
         show([Row("decode: six source JPEGs, real keyframe", unit, decodes=1.0)])
         show(shards_bench.rows(SHARED / "realframe", "v1.0-mini", unit))
 

@@ -3,7 +3,6 @@
 import io
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import webdataset
 from PIL import Image
 
 from common.shard_index import dump_index, index_path, load_index
-from tests.bench.measure import Row, best_ms
+from tests.bench.measure import Row, best_ms, paired_ms
 from train.data import Loader, make_frame_options
 from train.data.draws import AugmentConfig
 from train.data.reader import IndexedReader
@@ -55,8 +54,8 @@ def _epoch(source):
     return lambda: [None for _ in source]
 
 
-def rows(full, small, decode_ms):
-    """full, small: lists of shards with the source JPEGs and with 540x960 ones."""
+def rows(full, small, unit):
+    """full, small: lists of shards with the source JPEGs and with 540x960 ones. unit: one run of it."""
     out = []
     paths = [
         ("source JPEGs on the CPU", full, True, "<= 1.15"),
@@ -66,12 +65,12 @@ def rows(full, small, decode_ms):
     for name, shards, decode, goal in paths:
         source = loader(shards, 1, decode)
         count = len(source) * source.batch_size
-        cpu = best_ms(_epoch(source), 3, count, time.process_time)
-        out.append(Row(f"loader: {name}, CPU", cpu, decodes=cpu / decode_ms, goal=goal))
+        cpu, ratio = paired_ms(_epoch(source), unit, count)
+        out.append(Row(f"loader: {name}, CPU", cpu, decodes=ratio, goal=goal))
     one, two = (best_ms(_epoch(loader(full, n)), 3, count) for n in (1, 2))
     out.append(Row("loader: two threads over one, source JPEGs", one / two, "x", goal=">= 1.9"))
-    plain = best_ms(lambda: _plain(full), 1, count, time.process_time)
-    out.append(Row("plain webdataset + PIL decoding, no points", plain, decodes=plain / decode_ms))
+    plain, ratio = paired_ms(lambda: _plain(full), unit, count, 1)
+    out.append(Row("plain webdataset + PIL decoding, no points", plain, decodes=ratio))
     return out
 
 

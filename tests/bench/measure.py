@@ -1,5 +1,6 @@
 """How the benchmarks measure: the best of a few runs, and ratios to one unit measured in the same process."""
 
+import statistics
 import time
 from dataclasses import dataclass
 
@@ -30,3 +31,16 @@ def best_ms(action, repeats=3, count=1, clock=time.perf_counter):
         action()
         times.append((clock() - start) / count * 1e3)
     return min(times)
+
+
+def paired_ms(action, unit, count, repeats=3, clock=time.process_time):
+    """Medians over pairs, run in turn because a machine's speed drifts, of action() over its `count` samples and the unit.
+
+    Returns:
+        (milliseconds a sample, ratio to as many runs of unit()).
+    """
+    pairs = []
+    for _ in range(repeats):
+        one = best_ms(lambda: [unit() for _ in range(count)], 1, count, clock)
+        pairs.append((best_ms(action, 1, count, clock), one))
+    return statistics.median(a for a, _ in pairs), statistics.median(a / b for a, b in pairs)
