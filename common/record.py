@@ -168,6 +168,7 @@ def decode_rows(data, dtype, what):
 
 
 _PLANES = struct.Struct("<II")  # fields, points
+FEW_POINTS = 2000  # below, calling OpenCV costs more than it saves
 
 
 def encode_points(points):
@@ -194,14 +195,16 @@ def decode_planes(data, what):
 
 
 def merge_planes(planes, out):
-    """Byte planes into float32 `out` (fields, points), whose rows are contiguous.
-
-    A row is an image of four channels to OpenCV, whose vectorised merge is eight times as fast as NumPy's strided copies.
-    """
-    count = planes.shape[2]
-    if count:
-        for four, row in zip(planes, out, strict=True):
-            cv2.merge(list(four), row.view(np.uint8).reshape(count, 1, 4))
+    """Byte planes into float32 `out` (fields, points), whose rows are contiguous."""
+    fields, _, count = planes.shape
+    values = out.view(np.uint8).reshape(fields, count, 4)
+    if count < FEW_POINTS:
+        for byte in range(4):
+            values[:, :, byte] = planes[:, byte]
+    else:
+        # An image of four channels a field: OpenCV's merge is vectorised, NumPy's strided copies are not.
+        for four, value in zip(planes, values, strict=True):
+            cv2.merge(list(four), value.reshape(count, 1, 4))
 
 
 def decode_points(data, what):

@@ -12,12 +12,15 @@ from common.cameras import CAMERAS
 from common.record import (
     BOX_DTYPE,
     CAMERA_DTYPE,
+    FEW_POINTS,
     SCHEMA_VERSION,
     RecordError,
+    decode_planes,
     decode_points,
     decode_rows,
     encode_points,
     encode_rows,
+    merge_planes,
     member_order,
 )
 from common.shard_index import load_index
@@ -81,11 +84,14 @@ def test_planes_are_laid_out_as_specified():
             assert plane == points[field].tobytes()[byte::4]
 
 
-@pytest.mark.parametrize("count", [0, 1, 1000])
+@pytest.mark.parametrize("count", [0, 1, FEW_POINTS - 1, FEW_POINTS, 9001])
 def test_round_trips(count):
     rng = np.random.default_rng(count)
     points = rng.normal(size=(5, count)).astype(np.float32)
     np.testing.assert_array_equal(decode_points(encode_points(points), "x"), points)
+    out = np.zeros((6, count + 9), np.float32)
+    merge_planes(decode_planes(encode_points(points), "x"), out[:5, 3 : 3 + count])
+    np.testing.assert_array_equal(out, np.pad(points, ((0, 1), (3, 6))))
     rows = np.zeros(count, BOX_DTYPE)
     rows["wlh"] = rng.normal(size=(count, 3))
     assert decode_rows(encode_rows(rows), BOX_DTYPE, "x").tobytes() == rows.tobytes()
