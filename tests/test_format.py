@@ -20,8 +20,8 @@ from common.record import (
     decode_rows,
     encode_points,
     encode_rows,
-    merge_planes,
     member_order,
+    merge_planes,
 )
 from common.shard_index import load_index
 from tests.conftest import REPOSITORY

@@ -68,6 +68,7 @@ def write(ckpt_dir, step, content, keep_latest):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _flush_folder(folder)
     finally:
         temporary.unlink(missing_ok=True)
     for _, old in _steps(folder)[:-keep_latest]:
@@ -76,11 +77,25 @@ def write(ckpt_dir, step, content, keep_latest):
     return path
 
 
+def _flush_folder(folder):
+    """The new name reaches the disk before older files go: a power cut, too, leaves one of them."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class Writer:
-    """Writes snapshots in a background thread, one at a time; an error comes up at the next submit or at close."""
+    """Writes snapshots in a background thread, one at a time; an error comes up at the next submit or at close.
+
+    There is one for a folder at any time; what a killed one left half-written is removed.
+    """
 
     def __init__(self, ckpt_dir, keep_latest):
         self.folder, self.keep_latest = Path(ckpt_dir), keep_latest
+        for half_written in self.folder.glob(".model-*.pth.*.tmp"):
+            half_written.unlink()
         self._pool, self._last = ThreadPoolExecutor(1, "checkpoint"), None
 
     def submit(self, step, content):

@@ -89,7 +89,7 @@ class Trainer:
             writers = {w: SummaryWriter(f"{where}/{w}", purge_step=first_step + 1) for w in names}
         train = batches(self.train_loader)
         val = batches(self.val_loader) if self.val_loader is not None else None
-        path, saver = None, checkpoint.Writer(self.folder, self.options.keep_latest)
+        path, saver = None, checkpoint.Writer(self.folder, self.options.keep_latest) if leads else None
         bar = {**_BAR, "disable": _BAR["disable"] or not leads}
         try:
             steps = range(first_step + 1, self.options.max_iters + 1)
@@ -106,7 +106,8 @@ class Trainer:
                     if stop:
                         raise Stopped(128 + stop)
         finally:
-            saver.close()
+            if saver:
+                saver.close()
             train.close()
             if val:
                 val.close()
