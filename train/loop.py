@@ -151,15 +151,15 @@ class Trainer:
         if self.scheduler is not None:
             self.scheduler.step()
         means, counts = self._reduced(step, torch.stack(figures), norm, tokens)
-        self.pools["t"].add(means, counts)
-        seconds = time.monotonic() - started
+        seconds, samples = time.monotonic() - started, self.options.batch_size * self.options.grad_acc
+        self.pools["t"].add({**means, "time_per_batch": seconds, "time_per_el": seconds / samples}, counts)
         return {
             "rtime": waited,
             "itime": seconds,
             "loss": means["total_loss"],
             "grad_norm": norm.item(),
             "data_wait_percent": 100 * waited / seconds,
-            "samples_per_s": self.options.batch_size * self.options.grad_acc / seconds,
+            "samples_per_s": samples / seconds,
             "read_mb_per_s": (self.train_loader.reader.bytes_read - read_before) / seconds / 1e6,
         }
 
@@ -206,9 +206,6 @@ class Trainer:
         for name in LOGGED:
             writers["t"].add_scalar(f"_/{name}", figures[name], step)
         writers["t"].add_scalar("_/current_lr", self.optimizer.param_groups[0]["lr"], step)
-        writers["t"].add_scalar("pooled/time_per_batch", figures["itime"], step)
-        per_element = figures["itime"] / (self.options.batch_size * self.options.grad_acc)
-        writers["t"].add_scalar("pooled/time_per_el", per_element, step)
         if self._validates(step):
             self._write(writers["v"], step, self.pools["v"])
         if step % self.options.log_freq == 0 or step == 1:
