@@ -42,17 +42,8 @@ def evaluate(model, loader, vox_util, autocast=None, progress=True):
 
 _OF_TRAINING = (
     *("run", "optimisation", "ckpt_dir", "save_freq", "keep_latest", "resume", "load_step", "load_optimizer", "seed"),
-    *(
-        "sync_bn",
-        "deterministic",
-        "shuffle",
-        "temporal_aug",
-        "nworkers_val",
-        "rand_flip",
-        "rand_crop_and_resize",
-        "ncams",
-    ),
-    *("do_shuffle_cams", "no_pretrained", "backbone_weights"),
+    *("sync_bn", "deterministic", "shuffle", "temporal_aug", "nworkers_val", "rand_flip", "rand_crop_and_resize"),
+    *("ncams", "do_shuffle_cams", "no_pretrained", "backbone_weights"),
 )
 
 
