@@ -202,9 +202,9 @@ def merge_planes(planes, out):
         for byte in range(4):
             values[:, :, byte] = planes[:, byte]
     else:
-        # An image of four channels a field: OpenCV's merge is vectorised, NumPy's strided copies are not.
+        # An image of one row and four channels a field: OpenCV's merge is vectorised, NumPy's strided copies are not.
         for four, value in zip(planes, values, strict=True):
-            cv2.merge(list(four), value.reshape(count, 1, 4))
+            cv2.merge(list(four.reshape(4, 1, count)), value.reshape(1, count, 4))
 
 
 def decode_points(data, what):
