@@ -24,7 +24,7 @@ class PeerFailed(RuntimeError):
 
 
 class PeersLost(RuntimeError):
-    """The connection to the other ranks broke; the message holds what the backend said."""
+    """The other ranks could not be met, or the connection to them broke; the message holds what the backend said."""
 
 
 @dataclass(frozen=True)
@@ -143,13 +143,12 @@ def launch(target, options):
         raise ValueError("--sync_bn needs CUDA devices; leave it out")
     if ours and size > 1:
         return spawn(_one_of_several, size, target, options)
-    world = _join(device, size)
     try:
-        return target(options, world)
+        return target(options, _join(device, size))
     except RuntimeError as error:
         # Gloo raises plain RuntimeErrors, with the path of its source in the text.
-        if world.size > 1 and (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
-            raise PeersLost(f"rank {world.rank} lost the others ({str(error)[:300]})") from None
+        if size > 1 and (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+            raise PeersLost(f"rank {os.environ['RANK']} has no connection to the others ({str(error)[:300]})") from None
         raise
     finally:
         if dist.is_initialized():

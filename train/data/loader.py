@@ -128,7 +128,7 @@ class Loader:
                     number += 1
                 samples, draws, jobs = pending.popleft()
                 windows = [[job() for job in window] for window in jobs]
-                batch = self._stage(windows, draws, samples, epoch)
+                batch = self._staged(windows, draws, samples, epoch)
                 self._recycle(windows)
                 self.position += 1
                 if self.position == total:
@@ -179,7 +179,7 @@ class Loader:
     def _bad_record(self, number, error):
         return DataError(f"{self.reader.where(number)}: {error}; check the shard with python -m preprocess.verify")
 
-    def _stage(self, windows, draws, samples, epoch):
+    def _staged(self, windows, draws, samples, epoch):
         """The batch of loaded windows. Where a device could not decode its images, find out which one it was."""
         try:
             return self.stage(windows, draws, samples, epoch)
