@@ -21,11 +21,12 @@ _OF_MODEL = (
 )
 
 
-def evaluate(model, loader, vox_util, autocast=None, progress=True):
+def evaluate(model, loader, vox_util, autocast=None, progress=True, labelled=None):
     """(2,) float64 intersection and union over every sample of the loader, in evaluation mode.
 
     Args:
         autocast: dtype of the network's arithmetic; None for float32. progress: show a bar on a terminal.
+        labelled: float64 tensor to which the number of cells that are labelled, and count, is added.
     """
     model.eval()
     kind = loader.stage.device.type
@@ -36,6 +37,8 @@ def evaluate(model, loader, vox_util, autocast=None, progress=True):
             with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
                 seg = run_model(model, batch, vox_util)[2].float()
             counts += intersection_union(seg, batch.seg_bev[:, 0], batch.valid_bev[:, 0])
+            if labelled is not None:
+                labelled += (batch.seg_bev[:, 0] * batch.valid_bev[:, 0]).sum(dtype=torch.float64)
     return counts.cpu()
 
 
@@ -46,9 +49,9 @@ _OF_TRAINING = (
 )
 
 
-@options_command(hide=_OF_TRAINING)
+@options_command(hide=_OF_TRAINING, argument=("RUN", "init_dir"))
 def main(given):
-    """Print the IoU of --init_dir over every sample of the val shards.
+    """Print the IoU of RUN (--init_dir) over every sample of the val shards.
 
     Intersections are summed over all samples, and so are unions, before they are divided. What the checkpoint records
     (network, sensors, grid, image size, labels) need not be said again. Options of training are taken and change nothing.
@@ -59,8 +62,8 @@ def main(given):
 
 def _read_options(given):
     if given.get("resume") or not given.get("init_dir"):
-        raise ValueError("give --init_dir: a checkpoint file or a run's folder")
-    content = checkpoint.read(given["init_dir"])
+        raise ValueError("give a run's folder or a checkpoint file: python -m train.evaluate RUN")
+    content = checkpoint.read(given["init_dir"], command="python -m train.evaluate")
     recorded = content.get("options") or {}
     own = {name: coerce(name, recorded[name]) for name in _OF_MODEL if name in recorded}
     own["interpolation"] = checkpoint.interpolation(content)
@@ -71,11 +74,16 @@ def _evaluate_rank(options, world):
     step, samples, counts = world.together(lambda: _evaluated(options, world))
     counts = world.sum(counts.to(world.device))
     if world.leads:
-        click.echo(f"step {step}; {samples} samples; IoU {iou(counts):.4f}")
+        cells = int(counts[2])
+        click.echo(f"step {step}; {samples} samples; IoU {iou(counts[:2]):.4f}; {cells} labelled cells")
+        if not cells:
+            raise ValueError(
+                "no cell of these samples is labelled, so the IoU says nothing; see --target_categories, --bounds"
+            )
 
 
 def _evaluated(options, world):
-    """Step of the checkpoint, samples over all ranks, and (2,) counts of this rank's share."""
+    """Step of the checkpoint, samples over all ranks, and of this rank's share (3,): intersection, union, labelled cells."""
     if not options.precision:
         options.precision = "fp32"  # as in the lineage; training's bf16 is for speed
     _, loader, vox_util = make_loaders(options, world.device, want_train=False, rank=world.rank, world_size=world.size)
@@ -84,8 +92,9 @@ def _evaluated(options, world):
     step = checkpoint.load_weights(path, checkpoint.read(path), model, options.ignore_load)
     if options.compile:
         model.compile()
-    counts = evaluate(model, loader, vox_util, options.autocast_on(world.device), world.leads)
-    return step, len(loader.windows), counts
+    labelled = torch.zeros(1, dtype=torch.float64, device=world.device)
+    counts = evaluate(model, loader, vox_util, options.autocast_on(world.device), world.leads, labelled)
+    return step, len(loader.windows), torch.cat([counts, labelled.cpu()])
 
 
 if __name__ == "__main__":

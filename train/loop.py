@@ -33,6 +33,10 @@ def batches(loader):
             yield None
 
 
+def _writer(folder, keep_latest):
+    return checkpoint.Writer(folder, keep_latest, saving, lambda note: say(f"note: {note}"))
+
+
 class Pool:
     """Figures of the last POOL entries; `entries` of another pool continue it."""
 
@@ -79,7 +83,7 @@ class Trainer:
             writers = {w: SummaryWriter(f"{where}/{w}", purge_step=first_step + 1) for w in names}
         train = batches(self.train_loader)
         val = batches(self.val_loader) if self.val_loader is not None else None
-        path, saver = None, checkpoint.Writer(self.folder, self.options.keep_latest, saving) if leads else None
+        path, saver = None, _writer(self.folder, self.options.keep_latest) if leads else None
         bar = {**_BAR, "disable": _BAR["disable"] or not leads}
         stop = 0
         with signals.collected() as caught:  # until the last write is on the disk
@@ -129,6 +133,8 @@ class Trainer:
         for prefix, loader in (("", self.train_loader), ("val_", self.val_loader)):
             if loader is not None:
                 state |= {f"{prefix}loader": loader.state_dict(), f"{prefix}samples": len(loader.windows)}
+                if digest := getattr(loader.reader, "samples_sha256", None):
+                    state[f"{prefix}samples_sha256"] = digest
         return saver.submit(step, checkpoint.snapshot(step, self.model, self.optimizer, self.scheduler, **state))
 
     def update(self, step, train):

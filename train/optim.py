@@ -38,6 +38,6 @@ def stand_at(scheduler, step):
 def load_moments(optimizer, state):
     """An optimizer's state_dict without its rates and decays, which the optimizer's own options say."""
     own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, values in zip(optimizer.param_groups, own, strict=True):
-        group.update(values)
+    # Before the state is loaded: a fused optimizer keeps its step counts beside the parameters.
+    groups = [{**theirs, **ours} for theirs, ours in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
