@@ -7,9 +7,10 @@ import click
 
 from common.files import write_atomically
 from common.shard_index import build_index, dump_index, index_path
+from common.spelling import EITHER
 
 
-@click.command()
+@click.command(context_settings=EITHER)
 @click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path))
 def main(shards):
     """Rebuild the index beside each of SHARDS from nothing but the tar."""

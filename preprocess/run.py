@@ -10,6 +10,7 @@ import click
 from tqdm import tqdm
 
 from common.shard_index import ShardError, parse_index
+from common.spelling import EITHER
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
 from preprocess.manifest import read_skipped, write_manifests
@@ -30,7 +31,7 @@ def _image_size(_context, _parameter, value):
     return int(match[1]), int(match[2])
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 100})
+@click.command(context_settings={**EITHER, "show_default": True, "max_content_width": 100})
 @click.option("--version", required=True, help="v1.0-mini, v1.0-trainval, v1.0-test; others with --split-file")
 @click.option("--dataroot", default="data/nuscenes", type=click.Path(path_type=Path), help="nuScenes folder")
 @click.option("--out", default="shards", help="folder for the shards, or an fsspec address (s3://..., gs://...)")

@@ -31,6 +31,7 @@ from common.record import (
     radar_member,
 )
 from common.shard_index import ShardError, build_index, dump_index, load_index
+from common.spelling import EITHER
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
 from preprocess.manifest import read_skipped
@@ -42,7 +43,7 @@ SAMPLE_FIELDS = frozenset(
 )
 
 
-@click.command()
+@click.command(context_settings=EITHER)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--against", type=click.Path(path_type=Path), help="compare every byte with this nuScenes folder")
 @click.option("--workers", default=os.cpu_count(), type=click.IntRange(1), help="processes", show_default=True)

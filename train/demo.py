@@ -1,5 +1,6 @@
 """python -m train.demo: a small training on given shards, its IoU before and after, and one picture."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from common.geometry import apply_4x4, merge_rt, rigid_inverse
+from common.spelling import EITHER
 from train.command import fail_in_one_line
 from train.distributed import pick_device
 from train.evaluate import evaluate
@@ -22,7 +24,7 @@ _EDGES = ((0, 1), (1, 3), (3, 2), (2, 0), (4, 5), (5, 7), (7, 6), (6, 4), (0, 4)
 _CORNERS = torch.tensor([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
 
 
-def _options(shards, out, steps):
+def options_of(shards, out, steps):
     return Options(
         exp_name="demo",
         shards=(f"{shards}/train-*.tar",),
@@ -49,17 +51,18 @@ def _options(shards, out, steps):
     )
 
 
-@click.command()
+@click.command(context_settings=EITHER)
 @click.option("--shards", required=True)
 @click.option("--out", default="demo", show_default=True, help="folder of logs and checkpoints")
 @click.option("--picture", default="demo.png", show_default=True)
 @click.option("--steps", default=240, show_default=True, type=click.IntRange(1))
 def main(shards, out, picture, steps):
     """Train for some minutes on the CPU, evaluate, and draw one sample of the val shards."""
-    fail_in_one_line(lambda: _run(_options(shards, out, steps), picture))
+    fail_in_one_line(lambda: _run(options_of(shards, out, steps), picture))
 
 
 def _run(options, picture):
+    options = on_one_device(options)
     device = pick_device(options.device)
     torch.manual_seed(options.seed)
     model = make_model(options).to(device)
@@ -78,6 +81,11 @@ def _run(options, picture):
     draw(best, model, vox_util, picture)
     click.echo(f"picture: {picture}")
     click.echo(f"val IoU: {before:.3f} before, {after:.3f} after (all-vehicle guess {iou(guess):.3f})")
+
+
+def on_one_device(options):
+    """The options with one device named, however many there are: a batch of two samples feeds no more."""
+    return replace(options, device=str(pick_device(options.device)))
 
 
 def draw(batch, model, vox_util, path):

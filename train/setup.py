@@ -1,11 +1,13 @@
 """Options -> model, grid and loaders."""
 
 import os
+from pickle import UnpicklingError
 
 import torch
 
 from common.shard_names import expand_shards, val_beside
 from train.data import compile_data, make_vox_util
+from train.data.categories import check_categories
 from train.distributed import say
 from train.model import Segnet
 
@@ -51,8 +53,13 @@ def _download(encoder_type):
             return weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
         from efficientnet_pytorch.utils import url_map
 
-        return load_state_dict_from_url(url_map[f"efficientnet-{encoder_type[3:]}"], progress=False)
-    except OSError as error:
+        url = url_map[f"efficientnet-{encoder_type[3:]}"]
+        return load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True)
+    except (
+        OSError,
+        RuntimeError,
+        UnpicklingError,
+    ) as error:  # also: another hash than the file's name says, code inside
         raise ValueError(
             f"ImageNet weights of {encoder_type} cannot be downloaded ({error}); "
             "give --backbone_weights FILE or --no_pretrained"
@@ -139,4 +146,8 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1):
         version = loader.reader.facts["version"] if loader is not None else ""
         if options.dset and version and version != f"v1.0-{options.dset}":
             raise ValueError(f"--dset {options.dset}, but the shards are of {version}; leave it out or give others")
+    if rank == 0:
+        for loader, trains in zip(loaders, (True, False), strict=True):
+            if loader is not None:
+                check_categories(loader.reader, options.target_categories, all_of_them=trains)
     return *loaders, make_vox_util(options.grid, device)
