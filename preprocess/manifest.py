@@ -10,12 +10,14 @@ LICENCE = "nuScenes data: CC BY-NC-SA 4.0, https://www.nuscenes.org/terms-of-use
 
 
 def write_manifests(store, recipes, version, options):
-    """Write <split>.manifest.json of each split of the recipes, all of whose shards are finished."""
+    """Write <split>.manifest.json of each split of the recipes, all of whose shards are finished or came out empty."""
     for split in dict.fromkeys(r.facts["split"] for r in recipes):
         shards, skipped = [], []
         for name in (r.name for r in recipes if r.facts["split"] == split):
-            index = parse_index(store.read(f"{name}.idx.json"), store.path(f"{name}.tar"))
             skipped += read_skipped(store, name)
+            if not store.exists(f"{name}.idx.json"):
+                continue  # every sample of it was left out
+            index = parse_index(store.read(f"{name}.idx.json"), store.path(f"{name}.tar"))
             shards.append(
                 {
                     "name": f"{name}.tar",

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-from tqdm import tqdm
 
 from common.cameras import CAMERAS, LIDAR_FIELDS, RADAR_FIELDS, RADARS
 from common.keys import keyframe_key
@@ -39,6 +38,7 @@ from preprocess.options import Options
 from preprocess.plan import Planner
 from preprocess.plausible import check_boxes, check_camera, check_rigid
 from preprocess.pointclouds import lidar_problem, radar_problem
+from preprocess.progress import Progress
 from preprocess.steps import check_keyframe_step, check_offset, check_sweep_step
 from preprocess.store import LocalStore
 
@@ -77,9 +77,9 @@ def verify(folder, against=None, workers=1):
     arguments = [(tar, against, sources.get(tar.name)) for tar in tars]
     if workers > 1 and len(tars) > 1:
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            results = list(tqdm(pool.map(_check_shard, arguments), total=len(tars), unit="shard", desc="verify"))
+            results = _counted(pool.map(_check_shard, arguments), len(tars))
     else:
-        results = [_check_shard(a) for a in tqdm(arguments, unit="shard", desc="verify")]
+        results = _counted(map(_check_shard, arguments), len(tars))
     for tar, (wrong, index) in zip(tars, results, strict=True):
         problems += wrong
         if index is not None:
@@ -91,6 +91,11 @@ def verify(folder, against=None, workers=1):
     problems += _check_manifests(folder, sound, {t.name for t in tars})
     problems += _check_scenes(sound)
     return problems, sum(len(i.keys) for i in sound.values()), len(tars)
+
+
+def _counted(results, total):
+    with Progress(total, "shard", "verify") as bar:
+        return list(bar.over(results))
 
 
 def _check_shard(arguments):
