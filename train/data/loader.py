@@ -12,12 +12,9 @@ from common.shard_index import ShardError
 from train.data.draws import draw
 from train.data.frame import decode_frame, decode_image
 from train.data.order import num_batches, rank_batch, sample_rng
+from train.errors import DataError
 
 BATCHES_AHEAD = 2  # being decoded while one is consumed
-
-
-class DataError(RuntimeError):
-    """A sample could not be loaded; the message names shard and key."""
 
 
 class _ImageRing:
