@@ -5,28 +5,26 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
-from common.cameras import RADAR_FIELDS, RADARS
+from common.cameras import LIDAR_FIELDS, RADAR_FIELDS
 from common.record import (
-    BOX_DTYPE,
     BOXES_MEMBER,
-    CAMERA_DTYPE,
     CAMERAS_MEMBER,
     SAMPLE,
     RecordError,
-    decode_json,
+    decode_boxes,
+    decode_cameras,
     decode_planes,
     decode_points,
-    decode_rows,
     image_member,
     lidar_member,
     merge_planes,
+    parse_sample,
     radar_member,
 )
 from train.data.polygons import cam_T_ego, draw_maps, footprints
 
 # The devkit's default radar filters (RadarPointCloud.default_filters): field -> values kept.
 RADAR_FILTERS = {"invalid_state": (0,), "dyn_prop": tuple(range(7)), "ambig_state": (3,)}
-MAX_PIXELS = 64 << 20  # of an image, before memory is taken for it
 NUM_RADAR_ROWS = len(RADAR_FIELDS) + 1  # and the time lag
 
 
@@ -97,14 +95,14 @@ def decode_frame(members, cams, options, take=np.empty):
         RecordError: a member is missing or damaged.
     """
     try:
-        sample = decode_json(members[SAMPLE])
+        sample = parse_sample(members[SAMPLE])
         channels = [c["channel"] for c in sample["cameras"]]
-        rows = decode_rows(members[CAMERAS_MEMBER], CAMERA_DTYPE, CAMERAS_MEMBER)
+        rows = decode_cameras(members[CAMERAS_MEMBER], sample)
         missing = [c for c in cams if c not in channels]
         if missing:
             raise RecordError(f"has no {missing[0]}; leave that camera out of cams")
         rows = rows[[channels.index(c) for c in cams]]
-        boxes = decode_rows(members[BOXES_MEMBER], BOX_DTYPE, BOXES_MEMBER)
+        boxes = decode_boxes(members[BOXES_MEMBER], sample)
         ego_T_cam = rows["ego_T_cam"].astype(np.float32)
         keep = _targets(boxes, sample["boxes"]["category"], options)
         boxes = boxes[keep]
@@ -159,9 +157,8 @@ def _images(members, cams, rows, options, take):
     if not options.decode_images:
         return encoded, []
     sizes = list(zip(rows["height"].tolist(), rows["width"].tolist(), strict=True))
-    for camera, (height, width) in zip(cams, sizes, strict=True):
-        if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
-            raise RecordError(f"{image_member(camera)}: claims {height}x{width} pixels, the limit is {MAX_PIXELS}")
+    for data, camera, size in zip(encoded, cams, sizes, strict=True):
+        check_image_size(data, camera, size)
     if len(set(sizes)) == 1:
         images = take((len(cams), *sizes[0], 3), np.uint8)
         buffers = [images]
@@ -174,20 +171,28 @@ def _images(members, cams, rows, options, take):
 
 def decode_image(data, camera, stored_hw, buffer=None):
     """(H,W,3) uint8 of a JPEG, in `buffer` if given. Raises RecordError if it is damaged or of another size."""
+    check_image_size(data, camera, stored_hw)
     try:
-        image = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
+        return simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
     except ValueError as error:
         raise RecordError(f"{image_member(camera)}: does not decode ({error})") from None
-    if image.shape[:2] != tuple(stored_hw):
-        raise RecordError(f"{image_member(camera)}: {image.shape[:2]} pixels, cameras.npy says otherwise")
-    return image
+
+
+def check_image_size(data, camera, stored_hw):
+    """Raise RecordError for a JPEG whose header claims another size: it decides how much memory decoding takes."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise RecordError(f"{image_member(camera)}: not a JPEG image ({error})") from None
+    if (height, width) != tuple(stored_hw):
+        raise RecordError(f"{image_member(camera)}: {height}x{width} pixels, {CAMERAS_MEMBER} says otherwise")
 
 
 def _lidar(members, sample, options):
     if not options.use_lidar:
         return None, 0
     sweeps = sample["lidar"][: options.nsweeps]
-    clouds = [decode_planes(members[m], m) for m in map(lidar_member, range(len(sweeps)))]
+    clouds = [decode_planes(members[m], m, len(LIDAR_FIELDS)) for m in map(lidar_member, range(len(sweeps)))]
     if not clouds:
         raise RecordError("has no lidar; train without --use_lidar")
     ends = np.cumsum([0] + [cloud.shape[2] for cloud in clouds]).tolist()
@@ -202,12 +207,12 @@ def _radar(members, options):
     """(19, R) float32, radar by radar and newest sweep first within each, as the lineage concatenates them."""
     if not options.use_radar:
         return None
-    clouds = [decode_points(members[m], m) for k in range(options.nsweeps) if (m := radar_member(k)) in members]
+    names = [m for k in range(options.nsweeps) if (m := radar_member(k)) in members]
+    clouds = [decode_points(members[m], m, NUM_RADAR_ROWS + 1) for m in names]  # and the radar's number
     if not clouds:
         raise RecordError("has no radar; train without --use_radar")
     points = np.concatenate(clouds, axis=1)
     points = points[:, np.argsort(points[NUM_RADAR_ROWS], kind="stable")]  # row 19: the radar's place in RADARS
-    assert points.shape[0] == NUM_RADAR_ROWS + 1 and len(RADARS) >= 1
     points = points[:NUM_RADAR_ROWS]
     if options.use_radar_filters:
         keep = np.ones(points.shape[1], bool)
