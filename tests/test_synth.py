@@ -56,7 +56,7 @@ def test_world_becomes_shards(world, tmp_path):
 
 
 def test_visibility_counts_pixels():
-    from preprocess.synth.sensors import count_pixels
+    from preprocess.synth.cameras import count_pixels
 
     def square(low, high):
         return np.array([[low, low], [high, low], [high, high], [low, high]], float)
