@@ -63,7 +63,7 @@ class Look:
     def _grain(self, rng, image_hw):
         """(H + 64, W + 64, 3) uint8 to add to an image, from any of 64 x 64 corners: noise and, in rain, streaks."""
         height, width = image_hw[0] + 64, image_hw[1] + 64
-        grain = rng.integers(0, 14, (height // 4 + 1, width // 4 + 1), np.uint8)
+        grain = rng.integers(0, 12, (height // 4 + 1, width // 4 + 1), np.uint8)
         grain = cv2.resize(grain, (width, height), interpolation=cv2.INTER_NEAREST)
         if self.rain:
             for x, y, length in rng.uniform((0, 0, 0.02), (width, height, 0.07), (500, 3)):
