@@ -97,6 +97,7 @@ def test_nearer_boxes_hide_those_behind_them(number):
         entry = [sensors._slab(rays, box, wlh[[1, 0, 2]] / 2) for box, wlh in zip(cam_T_box, scene.sizes, strict=True)]
         cast = np.where(np.isfinite(entry).any(0), np.argmin(entry, 0), -1).astype(np.int16)
         inner = (cv2.erode(cast, np.ones((3, 3))) == cast) & (cv2.dilate(cast, np.ones((3, 3))) == cast) & (cast >= 0)
+        inner[:, [0, -1]] = inner[[0, -1]] = False  # an edge may lie just outside the image
         assert (drawn == cast)[inner].mean() > 0.999
         compared += inner.sum()
     assert compared > 10_000

@@ -73,7 +73,7 @@ def _outside(points, matrix, near):
 def _back_to_front(footprints):
     """(n, 4, 2) convex footprints, corners in turn, seen from the origin -> order in which none hides a later one.
 
-    A box whose side separates another one and the eye from itself cannot hide it; distances of middles would not do, as
+    A side of one box that separates two boxes tells which is on the eye's side; distances of middles would not do, as
     houses are long.
     """
     count = len(footprints)
@@ -83,7 +83,8 @@ def _back_to_front(footprints):
     normals *= np.sign(((footprints - middles[:, None]) * normals).sum(-1))[..., None]
     offsets = (normals * footprints).sum(-1)
     beyond = np.einsum("jed,icd->ijec", normals, footprints).min(-1) - offsets
-    before = ((offsets < 0) & (beyond > -0.05 * np.linalg.norm(normals, axis=-1))).any(-1)
+    apart = beyond > -0.05 * np.linalg.norm(normals, axis=-1)  # [i, j, side]: all of i beyond a side of j
+    before = (apart & (offsets < 0)).any(-1) | (apart & (offsets >= 0)).any(-1).T  # [i, j]: j cannot hide i
     hides = before & ~before.T  # [i, j]: i may hide j, which is drawn first
     far = (middles**2).sum(1)
     order, waiting = [], hides.sum(1)
