@@ -243,6 +243,11 @@ def _details(thing, face, look):
             yield ((0.2, 0.55), (0.84, 0.88)), _GLASS, False
         for u in (0.12, 0.72):
             yield ((u, 0.0), (u + 0.16, 0.3)), _TYRE, False
+    elif face > 1:  # two wheels
+        yield ((0.0, 0.0), (0.36, 0.42)), _TYRE, False
+        yield ((0.64, 0.0), (1.0, 0.42)), _TYRE, False
+        if thing.attribute == "cycle.with_rider":
+            yield ((0.3, 0.45), (0.7, 1.0)), _TROUSERS, False
 
 
 def _fixed(points):
