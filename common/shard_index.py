@@ -7,7 +7,6 @@ shards/README.md is the specification.
 import base64
 import hashlib
 import json
-import os
 import tarfile
 import zlib
 from dataclasses import dataclass, field
@@ -61,20 +60,6 @@ def index_path(tar):
     """Path of the index that belongs to the tar at `tar`."""
     tar = Path(tar)
     return tar.with_name(tar.name.removesuffix(".tar") + ".idx.json")
-
-
-def write_atomically(path, data):
-    """Write bytes to a temporary name beside `path`, flush to disk, rename. Raises OSError."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _pack(array, dtype):

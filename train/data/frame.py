@@ -63,13 +63,14 @@ class FrameOptions:
 class Frame:
     """One keyframe on the CPU; shapes as in Batch without B and T.
 
-    images: (S,H,W,3) uint8, or S encoded JPEGs. lidar: (6, V) x, y, z, intensity, ring, lag. numbers, valid: label maps
-    of draw_maps. boxes: lrt (N,19), visible (N,), instance tokens.
+    images: (S,H,W,3) uint8, or S images where sizes differ, or S encoded JPEGs; buffers: the arrays they lie in. lidar: (6, V)
+    x, y, z, intensity, ring, lag. numbers, valid: label maps of draw_maps. boxes: lrt (N,19), visible (N,), instance tokens.
     """
 
     token: str
     scene: str
     images: object
+    buffers: list
     stored_hw: list
     intrinsics: np.ndarray
     ego_T_cam: np.ndarray
@@ -84,12 +85,12 @@ class Frame:
     valid: np.ndarray
 
 
-def decode_frame(members, cams, options, image_buffer=None):
+def decode_frame(members, cams, options, take=np.empty):
     """Build a Frame.
 
     Args:
         members: dict from member name to bytes. cams: camera names in slot order, the reference camera first.
-        image_buffer: (S,H,W,3) uint8 to decode into; a new array if None or of another size.
+        take: gives arrays of a shape and dtype to decode into.
     Raises:
         RecordError: a member is missing or damaged.
     """
@@ -109,10 +110,12 @@ def decode_frame(members, cams, options, image_buffer=None):
         lrt = boxes["ego_lrt"].astype(np.float32)
         numbers, valid = _label_maps(lrt, visible, ego_T_cam[0], options)
         lidar, num_lidar0 = _lidar(members, sample, options)
+        images, buffers = _images(members, cams, rows, options, take)
         return Frame(
             token=sample["token"],
             scene=sample["scene"]["name"],
-            images=_images(members, cams, rows, options, image_buffer),
+            images=images,
+            buffers=buffers,
             stored_hw=list(zip(rows["height"].tolist(), rows["width"].tolist(), strict=True)),
             intrinsics=rows["intrinsics"].astype(np.float32),
             ego_T_cam=ego_T_cam,
@@ -148,22 +151,22 @@ def _label_maps(lrt, visible, ego_T_cam0, options):
     return draw_maps(footprints(lrt_cam, options.mem_T_cam), visible, options.grid_zx)
 
 
-def _images(members, cams, rows, options, buffer):
+def _images(members, cams, rows, options, take):
+    """Images, as Frame has them, and the arrays that were taken for them: one, or one a camera where sizes differ."""
     encoded = [members[image_member(c)] for c in cams]
     if not options.decode_images:
-        return encoded
-    sizes = {(int(h), int(w)) for h, w in zip(rows["height"], rows["width"], strict=True)}
-    height, width = next(iter(sizes))
-    one_size = len(sizes) == 1
-    if not one_size or buffer is None or buffer.shape[1:3] != (height, width):
-        for slot, data in enumerate(encoded):
-            check_image_size(data, cams[slot], (rows["height"][slot], rows["width"][slot]))
-        buffer = np.empty((len(cams), height, width, 3), np.uint8) if one_size else [None] * len(cams)
-    for slot, data in enumerate(encoded):
-        image = decode_image(data, cams[slot], (rows["height"][slot], rows["width"][slot]), buffer[slot])
-        if not one_size:
-            buffer[slot] = image
-    return buffer
+        return encoded, []
+    sizes = list(zip(rows["height"].tolist(), rows["width"].tolist(), strict=True))
+    for data, camera, size in zip(encoded, cams, sizes, strict=True):
+        check_image_size(data, camera, size)
+    if len(set(sizes)) == 1:
+        images = take((len(cams), *sizes[0], 3), np.uint8)
+        buffers = [images]
+    else:
+        images = buffers = [take((*size, 3), np.uint8) for size in sizes]
+    for data, camera, size, image in zip(encoded, cams, sizes, images, strict=True):
+        decode_image(data, camera, size, image)
+    return images, buffers
 
 
 def decode_image(data, camera, stored_hw, buffer=None):
