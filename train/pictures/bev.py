@@ -58,14 +58,15 @@ def _fixed(pixels):
     return np.round((np.asarray(pixels) - 0.5) * (1 << _SHIFT)).astype(np.int32).tolist()
 
 
-def ring_step(reach_m):
-    """Metres between rings: few enough to be read."""
-    return next(step for step in (1, 2, 5, 10, 20, 50, 100) if reach_m / step <= 6 or step == 100)
+def ring_step(ground):
+    """Metres between rings: few enough to be read, fewer on a small picture."""
+    most = min(6, ground.size_px / 60)
+    return next(step for step in (1, 2, 5, 10, 20, 50, 100) if ground.reach_m / step <= most or step == 100)
 
 
 def draw_rings(image, ground, labels=True):
     """Range rings with their metres, the two axes, and the car, in place."""
-    step, centre = ring_step(ground.reach_m), _fixed(ground.to_pixels([0.0, 0.0]))
+    step, centre = ring_step(ground), _fixed(ground.to_pixels([0.0, 0.0]))
     for n in range(1, int(ground.reach_m * 1.42 / step) + 1):
         radius = round(n * step * ground.px_per_m * (1 << _SHIFT))
         cv2.circle(image, centre, radius, LINE, 1, cv2.LINE_AA, _SHIFT)
@@ -172,7 +173,7 @@ def from_above(view, ground, lidar=True, radar=True):
     if radar and view.radar is not None:
         draw_radar(image, ground, view.radar)
     draw_ego(image, ground)
-    _label_rings(image, ground, ring_step(ground.reach_m))
+    _label_rings(image, ground, ring_step(ground))
     missing = [
         name
         for name, on, points in (("lidar", lidar, view.lidar), ("radar", radar, view.radar))

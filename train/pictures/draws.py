@@ -34,11 +34,12 @@ def draws_sheet(view, drawn, width=1920):
     """
     inner = width - 2 * GAP
     slots = max(len(each.view.cameras) for each in drawn)
-    cell = (inner - slots * GAP) // (slots + 1)
-    rows = [title(view, inner, f"{len(drawn)} draws of one training sample")]
+    rows, columns = drawn[0].view.cameras[0].image.shape[:2]
+    cell = int((inner - slots * GAP) / (slots + rows / columns))  # the labels are as wide as images are high
+    parts = [title(view, inner, f"{len(drawn)} draws of one training sample")]
     for number, each in enumerate(drawn, 1):
-        rows.append(captioned(_row(each, cell, slots, inner), f"draw {number}: {each.note}"))
-    return framed(stacked([*rows, legend(inner)]))
+        parts.append(captioned(_row(each, cell, slots, inner), f"draw {number}: {each.note}"))
+    return framed(stacked([*parts, legend(inner, ("boxes", "truth"))]))
 
 
 def _row(each, cell, slots, width):

@@ -95,28 +95,31 @@ def _radar_mark(field):
     cv2.arrowedLine(field, (4, 10), (19, 10), palette.RADAR, 1, cv2.LINE_AA, 0, 0.3)
 
 
-def legend_entries(with_maps, with_prediction):
-    """(mark, width of the mark, text) of each entry."""
+def _entries(parts):
+    """(mark, width of the mark, text) of each entry of the legend."""
     low, high = palette.LOW_HEIGHT_M, palette.HIGH_HEIGHT_M
-    entries = [(_box_mark(kind.colour), 21, kind.name) for kind in KINDS]
-    entries += [
-        (_box_mark(palette.dimmed(KINDS[0].colour)), 21, "dim: visibility 0-40 %"),
-        (_ramp_mark(palette.HEIGHT_RAMP), 48, f"lidar, height {low:g} to {high:g} m"),
-        (_radar_mark, 21, "radar, velocity in 1 s"),
-    ]
-    if with_maps:
-        entries += [(_area_mark(palette.TRUTH), 21, "truth"), (_hatch_mark, 21, "masked: not counted")]
-    if with_prediction:
-        entries.append((_ramp_mark(palette.PROBABILITY_RAMP), 48, "prediction, 0 to 1"))
-        named = (("hit", palette.HIT), ("false", palette.FALSE), ("missed", palette.MISSED))
-        entries += [(_area_mark(colour), 21, name) for name, colour in named]
-    return entries
+    of = {
+        "boxes": [(_box_mark(kind.colour), 21, kind.name) for kind in KINDS]
+        + [(_box_mark(palette.dimmed(KINDS[0].colour)), 21, "dim: visibility 0-40 %")],
+        "lidar": [(_ramp_mark(palette.HEIGHT_RAMP), 48, f"lidar, height {low:g} to {high:g} m")],
+        "radar": [(_radar_mark, 21, "radar, velocity in 1 s")],
+        "truth": [(_area_mark(palette.TRUTH), 21, "truth"), (_hatch_mark, 21, "masked: not counted")],
+        "prediction": [(_ramp_mark(palette.PROBABILITY_RAMP), 48, "prediction, 0 to 1")],
+        "errors": [
+            (_area_mark(colour), 21, name)
+            for name, colour in (("hit", palette.HIT), ("false", palette.FALSE), ("missed", palette.MISSED))
+        ],
+    }
+    return [entry for part in parts for entry in of[part]]
 
 
-def legend(width, with_maps=True, with_prediction=False):
-    """(H, width, 3) uint8: every mark that the sheet uses, in as many lines as it takes."""
+def legend(width, parts):
+    """(H, width, 3) uint8: every mark that a sheet uses, in as many lines as it takes.
+
+    parts: those of boxes, lidar, radar, truth, prediction and errors that it shows.
+    """
     lines, left = [page(_ROW, width)], 2
-    for mark, span, text in legend_entries(with_maps, with_prediction):
+    for mark, span, text in _entries(parts):
         needed = span + 6 + text_width(text, 8)
         if left + needed > width and left > 2:
             lines.append(page(_ROW, width))
@@ -125,6 +128,14 @@ def legend(width, with_maps=True, with_prediction=False):
         write(lines[-1], text, (left + span + 6, 17), 8, INK)
         left += needed + 18
     return np.concatenate(lines)
+
+
+def parts_of(view):
+    """The parts of the legend that a sheet of this View needs."""
+    maps = view.maps
+    true, predicted = (maps is not None and m is not None for m in (maps and maps.truth, maps and maps.prediction))
+    there = {"truth": true, "prediction": predicted, "errors": true and predicted}
+    return ["boxes", "lidar", "radar", *(part for part, on in there.items() if on)]
 
 
 def panels(view, width, gap=GAP):
@@ -153,12 +164,11 @@ def sheet(view, width=1600, note=""):
     note: on the right of the title instead of the token.
     """
     inner = width - 2 * GAP
-    with_prediction = view.maps is not None and view.maps.prediction is not None
     parts = [
         title(view, inner, note),
         mosaic(view.cameras, view.boxes, inner),
         panels(view, inner),
-        legend(inner, view.maps is not None, with_prediction),
+        legend(inner, parts_of(view)),
     ]
     return framed(stacked(parts))
 

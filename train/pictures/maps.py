@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from train.pictures.bev import Ground, draw_ego, draw_rings, hatch
+from train.pictures.bev import draw_ego, draw_rings, hatch
 from train.pictures.palette import (
     FALSE,
     GROUND,
@@ -12,17 +12,19 @@ from train.pictures.palette import (
     OUTSIDE,
     PROBABILITY_RAMP,
     TRUTH,
+    dimmed,
     ramp,
 )
 from train.pictures.text import tag
 
 NOTHING, IS_HIT, IS_FALSE, IS_MISSED, IS_MASKED = range(5)
 ERROR_COLOURS = np.array([GROUND, HIT, FALSE, MISSED, MASKED], np.uint8)
+_NOTHING_SHARE = 0.02  # a value this far up its ramp looks like the ground anyway
 _MARGIN_M = 2.5  # the reference camera sits this far from the ego origin at most
 
 
 def reach_of(maps):
-    """Metres from the car to the far side of its BEV maps, for a Ground that cuts nothing off when the front is the reference."""
+    """Metres from the car to the far side of its BEV maps: a Ground of it cuts nothing off if the front is the reference."""
     return max(map(abs, (*maps.low_xz_m, *maps.high_xz_m))) + _MARGIN_M
 
 
@@ -52,50 +54,43 @@ def cells_under(maps, shape_zx, ground):
     return index[..., 1], index[..., 0], inside
 
 
-def laid_out(colours, maps, ground):
-    """(size, size, 3) uint8: cell colours (Z, X, 3) laid on the ground, without lines."""
-    rows, columns, inside = cells_under(maps, colours.shape[:2], ground)
-    return np.where(inside[..., None], colours[rows, columns], np.array(OUTSIDE, np.uint8))
-
-
-def masked_pixels(maps, ground):
-    """(size, size) bool: the pixels over cells that loss and IoU look away from."""
-    rows, columns, inside = cells_under(maps, maps.valid.shape, ground)
-    return inside & (maps.valid[rows, columns] == 0)
-
-
-def _finished(image, ground):
+def laid_out(colours, shown, maps, ground):
+    """(size, size, 3) uint8: rings and the car, and over them the colours (Z, X, 3) of the cells that are `shown` (Z, X)."""
+    rows, columns, inside = cells_under(maps, shown.shape, ground)
+    image = ground.empty()
+    image[~inside] = OUTSIDE
     draw_rings(image, ground, labels=False)
+    on = inside & shown[rows, columns]
+    image[on] = colours[rows[on], columns[on]]
     draw_ego(image, ground)
     return image
 
 
+def hatch_masked(image, maps, ground):
+    """Hatch the cells that loss and IoU look away from, in place."""
+    rows, columns, inside = cells_under(maps, maps.valid.shape, ground)
+    hatch(image, inside & (maps.valid[rows, columns] == 0))
+
+
 def draw_truth(maps, ground):
-    """(size, size, 3) uint8: true cells, and the masked area hatched."""
-    colours = np.where(maps.truth[..., None] > 0.5, np.array(TRUTH, np.uint8), np.array(GROUND, np.uint8))
-    image = laid_out(colours, maps, ground)
-    masked = masked_pixels(maps, ground)
-    image[masked] = image[masked] // 3
-    hatch(image, masked)
-    return _finished(image, ground)
+    """(size, size, 3) uint8: true cells, and the masked area hatched, darker where it is true."""
+    true, valid = maps.truth > 0.5, maps.valid > 0
+    colours = np.where(valid[..., None], np.array(TRUTH, np.uint8), np.array(dimmed(TRUTH, 0.3), np.uint8))
+    image = laid_out(colours, true, maps, ground)
+    hatch_masked(image, maps, ground)
+    return image
 
 
 def draw_values(values, maps, ground, table=PROBABILITY_RAMP, low=0.0, high=1.0):
-    """(size, size, 3) uint8: a map (Z, X) of values between low and high in the colours of a ramp."""
-    return _finished(laid_out(ramp(table, values, low, high), maps, ground), ground)
+    """(size, size, 3) uint8: a map (Z, X) of values between low and high in a ramp's colours; those near low are ground."""
+    return laid_out(ramp(table, values, low, high), values > low + _NOTHING_SHARE * (high - low), maps, ground)
 
 
 def draw_errors(maps, ground):
     """(size, size, 3) uint8: hit, false and missed cells, the masked area hatched, and the IoU of this sample."""
     codes = error_codes(maps.truth, maps.valid, maps.prediction)
-    colours = ERROR_COLOURS[np.where(codes == IS_MASKED, NOTHING, codes)]
-    image = laid_out(colours, maps, ground)
-    hatch(image, masked_pixels(maps, ground))
-    image = _finished(image, ground)
+    counted = (codes != NOTHING) & (codes != IS_MASKED)
+    image = laid_out(ERROR_COLOURS[codes], counted, maps, ground)
+    hatch_masked(image, maps, ground)
     tag(image, f"IoU {iou_of(codes):.3f}", (4, 4), 8 if ground.size_px < 300 else 10)
     return image
-
-
-def ground_for(maps, size_px):
-    """The Ground of that size that shows the maps whole."""
-    return Ground(size_px, reach_of(maps))

@@ -8,6 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from train.pictures import palette
+
 KEYFRAMES_PER_S = 2.0  # nuScenes annotates twice a second, so this is real time
 SUFFIXES = (".webm", ".gif")
 
@@ -75,12 +77,25 @@ def _write_gif(path, pictures, frames_per_s):
         from PIL import Image
     except ImportError:
         raise ValueError("a .gif needs Pillow, which is not installed: pip install pillow, or name a .webm") from None
-    frames, palette = [], None
+    frames, table = [], None
     for picture in pictures:
         image = Image.fromarray(np.ascontiguousarray(picture))
-        # One palette for all: with one a picture, still things would change their colours.
-        palette = palette or image.quantize(255, method=Image.Quantize.MEDIANCUT)
-        frames.append(image.quantize(palette=palette, dither=Image.Dither.NONE))
+        if table is None:  # one for all pictures, or still things would change their colours
+            table = Image.new("P", (1, 1))
+            table.putpalette(_gif_colours(image))
+        frames.append(image.quantize(palette=table, dither=Image.Dither.NONE))
     if frames:
         frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / frames_per_s), loop=0)
     return len(frames)
+
+
+def _gif_colours(image):
+    """256 RGB triples, flat: those that mean something exactly, and of the rest what the image needs most."""
+    named = [kind.colour for kind in palette.KINDS] + [palette.dimmed(kind.colour) for kind in palette.KINDS]
+    named += [palette.PAGE, palette.GROUND, palette.LINE, palette.INK, palette.RADAR, palette.TRUTH, palette.MASKED]
+    named += [palette.HIT, palette.FALSE, palette.MISSED]
+    flat = [value for colour in named for value in colour]
+    for table in (palette.HEIGHT_RAMP, palette.PROBABILITY_RAMP):
+        flat += table[np.linspace(0, 255, 16).astype(int)].ravel().tolist()
+    rest = 256 - len(flat) // 3
+    return (flat + image.quantize(rest, method=0).getpalette()[: 3 * rest])[: 3 * 256]
