@@ -73,3 +73,12 @@ def ramp(table, values, low, high):
     """Colours (..., 3) uint8 of values (...) between low and high."""
     share = (np.nan_to_num(np.asarray(values, float)) - low) / (high - low)
     return table[(share.clip(0, 1) * 255).round().astype(np.uint8)]
+
+
+# (256, 3): blue below, ground at nothing, orange above.
+_DIVERGING = _ramp((86, 180, 233), (45, 95, 150), GROUND, (150, 75, 20), (245, 150, 40))
+
+
+def diverging(values, most):
+    """Colours (..., 3) uint8 of signed values (...): blue at -most, dark at 0, orange at most."""
+    return ramp(_DIVERGING, values, -most, most)

@@ -189,9 +189,9 @@ def view_of_batch(batch, sample, maps=None, boxes=None):
     boxes: Boxes in ego to draw instead of the batch's, which come without categories.
     """
     ego_T_cam = np.tile(np.eye(4), (len(batch.cams[sample]), 1, 1))
-    ego_T_cam[:, :3, :3], ego_T_cam[:, :3, 3] = _numpy(batch.rots[sample, 0]), _numpy(batch.trans[sample, 0])
-    images = (_numpy(batch.imgs[sample, 0]).transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
-    intrinsics = _numpy(batch.intrins[sample, 0])[:, :3, :3]
+    ego_T_cam[:, :3, :3], ego_T_cam[:, :3, 3] = array_of(batch.rots[sample, 0]), array_of(batch.trans[sample, 0])
+    images = (array_of(batch.imgs[sample, 0]).transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
+    intrinsics = array_of(batch.intrins[sample, 0])[:, :3, :3]
     cameras = zip(batch.cams[sample], np.ascontiguousarray(images), intrinsics, ego_T_cam, strict=True)
     return View(
         key=batch.tokens[sample][0],
@@ -210,8 +210,8 @@ def view_of_batch(batch, sample, maps=None, boxes=None):
 
 def _boxes_of_batch(batch, sample):
     count = int(batch.num_boxes[sample, 0])
-    unseen = _numpy(batch.vislist[sample, 0, :count]) == 0
-    lrt = _numpy(batch.lrtlist[sample, 0, :count]).astype(float)
+    unseen = array_of(batch.vislist[sample, 0, :count]) == 0
+    lrt = array_of(batch.lrtlist[sample, 0, :count]).astype(float)
     return Boxes(lrt, ("vehicle",) * count, np.where(unseen, 1, 0), np.full((count, 3), np.nan))
 
 
@@ -220,8 +220,8 @@ def _points(xyz, extra, counts, sample):
     if xyz is None:
         return None
     count = int(counts[sample, 0])
-    points = _numpy(xyz[sample, 0, :3, :count])
-    rest = np.zeros((2, count)) if extra is None else _numpy(extra[sample, 0, :1, :count])
+    points = array_of(xyz[sample, 0, :3, :count])
+    rest = np.zeros((2, count)) if extra is None else array_of(extra[sample, 0, :1, :count])
     return np.concatenate([points, rest])
 
 
@@ -231,16 +231,17 @@ def maps_of_batch(batch, sample, grid, prediction=None):
     grid: VoxUtil of the maps. prediction: (Z, X) probabilities of this sample, or None.
     """
     ego_T_cam0 = np.eye(4)
-    ego_T_cam0[:3, :3], ego_T_cam0[:3, 3] = _numpy(batch.rots[sample, 0, 0]), _numpy(batch.trans[sample, 0, 0])
+    ego_T_cam0[:3, :3], ego_T_cam0[:3, 3] = array_of(batch.rots[sample, 0, 0]), array_of(batch.trans[sample, 0, 0])
     return Maps(
         low_xz_m=tuple(grid.low_m[[0, 2]].tolist()),
         high_xz_m=tuple(grid.high_m[[0, 2]].tolist()),
         ego_T_cam0=ego_T_cam0,
-        truth=_numpy(batch.seg_bev[sample, 0, 0]),
-        valid=_numpy(batch.valid_bev[sample, 0, 0]),
-        prediction=None if prediction is None else _numpy(prediction),
+        truth=array_of(batch.seg_bev[sample, 0, 0]),
+        valid=array_of(batch.valid_bev[sample, 0, 0]),
+        prediction=None if prediction is None else array_of(prediction),
     )
 
 
-def _numpy(tensor):
-    return tensor.detach().float().cpu().numpy() if hasattr(tensor, "detach") else np.asarray(tensor)
+def array_of(values):
+    """A tensor on any device, or an array, as a NumPy array; half precision becomes float32."""
+    return values.detach().float().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
