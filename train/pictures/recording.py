@@ -173,7 +173,7 @@ class _Messages:
         return scene
 
     def _grid(self, maps, stamp_ns):
-        """The maps side by side in each cell. A Grid's columns go along its x axis and rows along its y axis: X and Z of cam0."""
+        """The maps, side by side in each cell; a Grid's columns go along its x axis, its rows along y: X and Z of cam0."""
         layers = {name: getattr(maps, name) for name in ("truth", "valid", "prediction")}
         layers = {name: layer for name, layer in layers.items() if layer is not None}
         rows, columns = next(iter(layers.values())).shape
