@@ -18,6 +18,7 @@ from train.pictures.view import maps_of_batch, view_of_batch, view_of_record
 from train.samples import Samples, batch_of, flips_of, network_of, options_without_run, predict
 
 DRAWS = 8  # of --augment
+SHEET_PX, DRAWS_PX = 1600, 1920  # columns
 PICTURES = (".png", ".jpg", ".jpeg")
 
 
@@ -30,7 +31,9 @@ PICTURES = (".png", ".jpg", ".jpeg")
 @click.option(
     "--augment", is_flag=True, help=f"show {DRAWS} draws of it as a training sample, as the network gets them"
 )
-@click.option("--width", type=click.IntRange(400, 8000), help="of the picture, pixels  [1600; 1920 with --augment]")
+@click.option(
+    "--width", type=click.IntRange(400, 8000), help=f"of the picture, pixels  [{SHEET_PX}; {DRAWS_PX} with --augment]"
+)
 @click.option("--device", default="", help="cuda or cpu, for --run; without it CUDA where there is one")
 def main(shards, **values):
     """Draw one sample of SHARDS (paths, globs, ranges or a folder).
@@ -56,14 +59,14 @@ def _show(shards, what, out, video, mcap, run, augment, width, device):
     numbers = samples.find(what)
     network = network_of(run, pick_device(device)) if run else None
     if augment:
-        picture = _draws(samples, numbers[0], network, width or 1920)
-        return _write_picture(out or f"{samples.keys[numbers[0]]}.augment.png", picture)
+        picture = _draws(samples, numbers[0], network, width or DRAWS_PX)
+        return write_picture(out or f"{samples.keys[numbers[0]]}.augment.png", picture)
     if mcap:
         return _write_recording(mcap, samples, _scene(samples, numbers[0]), network)
-    width = width or 1600
+    width = width or SHEET_PX
     if video:
         return _write_scene(video, samples, _scene(samples, numbers[0]), network, width)
-    _write_picture(out or f"{samples.keys[numbers[0]]}.png", _sheet(samples, numbers[0], network, width))
+    write_picture(out or f"{samples.keys[numbers[0]]}.png", sheet_of(samples, numbers[0], network, width))
 
 
 def _scene(samples, number):
@@ -86,7 +89,8 @@ def _view(samples, number, network, width=None):
     return view.with_maps(maps)
 
 
-def _sheet(samples, number, network, width):
+def sheet_of(samples, number, network=None, width=SHEET_PX):
+    """(H, width, 3) uint8: the sheet of one keyframe of Samples, with what a Network says where one is given."""
     note = f"{network.options.exp_name}, step {network.step}" if network else ""
     return sheet(_view(samples, number, network, width // 3), width, note)
 
@@ -115,7 +119,8 @@ def _note(chosen, flips, options):
     return "; ".join(parts)
 
 
-def _write_picture(path, picture):
+def write_picture(path, picture):
+    """Write an (H, W, 3) uint8 picture and say so. Raises ValueError for a name that is not a picture's."""
     path = Path(path)
     if path.suffix.lower() not in PICTURES:
         raise ValueError(f"--out {path}: a picture ends in {' or '.join(PICTURES)}")
@@ -130,7 +135,7 @@ def _progress(numbers, what):
 
 
 def _write_scene(path, samples, numbers, network, width):
-    pictures = (_sheet(samples, number, network, width) for number in _progress(numbers, "video"))
+    pictures = (sheet_of(samples, number, network, width) for number in _progress(numbers, "video"))
     count = write_video(path, pictures)
     click.echo(f"{path}: {count} keyframes, {Path(path).stat().st_size / 1e6:.1f} MB")
 
