@@ -13,6 +13,7 @@ from train.command import fail_in_one_line
 from train.distributed import pick_device
 from train.pictures.draws import DrawnSample, draws_sheet
 from train.pictures.layout import encode, sheet
+from train.pictures.recording import write_recording
 from train.pictures.video import write_video
 from train.pictures.view import maps_of_batch, view_of_batch, view_of_record
 from train.samples import Samples, batch_of, flips_of, network_of, options_without_run, predict
@@ -28,12 +29,8 @@ PICTURES = (".png", ".jpg", ".jpeg")
 @click.option("--video", help="write the whole scene as .webm or .gif instead")
 @click.option("--mcap", help="write the whole scene as .mcap for Foxglove and Rerun instead")
 @click.option("--run", help="a run's folder or a checkpoint: show its prediction and errors too")
-@click.option(
-    "--augment", is_flag=True, help=f"show {DRAWS} draws of it as a training sample, as the network gets them"
-)
-@click.option(
-    "--width", type=click.IntRange(400, 8000), help=f"of the picture, pixels  [{SHEET_PX}; {DRAWS_PX} with --augment]"
-)
+@click.option("--augment", is_flag=True, help=f"draw it {DRAWS} times as the network gets it in training instead")
+@click.option("--width", type=click.IntRange(400, 8000), help=f"columns  [{SHEET_PX}; {DRAWS_PX} with --augment]")
 @click.option("--device", default="", help="cuda or cpu, for --run; without it CUDA where there is one")
 def main(shards, **values):
     """Draw one sample of SHARDS (paths, globs, ranges or a folder).
@@ -128,23 +125,25 @@ def write_picture(path, picture):
     click.echo(f"{path}: {picture.shape[1]} x {picture.shape[0]} pixels")
 
 
-def _progress(numbers, what):
-    return tqdm(
-        numbers, desc=what, unit="keyframe", dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 10.0
-    )
+def _with_progress(numbers, what):
+    """The numbers, and a bar once they are asked for and take their time."""
+    wait = 0.1 if sys.stderr.isatty() else 10.0  # a log wants a line now and then
+    yield from tqdm(numbers, desc=what, unit="keyframe", dynamic_ncols=True, mininterval=wait, delay=2.0)
 
 
 def _write_scene(path, samples, numbers, network, width):
-    pictures = (sheet_of(samples, number, network, width) for number in _progress(numbers, "video"))
-    count = write_video(path, pictures)
-    click.echo(f"{path}: {count} keyframes, {Path(path).stat().st_size / 1e6:.1f} MB")
+    pictures = (sheet_of(samples, number, network, width) for number in _with_progress(numbers, "video"))
+    _say_scene(path, write_video(path, pictures))
 
 
 def _write_recording(path, samples, numbers, network):
-    from train.pictures.recording import write_recording
+    frames = (
+        (samples.members(number), _view(samples, number, network)) for number in _with_progress(numbers, "recording")
+    )
+    _say_scene(path, write_recording(path, frames))
 
-    frames = ((samples.members(number), _view(samples, number, network)) for number in _progress(numbers, "recording"))
-    count = write_recording(path, frames)
+
+def _say_scene(path, count):
     click.echo(f"{path}: {count} keyframes, {Path(path).stat().st_size / 1e6:.1f} MB")
 
 

@@ -1,4 +1,4 @@
-"""Pictures one after another: WebM by OpenCV's FFmpeg, GIF by Pillow. Both are asked for by the file's name."""
+"""Pictures one after another: WebM by OpenCV's FFmpeg, GIF by Pillow, which torchvision brings. Both are asked for by the file's name."""
 
 import contextlib
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from train.pictures import palette
 
@@ -18,7 +19,7 @@ def write_video(path, pictures, frames_per_s=KEYFRAMES_PER_S):
     """Write (H, W, 3) uint8 RGB pictures of one size; the file gets its name when it is whole. Returns their number.
 
     Raises:
-        ValueError: a name that is neither .webm nor .gif, or an installation that can't write what was asked for.
+        ValueError: a name that is neither .webm nor .gif, or an OpenCV that can't write WebM.
     """
     path = Path(path)
     write = {".webm": _write_webm, ".gif": _write_gif}.get(path.suffix.lower())
@@ -73,10 +74,6 @@ def _quiet():
 
 
 def _write_gif(path, pictures, frames_per_s):
-    try:
-        from PIL import Image
-    except ImportError:
-        raise ValueError("a .gif needs Pillow, which is not installed: pip install pillow, or name a .webm") from None
     frames, table = [], None
     for picture in pictures:
         image = Image.fromarray(np.ascontiguousarray(picture))
