@@ -1,4 +1,4 @@
-"""Pictures one after another: WebM by OpenCV's FFmpeg, GIF by Pillow, which torchvision brings. Both are asked for by the file's name."""
+"""Pictures one after another, as a WebM by OpenCV's FFmpeg or a GIF by Pillow (torchvision brings it), by the file's name."""
 
 import contextlib
 import os
