@@ -10,13 +10,13 @@ import click
 from tqdm import tqdm
 
 from common.shard_index import ShardError, parse_index
+from common.stores import open_store
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
 from preprocess.manifest import read_skipped, write_manifests
 from preprocess.plan import DEFAULT_SHARDS, Options, Planner, read_splits
 from preprocess.pool import DaskPool, LocalPool
 from preprocess.shard_writer import KINDS
-from preprocess.store import open_store
 
 PROBED_KEYFRAMES = 24  # what --dry-run makes in memory to know how large the rest will be
 

@@ -31,11 +31,11 @@ from common.record import (
     radar_member,
 )
 from common.shard_index import ShardError, build_index, dump_index, load_index
+from common.stores import LocalStore
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
 from preprocess.manifest import read_skipped
 from preprocess.plan import Options, Planner
-from preprocess.store import LocalStore
 
 SAMPLE_FIELDS = frozenset(
     "boxes cameras facts global_T_ego index lidar log next prev radar scene schema timestamp_us token".split()
