@@ -122,8 +122,8 @@ class PipeSource(KeyframeTable):
         try:
             with open_stream(address, self.shards) as stream:
                 raw = stream.read(MAX_INDEX_BYTES)
-        except OSError as error:
-            raise ShardError(f"{addresses.shown(address)}: the index cannot be read ({error})") from None
+        except (OSError, ShardError) as error:
+            raise ShardError(f"the index cannot be read: {error}") from None
         index = parse_index(raw, addresses.shown(tar))
         check_listed(index, self.shards.entry(tar))
         return index
