@@ -1,6 +1,7 @@
 """Fixtures: the real keyframe and the golden arrays where they lie beside the checkout."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -104,7 +105,8 @@ class S3Server:
 
     def requests(self, text):
         """Lines of the log, such as `"GET /bevshards/a.tar HTTP/1.1" 206 -`, that hold a text."""
-        return [line for line in self._log.read_text().splitlines() if text in line]
+        plain = re.sub(r"\x1b\[[\d;]*m", "", self._log.read_text())  # the server colours them
+        return [line for line in plain.splitlines() if text in line]
 
 
 @pytest.fixture(scope="session")
