@@ -16,7 +16,7 @@ import numpy as np
 
 from common import addresses
 from common.errors import Missing, ShardError
-from common.record import SAMPLE, SCHEMA_VERSION, decode_json
+from common.record import READ_SCHEMAS, SAMPLE, SCHEMA_VERSION, parse_sample
 from common.stores import open_store
 
 MAX_INDEX_BYTES = 256 << 20
@@ -38,7 +38,7 @@ class ShardIndex:
         crc32: (n, m) uint32 checksum of each member.
         tar_bytes, tar_sha256: of the whole tar.
         facts: JSON object shared by the samples: version, split, cameras, sweeps, options.
-        schema: version of the format that the shard was written in.
+        schema: of the shard and of this index.
     """
 
     tar: Path
@@ -102,9 +102,10 @@ def _body_digest(body):
 
 
 def check_schema(schema, where):
-    """Raise ShardError for a schema that this version does not read; it reads its own and those before."""
-    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA_VERSION:
-        raise ShardError(f"{where}: schema {schema}, this version reads 1 to {SCHEMA_VERSION}; make the shards anew")
+    """Raise ShardError for a schema that this version does not read."""
+    if type(schema) is not int or schema not in READ_SCHEMAS:
+        known = " and ".join(map(str, READ_SCHEMAS))
+        raise ShardError(f"{where}: schema {schema}, this version reads {known}; make the shards anew")
 
 
 def load_index(tar, verify=False, store=None):
@@ -199,7 +200,7 @@ def build_index(tar):
                     raise ShardError(f"{tar}: {entry.name} is cut short")
                 rows.setdefault(key, {})[member] = (entry.offset_data, entry.size, zlib.crc32(data))
                 if member == SAMPLE:
-                    sample = decode_json(data, f"{tar}: {entry.name}")
+                    sample = parse_sample(data, f"{tar}: {entry.name}")
                     first = first or sample
                     tokens.append(sample["token"])
                     if not scenes or scenes[-1][0] != sample["scene"]["name"]:
@@ -209,17 +210,15 @@ def build_index(tar):
         raise ShardError(f"{tar}: not a readable tar ({error}); make it anew") from None
     if first is None or len(tokens) != len(rows):
         raise ShardError(f"{tar}: a sample without {SAMPLE}; make it anew")
-    check_schema(first["schema"], tar)
-    index = index_of(tar, rows, tokens, scenes, tar.stat().st_size, file_sha256(tar), first["facts"])
-    index.schema = first["schema"]
-    return index
+    return index_of(tar, rows, tokens, scenes, tar.stat().st_size, file_sha256(tar), first["facts"], first["schema"])
 
 
-def index_of(tar, rows, tokens, scenes, tar_bytes, tar_sha256, facts):
+def index_of(tar, rows, tokens, scenes, tar_bytes, tar_sha256, facts, schema=SCHEMA_VERSION):
     """ShardIndex from what was met in tar order.
 
     Args:
-        rows: key -> {member name: (offset, size, crc32)}. tokens, scenes, tar_bytes, tar_sha256, facts: see ShardIndex.
+        rows: key -> {member name: (offset, size, crc32)}. tokens, scenes, tar_bytes, tar_sha256, facts, schema:
+            see ShardIndex.
     """
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     absent = (0, ABSENT, 0)
@@ -237,6 +236,7 @@ def index_of(tar, rows, tokens, scenes, tar_bytes, tar_sha256, facts):
         tar_bytes=tar_bytes,
         tar_sha256=tar_sha256,
         facts=facts,
+        schema=schema,
     )
 
 

@@ -7,8 +7,7 @@ import torch
 from tqdm import tqdm
 
 from train import checkpoint
-from train.command import from_config, options_command
-from train.distributed import launch
+from train.command import from_config, launch, options_command
 from train.forward import run_model
 from train.metrics import intersection_union, iou
 from train.options import Options, coerce

@@ -1,38 +1,28 @@
 """The training loop: updates of accumulated batches, one validation batch now and then, logs and checkpoints."""
 
-import signal
 import sys
 import time
 from collections import deque
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from train import checkpoint
+from train import checkpoint, signals
+from train.distributed import saving, say
+from train.errors import NotFinite, Stopped
 from train.metrics import iou
 from train.options import as_dict
 from train.step import FIGURES, LossStep, over_processes
 
 POOL = 10  # updates that the pooled figures average over
+LOST = 255  # no signal's number: rank 0's last write failed
 LOGGED = ("grad_norm", "data_wait_percent", "samples_per_s", "read_mb_per_s")
 SHOWN = "data wait {data_wait_percent:.0f} %, {samples_per_s:.1f} samples/s, {read_mb_per_s:.0f} MB/s"
 # A log gets the lines alone.
 _BAR = {"dynamic_ncols": True, "disable": not sys.stderr.isatty()}
-
-
-class Stopped(RuntimeError):
-    """SIGTERM or SIGINT arrived and a checkpoint was saved; `code` is the exit code."""
-
-    def __init__(self, code):
-        super().__init__("stopped by a signal; a checkpoint was saved")
-        self.code = code
-
-
-class NotFinite(RuntimeError):
-    """The loss became NaN or infinite; the message names step and samples."""
 
 
 def batches(loader):
@@ -89,34 +79,50 @@ class Trainer:
             writers = {w: SummaryWriter(f"{where}/{w}", purge_step=first_step + 1) for w in names}
         train = batches(self.train_loader)
         val = batches(self.val_loader) if self.val_loader is not None else None
-        path, saver = None, checkpoint.Writer(self.folder, self.options.keep_latest) if leads else None
+        path, saver = None, checkpoint.Writer(self.folder, self.options.keep_latest, saving) if leads else None
         bar = {**_BAR, "disable": _BAR["disable"] or not leads}
-        try:
-            steps = range(first_step + 1, self.options.max_iters + 1)
-            with _signals() as caught, tqdm(steps, desc="train", unit="update", **bar) as steps:
-                for step in steps:
-                    figures = self.update(step, train)
-                    if self._validates(step):
-                        self._validate(val)
-                    if leads:
-                        self._log(writers, step, figures, steps)
-                    stop = self.world.any(caught[0] if caught else 0)
-                    if step % self.options.save_freq == 0 or step == self.options.max_iters or stop:
-                        path = self.save(step, saver)
-                    if stop:
-                        raise Stopped(128 + stop)
-        finally:
-            if saver:
-                saver.close()
-            train.close()
-            if val:
-                val.close()
-            for writer in writers.values():
-                writer.close()
+        stop = 0
+        with signals.collected() as caught:  # until the last write is on the disk
+            try:
+                steps = range(first_step + 1, self.options.max_iters + 1)
+                with tqdm(steps, desc="train", unit="update", **bar) as steps:
+                    for step in steps:
+                        figures = self.update(step, train)
+                        if self._validates(step):
+                            self._validate(val)
+                        if leads:
+                            self._log(writers, step, figures, steps)
+                        stop = self.world.any(caught[0] if caught else LOST if saver and saver.failed() else 0)
+                        if step % self.options.save_freq == 0 or step == self.options.max_iters or stop:
+                            path = self.save(step, saver)
+                        if stop:
+                            break
+                        if step == first_step + 1:
+                            self.world.first_step_done()
+                self._saved(saver)
+                if stop:
+                    raise Stopped(128 + stop)
+            finally:
+                if saver and (lost := saver.finish()):
+                    say(f"error: {lost}")
+                train.close()
+                if val:
+                    val.close()
+                for writer in writers.values():
+                    writer.close()
         return path
+
+    def _saved(self, saver):
+        """Wait on all ranks until rank 0's last write has ended: one that went away might take rank 0 with it.
+
+        Raises what the write raised on rank 0, PeerFailed on the others.
+        """
+        self.world.wait(lambda: saver is not None and saver.idle())
+        self.world.together(lambda: saver and saver.check())
 
     def save(self, step, saver):
         """Hand the state after `step` to the background writer; the path it will have."""
+        self._saved(saver)
         if not self.world.leads:
             return None
         state = {"options": as_dict(self.options), "pools": {w: list(pool.entries) for w, pool in self.pools.items()}}
@@ -235,16 +241,3 @@ class Trainer:
             f"itime {figures['itime']:.2f}; loss {figures['loss']:.5f}; iou_t {self.pools['t'].means()['iou']:.3f}"
         )
         return text + (f"; iou_v {self.pools['v'].means()['iou']:.3f}" if self.pools["v"].entries else "")
-
-
-@contextmanager
-def _signals():
-    """A list that SIGTERM and SIGINT are put into; handlers are put back afterwards."""
-    caught = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    old = [signal.signal(n, lambda number, _frame: caught.append(number)) for n in numbers]
-    try:
-        yield caught
-    finally:
-        for number, handler in zip(numbers, old, strict=True):
-            signal.signal(number, handler)

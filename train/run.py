@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from train import checkpoint
-from train.command import from_config, from_run, options_command
-from train.distributed import launch, say
+from train.command import from_config, from_run, launch, options_command
+from train.distributed import say
 from train.loop import Trainer
 from train.optim import fetch_optimizer, load_moments, stand_at
 from train.options import Options, as_dict
@@ -61,11 +61,11 @@ def train_rank(options, world):
         say(f"note: {done} has its {options.max_iters} updates; --max_iters says how far to go on")
         return checkpoint.find(done)
     if folder is None:
-        folder = world.gather(_new_folder(options) if world.leads else None)[0]
+        folder = world.gather(world.together(lambda: _new_folder(options) if world.leads else None))[0]
     # Fed back, the run's own config begins a run of its own.
     options = dataclasses.replace(options, ckpt_dir=str(folder.parent), resume="", config="")
-    if world.leads:
-        (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(options), sort_keys=False))
+    config = yaml.safe_dump(as_dict(options), sort_keys=False)
+    world.together(lambda: world.leads and (folder / "config.yaml").write_text(config))
     return Trainer(options, folder.name, world=world, **parts).run(step)
 
 
