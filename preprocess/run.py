@@ -10,6 +10,7 @@ import click
 
 from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
+from common.stores import open_store
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
 from preprocess.left_out import by_scene, missing_files
@@ -20,7 +21,6 @@ from preprocess.pointclouds import LIDAR_COLUMNS
 from preprocess.pool import DaskPool, LocalPool
 from preprocess.progress import Progress, say
 from preprocess.shard_writer import KINDS
-from preprocess.store import open_store
 
 PROBED_KEYFRAMES = 24  # what --dry-run makes in memory to know how large the rest will be
 

@@ -30,6 +30,7 @@ from common.record import (
     radar_member,
 )
 from common.shard_index import ShardError, build_index, dump_index, load_index
+from common.stores import LocalStore
 from preprocess.errors import SourceError
 from preprocess.images import check_image
 from preprocess.keyframe import build_record
@@ -40,7 +41,6 @@ from preprocess.plausible import check_boxes, check_camera, check_rigid
 from preprocess.pointclouds import lidar_problem, radar_problem
 from preprocess.progress import Progress
 from preprocess.steps import check_keyframe_step, check_offset, check_sweep_step
-from preprocess.store import LocalStore
 
 SAMPLE_FIELDS = frozenset(
     "boxes cameras facts global_T_ego index lidar log next prev radar scene schema timestamp_us token".split()
