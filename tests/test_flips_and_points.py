@@ -135,6 +135,20 @@ def test_geometry_stays_float32_under_autocast(synth_shards, dtype):
         assert torch.equal(getattr(batch, name), getattr(plain, name)), name
 
 
+def test_what_the_network_is_given_is_the_same_under_bf16(synth_shards):
+    """Camera geometry and voxels to the last bit; only the network's own arithmetic is rounded."""
+    batch = next(iter(loaders(synth_shards, nsweeps=3)[0]))
+    vox = VoxUtil(50, 2, 50, torch.tensor([[0.0, 1.0, 0.0]]), (-50, 50, -5, 5, -50, 50))
+    net = Segnet(50, 2, 50, use_radar=True, use_lidar=True, latent_dim=8, encoder_type="res50").eval()
+    seen = []
+    net.register_forward_pre_hook(lambda _, args: seen.append(args))
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            run_model(net, batch, vox)
+    for plain, rounded in zip(*seen, strict=True):
+        assert plain is rounded or (plain.dtype == torch.float32 and torch.equal(plain, rounded))
+
+
 def test_points_of_a_ragged_batch_are_each_samples_own(synth_shards):
     train, _ = loaders(synth_shards, nsweeps=3)
     batch = next(iter(train))

@@ -1,8 +1,10 @@
 """Every option of training and evaluation: one dataclass, from which the command line and config files are read."""
 
+import json
 import math
 import re
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import torch
 
@@ -121,6 +123,20 @@ class Options:
     def grid(self):
         """(centroid, bounds, (Z, Y, X)), as compile_data takes it."""
         return self.centroid, self.bounds, (self.Z, self.Y, self.X)
+
+    @property
+    def stores(self):
+        """Dict of --store_options, or None. Raises ValueError, which shows nothing of what they hold."""
+        if not self.store_options:
+            return None
+        try:
+            text = self.store_options
+            values = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
+        except (OSError, ValueError):
+            raise ValueError("--store_options is neither a JSON object nor a file of one") from None
+        if not isinstance(values, dict):
+            raise ValueError("--store_options is no JSON object")
+        return values
 
     def autocast_on(self, device):
         """The dtype of a training network's arithmetic on that device; None for float32."""

@@ -5,7 +5,7 @@ from pickle import UnpicklingError
 
 import torch
 
-from common.shard_names import expand_shards, val_beside
+from common.shard_set import find_beside, find_shards
 from train.data import compile_data, make_vox_util
 from train.data.categories import check_categories
 from train.distributed import say
@@ -95,20 +95,28 @@ def _share_of_cores(name, wanted):
     return -(-min(wanted, cores) // processes)
 
 
-def make_loaders(options, device, want_train=True, rank=0, world_size=1):
-    """(train, val) loaders and VoxUtil on the device; val is None without do_val. Raises ValueError."""
+def _shards(options, want_train):
+    """(train, val) ShardSets of the options; None where they are not wanted."""
     train, val = None, None
     if want_train:
-        train = expand_shards(options.shards or (f"{options.data_dir}/train-*.tar",))
+        train = find_shards(options.shards or (f"{options.data_dir}/train-*.tar",), "train", options.stores)
     if options.do_val:
         if options.val_shards:
-            val = expand_shards(options.val_shards)
+            val = find_shards(options.val_shards, "val", options.stores)
         elif want_train:
-            val = val_beside(train)
+            val = find_beside(train, "val")
         else:
-            val = expand_shards(options.shards or (f"{options.data_dir}/val-*.tar",))
+            val = find_shards(options.shards or (f"{options.data_dir}/val-*.tar",), "val", options.stores)
         if not val:
-            raise ValueError("no val-*.tar beside the train shards; give --val_shards or --do_val False")
+            raise ValueError("no val shards beside the train shards; give --val_shards or --do_val False")
+    for note in (note for shards in (train, val) if shards is not None for note in shards.notes):
+        say(f"note: {note}")
+    return train, val
+
+
+def make_loaders(options, device, want_train=True, rank=0, world_size=1):
+    """(train, val) loaders and VoxUtil on the device; val is None without do_val. Raises ValueError."""
+    train, val = _shards(options, want_train)
     threads = _share_of_cores("nworkers", options.nworkers)
     # In evaluation there is but one loader, and --nworkers counts its threads, as in the lineage's.
     threads_val = _share_of_cores("nworkers_val", options.nworkers_val) if want_train else threads
@@ -141,6 +149,7 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1):
         verify_reads=options.verify_reads,
         cache_dir=options.cache_dir or None,
         cache_gb=options.cache_gb,
+        store_options=options.stores,
     )
     for loader in loaders:
         version = loader.reader.facts["version"] if loader is not None else ""
