@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from common.shard_index import ShardError, write_atomically
+from common.files import write_atomically
+from common.shard_index import ShardError
 from common.spelling import EITHER
 from preprocess.chart import draw_chart
 from preprocess.contents import count, shards_of

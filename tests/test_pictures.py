@@ -30,7 +30,8 @@ from common.record import (
 )
 from common.shard_index import build_index, dump_index, index_path
 from preprocess import show as preprocess_show
-from preprocess.synth.sensors import ego_T_camera, ego_T_radar
+from preprocess.synth.cameras import ego_T_camera
+from preprocess.synth.sensors import ego_T_radar
 from tests.conftest import REPOSITORY, run_module
 from train import checkpoint, show
 from train.augment import crop_and_resize
