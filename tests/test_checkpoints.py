@@ -124,13 +124,11 @@ def run_of_three(synth_shards, tmp_path_factory):
 def test_going_back_sets_the_newer_ones_aside(run_of_three, tmp_path):
     folder = shutil.copytree(run_of_three, tmp_path / "run")
     before = checkpoint.read(folder, 3)
-    result = run_module("train.run", "--resume", folder / "model-000000001.pth", "--max_iters", 2)
+    result = run_module("train.run", "--resume", folder / "model-000000001.pth")
     for step in (2, 3):
         assert f"abandoned-model-{step:09d}.pth was saved after step 1" in result.stderr
     names = sorted(p.name for p in folder.glob("*.pth"))
-    assert names == [f"abandoned-model-{n:09d}.pth" for n in (2, 3)] + [f"model-{n:09d}.pth" for n in (1, 2)]
-    result = run_module("train.run", "--resume", folder, "--max_iters", 3)
-    assert "step 000003/3" in result.stdout and "step 000002/3" not in result.stdout
+    assert names == [f"abandoned-model-{n:09d}.pth" for n in (2, 3)] + [f"model-{n:09d}.pth" for n in (1, 2, 3)]
     again = checkpoint.read(folder)["model_state_dict"]
     assert all(torch.equal(value, again[name]) for name, value in before["model_state_dict"].items())
 

@@ -123,7 +123,7 @@ def test_impossible_values_are_told_with_the_remedy():
             Options(**values).validate()
 
 
-COMMANDS = "preprocess.run preprocess.verify preprocess.index preprocess.synth.__main__ train.demo".split()
+COMMANDS = "preprocess.run preprocess.verify preprocess.index preprocess.show preprocess.synth.__main__ train.demo train.show".split()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
