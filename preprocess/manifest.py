@@ -13,6 +13,7 @@ def write_manifests(store, recipes, version, options):
     """Write <split>.manifest.json of each split of the recipes, all of whose shards are finished or came out empty."""
     for split in dict.fromkeys(r.facts["split"] for r in recipes):
         shards, skipped = [], []
+        facts = next(r.facts for r in recipes if r.facts["split"] == split)
         for name in (r.name for r in recipes if r.facts["split"] == split):
             skipped += read_skipped(store, name)
             if not store.exists(f"{name}.idx.json"):
@@ -31,11 +32,7 @@ def write_manifests(store, recipes, version, options):
             "schema": SCHEMA_VERSION,
             "version": version,
             "split": split,
-            "options": {
-                "sweeps": options.sweeps,
-                "image_size": list(options.image_hw) if options.image_hw else None,
-                "jpeg_quality": options.jpeg_quality if options.image_hw else None,
-            },
+            "options": {name: facts[name] for name in (*options.facts(), "sensors")},
             "licence": LICENCE,
             "keyframes": sum(s["keyframes"] for s in shards),
             "shards": shards,
