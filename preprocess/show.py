@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from common.shard_index import ShardError, write_atomically
+from common.files import write_atomically
+from common.shard_index import ShardError
 from preprocess.chart import draw_chart
 from preprocess.contents import count, shards_of
 from preprocess.errors import SourceError
@@ -97,7 +98,9 @@ def _options(contents):
 def _option(value):
     if value is None:
         return "as in the source"
-    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return (", " if any(isinstance(item, str) for item in value) else " x ").join(map(str, value))
+    return str(value)
 
 
 def _scenes(contents):

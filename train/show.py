@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from common.shard_index import write_atomically
+from common.files import write_atomically
 from train.command import fail_in_one_line
 from train.distributed import pick_device
 from train.pictures.draws import DrawnSample, draws_sheet
