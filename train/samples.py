@@ -7,6 +7,7 @@ import torch
 
 from common import addresses
 from common.cameras import CAMERAS
+from common.keys import scene_key
 from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, image_member, lidar_member, radar_member
 from common.shard_set import find_shards
 from train import checkpoint
@@ -47,7 +48,7 @@ class Samples:
         for names in (self.keys, self.tokens):
             if name in names:
                 return [names.index(name)]
-        scene = [n for n, key in enumerate(self.keys) if key.rpartition("_")[0] == name]
+        scene = [n for n, key in enumerate(self.keys) if key.rpartition("_")[0] in (name, scene_key(name))]
         if scene:
             return scene
         if name.isdigit() and int(name) < len(self):
