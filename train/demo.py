@@ -12,11 +12,11 @@ from common.geometry import apply_4x4, merge_rt, rigid_inverse
 from train.command import fail_in_one_line
 from train.distributed import pick_device
 from train.evaluate import evaluate
-from train.forward import run_model
+from train.forward import run_network
 from train.metrics import iou
 from train.options import Options
 from train.run import train
-from train.setup import make_loaders, make_model
+from train.setup import make_loaders, make_network
 
 _EDGES = ((0, 1), (1, 3), (3, 2), (2, 0), (4, 5), (5, 7), (7, 6), (6, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 _CORNERS = torch.tensor([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
@@ -61,8 +61,7 @@ def main(shards, out, picture, steps):
 
 def _run(options, picture):
     device = pick_device(options.device)
-    torch.manual_seed(options.seed)
-    model = make_model(options).to(device)
+    model, options = make_network(options, device=device)
     _, loader, vox_util = make_loaders(options, device)
     before = iou(evaluate(model, loader, vox_util))
     path = train(options)
@@ -84,7 +83,7 @@ def draw(batch, model, vox_util, path):
     """Write a PNG: the six cameras of the first sample with its boxes, BEV truth beside BEV prediction."""
     model.eval()
     with torch.no_grad():
-        predicted = run_model(model, batch, vox_util)[2].sigmoid()[0, 0]
+        predicted = run_network(model, batch, vox_util)["seg"].sigmoid()[0, 0]
     images = [_with_boxes(batch, s) for s in range(batch.imgs.shape[2])]
     order = np.argsort(
         [("FRONT_LEFT", "FRONT", "FRONT_RIGHT").index(n[4:]) if "FRONT" in n else 9 for n in batch.cams[0]]
