@@ -7,7 +7,6 @@ shards/README.md is the specification.
 import base64
 import hashlib
 import json
-import os
 import tarfile
 import zlib
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.record import SAMPLE, SCHEMA_VERSION, decode_json
+from common.record import READ_SCHEMAS, SAMPLE, SCHEMA_VERSION, parse_sample
 
 MAX_INDEX_BYTES = 256 << 20
 ABSENT = np.uint32(0xFFFFFFFF)  # size of a member that a sample does not have
@@ -40,6 +39,7 @@ class ShardIndex:
         crc32: (n, m) uint32 checksum of each member.
         tar_bytes, tar_sha256: of the whole tar.
         facts: JSON object shared by the samples: version, split, cameras, sweeps, options.
+        schema: of the shard and of this index.
     """
 
     tar: Path
@@ -53,26 +53,13 @@ class ShardIndex:
     tar_bytes: int
     tar_sha256: str
     facts: dict = field(default_factory=dict)
+    schema: int = SCHEMA_VERSION
 
 
 def index_path(tar):
     """Path of the index that belongs to the tar at `tar`."""
     tar = Path(tar)
     return tar.with_name(tar.name.removesuffix(".tar") + ".idx.json")
-
-
-def write_atomically(path, data):
-    """Write bytes to a temporary name beside `path`, flush to disk, rename. Raises OSError."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _pack(array, dtype):
@@ -86,7 +73,7 @@ def _unpack(text, dtype, shape):
 def dump_index(index):
     """Canonical bytes of an index: one JSON object whose `body_sha256` covers everything else in it."""
     body = {
-        "schema": SCHEMA_VERSION,
+        "schema": index.schema,
         "tar": Path(index.tar).name,
         "tar_bytes": index.tar_bytes,
         "tar_sha256": index.tar_sha256,
@@ -135,10 +122,9 @@ def parse_index(raw, tar, verify=False):
     """ShardIndex from the bytes of the index that belongs to `tar`, which is not looked at. See load_index."""
     try:
         body = json.loads(raw)
-        if body["schema"] != SCHEMA_VERSION:
-            raise ShardError(
-                f"{tar}: schema {body['schema']}, this version reads {SCHEMA_VERSION}; make the shards anew"
-            )
+        if body["schema"] not in READ_SCHEMAS:
+            known = " and ".join(map(str, READ_SCHEMAS))
+            raise ShardError(f"{tar}: schema {body['schema']}, this version reads {known}; make the shards anew")
         index = _parse(tar, body)
     except ShardError:
         raise
@@ -165,6 +151,7 @@ def _parse(tar, body):
         tar_bytes=body["tar_bytes"],
         tar_sha256=body["tar_sha256"],
         facts=body["facts"],
+        schema=body["schema"],
     )
     if len(index.tokens) != shape[0] or sum(rows for _, _, rows in index.scenes) != shape[0]:
         raise ValueError("its lists differ in length")
@@ -191,7 +178,7 @@ def build_index(tar):
                     raise ShardError(f"{tar}: {entry.name} is cut short")
                 rows.setdefault(key, {})[member] = (entry.offset_data, entry.size, zlib.crc32(data))
                 if member == SAMPLE:
-                    sample = decode_json(data, f"{tar}: {entry.name}")
+                    sample = parse_sample(data, f"{tar}: {entry.name}")
                     first = first or sample
                     tokens.append(sample["token"])
                     if not scenes or scenes[-1][0] != sample["scene"]["name"]:
@@ -201,16 +188,15 @@ def build_index(tar):
         raise ShardError(f"{tar}: not a readable tar ({error}); make it anew") from None
     if first is None or len(tokens) != len(rows):
         raise ShardError(f"{tar}: a sample without {SAMPLE}; make it anew")
-    if first["schema"] != SCHEMA_VERSION:
-        raise ShardError(f"{tar}: schema {first['schema']}, this version knows {SCHEMA_VERSION}")
-    return index_of(tar, rows, tokens, scenes, tar.stat().st_size, file_sha256(tar), first["facts"])
+    return index_of(tar, rows, tokens, scenes, tar.stat().st_size, file_sha256(tar), first["facts"], first["schema"])
 
 
-def index_of(tar, rows, tokens, scenes, tar_bytes, tar_sha256, facts):
+def index_of(tar, rows, tokens, scenes, tar_bytes, tar_sha256, facts, schema=SCHEMA_VERSION):
     """ShardIndex from what was met in tar order.
 
     Args:
-        rows: key -> {member name: (offset, size, crc32)}. tokens, scenes, tar_bytes, tar_sha256, facts: see ShardIndex.
+        rows: key -> {member name: (offset, size, crc32)}. tokens, scenes, tar_bytes, tar_sha256, facts, schema:
+            see ShardIndex.
     """
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     absent = (0, ABSENT, 0)
@@ -228,6 +214,7 @@ def index_of(tar, rows, tokens, scenes, tar_bytes, tar_sha256, facts):
         tar_bytes=tar_bytes,
         tar_sha256=tar_sha256,
         facts=facts,
+        schema=schema,
     )
 
 

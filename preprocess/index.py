@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from common.shard_index import build_index, dump_index, index_path, write_atomically
+from common.files import write_atomically
+from common.shard_index import build_index, dump_index, index_path
 
 
 @click.command()

@@ -6,7 +6,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.shard_index import write_atomically
+from common.files import write_atomically
 from preprocess.errors import SourceError
 
 

@@ -1,5 +1,6 @@
 """python -m preprocess.verify: read everything again and name what is wrong."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -10,31 +11,35 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import click
-import simplejpeg
+import numpy as np
 from tqdm import tqdm
 
-from common.cameras import CAMERAS, LIDAR_FIELDS, RADAR_FIELDS
+from common.cameras import CAMERAS, LIDAR_FIELDS, RADAR_FIELDS, RADARS
+from common.keys import keyframe_key
 from common.record import (
-    BOX_DTYPE,
     BOXES_MEMBER,
-    CAMERA_DTYPE,
     CAMERAS_MEMBER,
     SAMPLE,
-    SCHEMA_VERSION,
     RecordError,
-    decode_json,
+    decode_boxes,
+    decode_cameras,
     decode_points,
-    decode_rows,
     image_member,
     lidar_member,
     member_order,
+    parse_sample,
     radar_member,
 )
 from common.shard_index import ShardError, build_index, dump_index, load_index
 from preprocess.errors import SourceError
+from preprocess.images import check_image
 from preprocess.keyframe import build_record
 from preprocess.manifest import read_skipped
-from preprocess.plan import Options, Planner
+from preprocess.options import Options
+from preprocess.plan import Planner
+from preprocess.plausible import check_boxes, check_camera, check_rigid
+from preprocess.pointclouds import lidar_problem, radar_problem
+from preprocess.steps import check_keyframe_step, check_offset, check_sweep_step
 from preprocess.store import LocalStore
 
 SAMPLE_FIELDS = frozenset(
@@ -104,11 +109,13 @@ def _check_shard(arguments):
     with tarfile.open(tar) as archive:
         for key, members in _samples(archive):
             try:
-                scene = _check_sample(key, members)
-                scenes.setdefault(scene["name"], (scene["nbr_samples"], []))[1].append(key)
+                sample = _check_sample(key, members)
+                scene = sample["scene"]
+                seen = scenes.setdefault(scene["name"], _Scene(scene["nbr_samples"], index.schema))
+                seen.add(key, sample)
                 if source is not None:
                     _compare(key, members, source, against)
-            except (RecordError, SourceError, KeyError, TypeError, IndexError) as error:
+            except (RecordError, SourceError, KeyError, TypeError) as error:
                 problems.append(f"{tar}: {key}: {error}")
     problems += _whole(tar, scenes)
     return problems, index
@@ -128,44 +135,81 @@ def _samples(archive):
 
 
 def _check_sample(key, members):
-    """Decode every member of a record. Returns its scene; raises RecordError."""
-    sample = decode_json(members[SAMPLE])
-    if sample["schema"] != SCHEMA_VERSION or not set(sample) >= SAMPLE_FIELDS:
-        raise RecordError(f"{SAMPLE}: not of schema {SCHEMA_VERSION}")
-    if key != f"{sample['scene']['name']}_{sample['index']:04d}":
+    """Decode every member of a record and check it as preprocessing checks its source. Returns sample.json.
+
+    Raises RecordError or SourceError.
+    """
+    sample = parse_sample(members[SAMPLE])
+    if not set(sample) >= SAMPLE_FIELDS:
+        raise RecordError(f"{SAMPLE}: lacks {min(SAMPLE_FIELDS - set(sample))}")
+    if key != keyframe_key(sample["scene"]["name"], sample["index"], sample["schema"]):
         raise RecordError(f"{SAMPLE}: belongs to another key")
     cameras = [c["channel"] for c in sample["cameras"]]
     expected = member_order([c for c in CAMERAS if c in cameras], len(sample["lidar"]), len(sample["radar"]))
     if list(members) != expected:
         odd = sorted(set(members) ^ set(expected)) or ["their order"]
         raise RecordError(f"its members are not those that {SAMPLE} lists: {', '.join(odd)}")
-    rows = decode_rows(members[CAMERAS_MEMBER], CAMERA_DTYPE, CAMERAS_MEMBER)
-    if len(rows) != len(cameras):
-        raise RecordError(f"{CAMERAS_MEMBER}: {len(rows)} rows for {len(cameras)} cameras")
-    boxes = decode_rows(members[BOXES_MEMBER], BOX_DTYPE, BOXES_MEMBER)
-    if any(len(column) != len(boxes) for column in sample["boxes"].values()):
-        raise RecordError(f"{BOXES_MEMBER}: not as many rows as {SAMPLE} has boxes")
+    rows = decode_cameras(members[CAMERAS_MEMBER], sample)
     for camera, row in zip(cameras, rows, strict=True):
-        try:
-            pixels = simplejpeg.decode_jpeg(members[image_member(camera)], "RGB")
-        except ValueError as error:
-            raise RecordError(f"{image_member(camera)}: does not decode ({error})") from None
-        if pixels.shape[:2] != (row["height"], row["width"]):
+        size = check_image(members[image_member(camera)], image_member(camera))
+        if size != (row["height"], row["width"]):
             raise RecordError(f"{image_member(camera)}: its size is not that of {CAMERAS_MEMBER}")
-    names = [(lidar_member(k), len(LIDAR_FIELDS)) for k in range(len(sample["lidar"]))]
-    names += [(radar_member(k), len(RADAR_FIELDS) + 2) for k in range(len(sample["radar"]))]
-    for name, fields in names:
-        if len(decode_points(members[name], name)) != fields:
-            raise RecordError(f"{name}: does not have {fields} fields")
-    return sample["scene"]
+        check_offset(sample["timestamp_us"], int(row["timestamp_us"]), image_member(camera))
+        check_camera(row["intrinsics"], row["ego_T_cam"], f"{CAMERAS_MEMBER}: {camera}")
+        check_rigid(row["global_T_ego"], f"{CAMERAS_MEMBER}: global_T_ego of {camera}")
+    check_rigid(np.array(sample["global_T_ego"], np.float64), f"{SAMPLE}: global_T_ego")
+    check_boxes(decode_boxes(members[BOXES_MEMBER], sample), BOXES_MEMBER)
+    for k in range(len(sample["lidar"])):
+        name = lidar_member(k)
+        _no_problem(name, lidar_problem(decode_points(members[name], name, len(LIDAR_FIELDS))))
+    for k in range(len(sample["radar"])):
+        name = radar_member(k)
+        points = decode_points(members[name], name, len(RADAR_FIELDS) + 2)
+        _no_problem(name, radar_problem(points) or _radar_number_problem(points[-1], sample["radar"][k]))
+    for sweeps in [sample["lidar"], *_by_channel(sample["radar"])]:
+        for newer, older in itertools.pairwise(sweeps):
+            check_sweep_step(older["timestamp_us"], newer["timestamp_us"], f"{SAMPLE}: sweep {older['token']}")
+    return sample
+
+
+def _no_problem(name, problem):
+    if problem is not None:
+        raise RecordError(f"{name}: {problem}")
+
+
+def _radar_number_problem(numbers, files):
+    there = {RADARS.index(f["channel"]) for f in files if f["channel"] in RADARS}
+    strange = set(np.unique(numbers).tolist()) - there
+    return f"a point is of radar {min(strange):g}, which {SAMPLE} does not list" if strange else None
+
+
+def _by_channel(radar):
+    """Sweeps of each radar, newest first."""
+    channels = {}
+    for file in itertools.chain.from_iterable(radar):
+        channels.setdefault(file["channel"], []).append(file)
+    return channels.values()
+
+
+class _Scene:
+    """What was met of a scene: keys in tar order; its samples must follow each other as a car's do."""
+
+    def __init__(self, count, schema):
+        self.count, self.schema, self.keys, self.last = count, schema, [], None
+
+    def add(self, key, sample):
+        self.keys.append(key)
+        last, self.last = self.last, sample
+        if last is not None and sample["index"] == last["index"] + 1:
+            check_keyframe_step(last["timestamp_us"], sample["timestamp_us"], SAMPLE)
 
 
 def _whole(tar, scenes):
     skipped = {s["key"] for s in read_skipped(LocalStore(tar.parent), tar.name.removesuffix(".tar"))}
-    for name, (count, keys) in scenes.items():
-        want = [key for i in range(count) if (key := f"{name}_{i:04d}") not in skipped]
-        if keys != want:
-            missing = [key for key in want if key not in keys]
+    for name, scene in scenes.items():
+        want = [key for i in range(scene.count) if (key := keyframe_key(name, i, scene.schema)) not in skipped]
+        if scene.keys != want:
+            missing = [key for key in want if key not in scene.keys]
             yield f"{tar}: {name} is not whole: {missing[0] if missing else 'its order is wrong'}"
 
 
@@ -219,16 +263,15 @@ def _sources(against, tars):
             continue  # told by the check of the shard itself
         facts = index.facts
         if planner is None:
-            hw = tuple(facts["image_size"]) if facts["image_size"] else None
-            planner = Planner(
-                against, facts["version"], Options(facts["sweeps"], hw, facts["jpeg_quality"] or 90), "skip"
-            )
+            planner = Planner(against, facts["version"], Options.from_facts(facts), "skip")
             scenes = {scene["name"]: scene for scene in planner.scenes}
         frames = {}
         for name, _, _ in index.scenes:
             if name not in scenes:
                 raise SourceError(f"{tar}: {name} is not in {against}")
-            frames |= {frame.key: frame for frame in planner.scene_keyframes(scenes[name])}
+            for frame in planner.scene_keyframes(scenes[name]):
+                frame.facts["schema"] = index.schema
+                frames[frame.key] = frame
         out[tar.name] = (facts, frames)
     return out
 

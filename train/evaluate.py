@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from train import checkpoint
 from train.arithmetic import on_device, set_arithmetic
-from train.command import from_config, options_command
-from train.distributed import World, launch
+from train.command import from_config, launch, options_command
+from train.distributed import World
 from train.evaluator import evaluate as evaluate_batches
 from train.metrics import iou
 from train.options import Options, coerce

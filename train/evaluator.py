@@ -27,5 +27,5 @@ def evaluate(step, batches, world):
     if sums is None:
         sums = torch.zeros(length, dtype=torch.float64, device=world.device)
     sums = world.sum(sums).cpu()
-    means, _ = step.split(sums[:-1] / sums[-1])
-    return means, sums[len(step.names) : -1]
+    means, _ = step.split(sums[:-1] / sums[-1], training=False)
+    return means, sums[len(means) : -1]

@@ -1,17 +1,17 @@
 """The training loop: updates of accumulated batches, validation now and then, checkpoints."""
 
-import signal
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from train import checkpoint
+from train import checkpoint, signals
 from train.arithmetic import on_device
 from train.curves import Curves, Pool
-from train.distributed import World, say
+from train.distributed import World, saving, say
+from train.errors import NotFinite, Stopped
 from train.evaluator import evaluate
 from train.model.interface import check_network
 from train.optim import fetch_optimizer, parameter_groups
@@ -19,18 +19,7 @@ from train.options import Options, as_dict
 from train.step import TOTAL, LossStep, over_processes
 
 BEST = "model-best.pth"
-
-
-class Stopped(RuntimeError):
-    """SIGTERM or SIGINT arrived and a checkpoint was saved; `code` is the exit code."""
-
-    def __init__(self, code):
-        super().__init__("stopped by a signal; a checkpoint was saved")
-        self.code = code
-
-
-class NotFinite(RuntimeError):
-    """The loss became NaN or infinite; the message names step and samples."""
+LOST = 255  # no signal's number: rank 0's last write failed
 
 
 def batches(loader):
@@ -46,7 +35,7 @@ class Update:
     """An update that the device may still be busy with: its figures are on their way to the host.
 
     own: this rank's, a row a batch, on the device. sums: the same summed over ranks, on the CPU once `arrived` has passed.
-    samples: tokens of each batch. shown: what is known of it without the device. counted: set once the figures are in.
+    samples: tokens of each batch. shown: what is known of it without the device.
     """
 
     step: int
@@ -55,7 +44,12 @@ class Update:
     arrived: object
     samples: list
     shown: dict
-    counted: bool = False
+
+    def is_finite(self):
+        """Whether loss and gradient are, on all ranks; waits for the device."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return bool(self.sums.isfinite().all())
 
 
 class Trainer:
@@ -100,30 +94,43 @@ class Trainer:
         """Train to max_iters; returns the last checkpoint's path. Raises Stopped after a signal, NotFinite."""
         train = batches(self.train_loader)
         val = batches(self.val_loader) if self.val_loader is not None else None
-        path, saver = None, checkpoint.Writer(self.folder, self.options.keep_latest) if self.world.leads else None
+        saver = checkpoint.Writer(self.folder, self.options.keep_latest, saving) if self.world.leads else None
         steps = range(first_step + 1, self.options.max_iters + 1)
-        parts = "t" if val is None else "tv"
-        where = f"{self.options.log_dir}/{self.name}"
+        where, parts = f"{self.options.log_dir}/{self.name}", "t" if val is None else "tv"
         self.curves = Curves(self.name, where, self.pools, parts, steps, self.world.leads)
-        try:
-            with _signals() as caught:
+        path, stop = None, 0
+        with signals.collected() as caught:  # until the last write is on the disk
+            try:
                 for step in self.curves.bar:
                     self._iterate(step, train, val, saver)
-                    stop = self.world.any(caught[0] if caught else 0)
+                    stop = self.world.any(caught[0] if caught else LOST if saver and saver.failed() else 0)
                     if self._saves(step) or stop:
                         self._finish()
                         path = self.save(step, saver)
                     if stop:
-                        raise Stopped(128 + stop)
-        finally:
-            self._finish(whole=False)
-            if saver:
-                saver.close()
-            train.close()
-            if val:
-                val.close()
-            self.curves.close()
+                        break
+                    if step == first_step + 1:
+                        self.world.first_step_done()
+                self._saved(saver)
+                if stop:
+                    raise Stopped(128 + stop)
+            finally:
+                self._finish(ended=True)
+                if saver and (lost := saver.finish()):
+                    say(f"error: {lost}")
+                train.close()
+                if val:
+                    val.close()
+                self.curves.close()
         return path
+
+    def _saved(self, saver):
+        """Wait on all ranks until rank 0's last write has ended: one that went away might take rank 0 with it.
+
+        Raises what the write raised on rank 0, PeerFailed on the others.
+        """
+        self.world.wait(lambda: saver is not None and saver.idle())
+        self.world.together(lambda: saver and saver.check())
 
     def _iterate(self, step, train, val, saver):
         """One update, and what of the one before was left until the device had something to do."""
@@ -150,7 +157,8 @@ class Trainer:
         if draws:
             self.curves.pictures(step, self.batch, self.outputs)
         if validates and self.options.keep_best:
-            self.world.together(lambda: self.world.leads and self._keep_best(step, saver))
+            if self.world.any(int(self.world.together(self._is_best))):
+                self.save(step, saver, BEST)
 
     def update(self, step, train):
         """One optimizer update of grad_acc batches, handed to the device without waiting for it; an Update.
@@ -190,27 +198,23 @@ class Trainer:
 
     def _count(self, update):
         """Wait for the update's figures. Raises NotFinite, on all ranks, before anything is saved."""
-        if update.arrived is not None:
-            update.arrived.synchronize()
-        if not update.sums.isfinite().all():
-            own = update.own.cpu().isfinite().all(1).tolist()
-            bad = [token for ours, fine in zip(update.samples, own, strict=True) if not fine for token in ours]
-            bad = [token for ours in self.world.gather(bad) for token in ours]
-            what = "loss" if not update.sums[:, :-1].isfinite().all() else "gradient"
-            raise NotFinite(
-                f"the {what} is not finite at step {update.step}; samples {', '.join(bad)}; lower --lr, or look at them"
-            )
-        update.counted = True
-
-    def _finish(self, whole=True):
-        """Pool and show the figures of the update that is pending; whole: also where something ended the run."""
-        update, self._pending = self._pending, None
-        if update is None or not (whole or update.counted):
+        if update.is_finite():
             return
-        if not update.counted:
-            self._count(update)
-        self.step.train()
-        means, _ = self.step.split(update.sums[:, :-1].mean(0) / self.world.size)
+        own = update.own.cpu().isfinite().all(1).tolist()
+        bad = [token for ours, fine in zip(update.samples, own, strict=True) if not fine for token in ours]
+        bad = [token for ours in self.world.gather(bad) for token in ours]
+        what = "loss" if not update.sums[:, :-1].isfinite().all() else "gradient"
+        raise NotFinite(
+            f"the {what} is not finite at step {update.step}; samples {', '.join(bad)}; lower --lr, or look at them"
+        )
+
+    def _finish(self, ended=False):
+        """Pool and show the figures of the update that is pending. ended: something else has ended the run."""
+        update, self._pending = self._pending, None
+        if update is None or (ended and not update.is_finite()):
+            return
+        self._count(update)
+        means, _ = self.step.split(update.sums[:, :-1].mean(0) / self.world.size, training=True)
         counts = update.sums[:, len(means) : -1].sum(0)
         seconds, samples = update.shown["itime"], self.options.batch_size * self.options.grad_acc
         self.pools["t"].add({**means, "time_per_batch": seconds, "time_per_el": seconds / samples}, counts)
@@ -235,6 +239,7 @@ class Trainer:
 
     def save(self, step, saver, name=None):
         """Hand the state after `step` to the background writer; the path it will have. name: of the file, not the step's."""
+        self._saved(saver)
         if not self.world.leads:
             return None
         state = {"options": as_dict(self.options), "pools": {w: list(pool.entries) for w, pool in self.pools.items()}}
@@ -246,16 +251,18 @@ class Trainer:
         content = checkpoint.snapshot(step, self.network, self.optimizer, self.scheduler, **state)
         return saver.submit(step, content, name)
 
-    def _keep_best(self, step, saver):
-        """Save as BEST where this validation is better than all before: a higher IoU, a lower anything else."""
-        metric = self.options.keep_best
-        figures = self.pools["v"].last()
+    def _is_best(self):
+        """Whether, on the leading rank, this validation is better than all before: a higher IoU, a lower anything else."""
+        if not self.world.leads:
+            return False
+        metric, figures = self.options.keep_best, self.pools["v"].last()
         if metric not in figures:
             raise ValueError(f"--keep_best {metric}: validation gives {', '.join(figures)}")
         value = figures[metric]
-        if self.best is None or (value > self.best if metric == "iou" else value < self.best):
+        better = self.best is None or (value > self.best if metric == "iou" else value < self.best)
+        if better:
             self.best = value
-            self.save(step, saver, BEST)
+        return better
 
 
 def _on_its_way(sums):
@@ -279,16 +286,3 @@ def _check_arguments(options, network, loaders):
         )
     if options.keep_best and loaders[1] is None:
         raise ValueError(f"--keep_best {options.keep_best} needs a validation; give --do_val True and val shards")
-
-
-@contextmanager
-def _signals():
-    """A list that SIGTERM and SIGINT are put into; handlers are put back afterwards."""
-    caught = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    old = [signal.signal(n, lambda number, _frame: caught.append(number)) for n in numbers]
-    try:
-        yield caught
-    finally:
-        for number, handler in zip(numbers, old, strict=True):
-            signal.signal(number, handler)

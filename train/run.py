@@ -13,8 +13,8 @@ import yaml
 
 from train import checkpoint
 from train.arithmetic import on_device, set_arithmetic
-from train.command import from_config, from_run, options_command
-from train.distributed import launch, say
+from train.command import from_config, from_run, launch, options_command
+from train.distributed import say
 from train.loop import Trainer
 from train.model.interface import model_arguments, name_of
 from train.optim import fetch_optimizer, load_moments, parameter_groups, stand_at
@@ -63,7 +63,8 @@ def train(options, build=None):
         raise ValueError(f"train(options, build=…): options is a {type(options).__name__}, not Options")
     if build is not None:
         options = _named_after(build, options)
-    options = dataclasses.replace(options, model_args=json.dumps(model_arguments(options.model_args)))
+    arguments = model_arguments(options.model_args)  # a file's content is recorded, not its name
+    options = dataclasses.replace(options, model_args=json.dumps(arguments) if arguments else "")
     return launch(partial(train_rank, build=build), options)
 
 
@@ -87,11 +88,11 @@ def train_rank(options, world, build=None):
         say(f"note: {done} has its {options.max_iters} updates; --max_iters says how far to go on")
         return checkpoint.find(done)
     if folder is None:
-        folder = world.gather(_new_folder(options) if world.leads else None)[0]
+        folder = world.gather(world.together(lambda: _new_folder(options) if world.leads else None))[0]
     # Fed back, the run's own config begins a run of its own.
     options = dataclasses.replace(options, ckpt_dir=str(folder.parent), resume="", config="")
-    if world.leads:
-        (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(options), sort_keys=False))
+    config = yaml.safe_dump(as_dict(options), sort_keys=False)
+    world.together(lambda: world.leads and (folder / "config.yaml").write_text(config))
     return Trainer(options, name=folder.name, world=world, **parts).run(step)
 
 

@@ -38,10 +38,9 @@ class LossStep(nn.Module):
         self.loss = getattr(network, "loss", default_loss)
         self._names = {}
 
-    @property
-    def names(self):
+    def names(self, training):
         """Names of the figures but for the counts, of training or evaluation; empty before the first batch."""
-        return self._names.get(self.training, ())
+        return self._names.get(training, ())
 
     def forward(self, batch):
         outputs = run_network(self.network, batch, self.grid, self._flips(batch), self.autocast)
@@ -56,10 +55,10 @@ class LossStep(nn.Module):
             figures = torch.cat([figures, counts])
         return loss, figures, {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in outputs.items()}
 
-    def split(self, figures):
-        """(dict of the means, (2,) or (0,) counts) of a vector of figures."""
-        values = dict(zip(self.names, figures[: len(self.names)].tolist(), strict=True))
-        return values, figures[len(self.names) :]
+    def split(self, figures, training):
+        """(dict of loss and terms, (2,) or (0,) counts) of a vector of figures of training or evaluation."""
+        names = self.names(training)
+        return dict(zip(names, figures[: len(names)].tolist(), strict=True)), figures[len(names) :]
 
     def _check(self, loss, terms):
         names = self._names.setdefault(self.training, (TOTAL, *terms))

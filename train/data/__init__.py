@@ -15,10 +15,11 @@ from train.data.batch import Batch
 from train.data.device_stage import DeviceStage
 from train.data.draws import AugmentConfig
 from train.data.frame import FrameOptions
-from train.data.loader import DataError, Loader
+from train.data.loader import Loader
 from train.data.reader import IndexedReader
 from train.data.stream import StreamReader
 from train.data.windows import windows
+from train.errors import DataError
 
 __all__ = ["Batch", "DataError", "Loader", "compile_data", "make_loader"]
 
