@@ -74,7 +74,7 @@ def expand_ranges(pattern):
     ]
 
 
-def find_shards(patterns, split=None, options=None, retry=None):
+def find_shards(patterns, split=None, options=None, retry=None, strict=True):
     """The ShardSet that patterns name.
 
     Args:
@@ -82,6 +82,7 @@ def find_shards(patterns, split=None, options=None, retry=None):
             these with commas, a folder, a manifest, a pipe: command. A ShardSet is returned as it is.
         split: which split a folder stands for; None: all that it holds.
         options, retry: see common.stores.open_store.
+        strict: False does without what is damaged or missing, for commands that check or mend.
     A range may reach past the last shard, but must meet one. Of what a manifest lists and a pattern covers, nothing may
     be missing. Raises ValueError (ShardError), naming what matches nothing or is missing, and the remedy.
     """
@@ -92,7 +93,7 @@ def find_shards(patterns, split=None, options=None, retry=None):
     patterns = [part for pattern in patterns for part in _listed_apart(str(pattern))]
     if not patterns:
         raise ShardError("no shards given")
-    folders = _Folders(options, retry or Retry())
+    folders = _Folders(options, retry or Retry(), strict)
     found = dict.fromkeys(itertools.chain.from_iterable(_resolve(p, split, folders) for p in patterns))
     manifests, notes = _checked(list(found), folders)
     return ShardSet(tuple(found), manifests, options, folders.retry, notes)
@@ -153,8 +154,8 @@ def in_parallel(function, items):
 class _Folders:
     """The stores and manifests of the folders that were met, each opened once."""
 
-    def __init__(self, options, retry):
-        self.options, self.retry = options, retry
+    def __init__(self, options, retry, strict=True):
+        self.options, self.retry, self.strict = options, retry, strict
         self._stores, self._manifests = {}, {}
 
     def store(self, folder):
@@ -162,14 +163,18 @@ class _Folders:
             self._stores[folder] = open_store(folder or ".", self.options, self.retry)
         return self._stores[folder]
 
-    def manifest(self, folder, split):
-        """Manifest of a split in a folder, or None where there is none, or none that may be read."""
+    def manifest(self, folder, split, strict=None):
+        """Manifest of a split in a folder, or None where there is none."""
         key = (folder, split)
         if key not in self._manifests:
             store, name = self.store(folder), manifest_name(split)
             try:
                 self._manifests[key] = parse_manifest(store.read(name, MAX_MANIFEST_BYTES), store.path(name))
             except Missing:
+                self._manifests[key] = None
+            except ShardError:
+                if self.strict if strict is None else strict:
+                    raise
                 self._manifests[key] = None
         return self._manifests[key]
 
@@ -197,10 +202,8 @@ def _resolve(pattern, split, folders):
     folder, name = addresses.split(pattern)
     if name.endswith(SUFFIX) and not _MAGIC.search(name):
         return _of_manifest(folder, name, folders)
-    if _is_folder(pattern, name):
-        where = pattern if not name else addresses.join(folder, name)
-        where = _plain_folder(where)
-        found = _of_folder(where, split, folders)
+    if is_folder(pattern):
+        found = _of_folder(_plain_folder(pattern), split, folders)
         if not found:
             wanted = f"{split} shards" if split else "shards"
             raise ShardError(
@@ -222,9 +225,14 @@ def _plain_folder(address):
     return (base.rstrip("/") or "/") + mark + query
 
 
-def _is_folder(pattern, name):
+def is_folder(pattern):
+    """Whether a pattern names a folder: one that is there, or an address that does not look like a file's."""
+    pattern = str(pattern)
+    if addresses.is_pipe(pattern):
+        return False
     if not addresses.is_remote(pattern):
-        return os.path.isdir(pattern)
+        return os.path.isdir(pattern.removeprefix("file://"))
+    _, name = addresses.split(pattern)
     return not name or not (_MAGIC.search(name) or _RANGE.search(name) or name.endswith((".tar", ".json")))
 
 
@@ -233,7 +241,7 @@ def _exists_here(pattern):
 
 
 def _of_manifest(folder, name, folders):
-    manifest = folders.manifest(folder, name.removesuffix(SUFFIX))
+    manifest = folders.manifest(folder, name.removesuffix(SUFFIX), strict=True)
     if manifest is None:
         raise ShardError(f"{folders.store(folder).path(name)}: no such manifest")
     return [addresses.join(folder, shard.name) for shard in manifest.shards]
@@ -310,7 +318,7 @@ def _matches_in(folder, wanted, folders):
         else:
             there = {n for n, ok in zip(plain, in_parallel(store.exists, plain), strict=True) if ok}
     gone = [name for name in listed if name not in there]
-    if gone:
+    if gone and folders.strict:
         raise ShardError(
             f"{store.path(gone[0])}: its manifest lists it, but it is not there (nor are {len(gone) - 1} others); copy it, "
             "run preprocess.run again, or name the shards that you want"

@@ -4,8 +4,10 @@ A store is made from the address of a folder. Nothing in it ever carries its fin
 """
 
 import itertools
+import json
 import os
 import re
+import tempfile
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +53,38 @@ def open_store(address, options=None, retry=None):
     from common.fsspec_store import FsspecStore
 
     return FsspecStore(address, options, retry or Retry())
+
+
+def parse_options(text):
+    """The dict of store options in a JSON text, or in the file of that name; None for "". Raises ValueError."""
+    if not text:
+        return None
+    try:
+        options = json.loads(text if text.lstrip().startswith("{") else Path(text).read_bytes())
+        if isinstance(options, dict):
+            return options
+    except (ValueError, OSError):
+        pass
+    raise ValueError("the store options are neither a JSON object nor a readable file with one")
+
+
+@contextmanager
+def local_copy(store, name):
+    """Path of a whole file on this machine: itself, or what is fetched of a remote one, for as long as the block lasts.
+
+    What goes wrong in the block is told of the file's own address.
+    """
+    if not store.remote:
+        yield store.path(name)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / Path(name).name
+        try:
+            with open(path, "wb") as file:
+                file.writelines(store.chunks(name))
+            yield path
+        except ValueError as error:
+            raise type(error)(str(error).replace(str(path), str(store.path(name)))) from None
 
 
 class LocalStore:
@@ -239,8 +273,6 @@ class RemoteStore:
     @contextmanager
     def new_file(self, name):
         """A local binary file that is sent whole when the block ends well. Raises StoreError, OSError."""
-        import tempfile
-
         with tempfile.NamedTemporaryFile(suffix=f".{Path(name).name}") as file:
             yield file
             file.flush()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.addresses import is_pipe, is_remote
-from common.record import BOX_DTYPE, BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, decode_json, decode_rows
+from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, decode_boxes, parse_sample
 from common.shard_index import ABSENT, ShardError, index_path, load_index
 from common.shard_set import find_shards
 
@@ -125,14 +125,14 @@ def _count_samples(contents, index):
         for row, key in enumerate(index.keys):
             try:
                 members = _read(file, index, row, columns)
-                sample = decode_json(members[SAMPLE])
+                sample = parse_sample(members[SAMPLE])
                 _count_sample(contents, sample, members.get(BOXES_MEMBER))
             except (RecordError, KeyError, TypeError) as error:
                 raise ShardError(f"{index.tar}: {key}: {error}; check it with python -m preprocess.verify") from None
             if row in first:
                 began = sample["timestamp_us"]
-                contents.places[sample["log"]["location"]] += 1
-                contents.descriptions[sample["scene"]["description"]] += 1
+                contents.places[str(sample["log"].get("location", "?"))] += 1
+                contents.descriptions[str(sample["scene"].get("description", ""))] += 1
             elif row + 1 in first or row + 1 == len(index.keys):
                 seconds += (sample["timestamp_us"] - began) / 1e6
     contents.splits[index.facts.get("split", "?")]["seconds"] += seconds
@@ -161,7 +161,7 @@ def _count_sample(contents, sample, boxes):
         sensor["samples"] += 1
         sensor["sweeps"] += number
     if boxes is not None:
-        visibility = decode_rows(boxes, BOX_DTYPE, BOXES_MEMBER)["visibility"].tolist()
+        visibility = decode_boxes(boxes, sample)["visibility"].tolist()
         for category, seen in zip(sample["boxes"]["category"], visibility, strict=True):
             contents.boxes.setdefault(category, [0] * len(VISIBILITIES))[seen if seen in VISIBILITIES else 0] += 1
 

@@ -99,7 +99,9 @@ def _options(contents):
 def _option(value):
     if value is None:
         return "as in the source"
-    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return (", " if any(isinstance(item, str) for item in value) else " x ").join(map(str, value))
+    return str(value)
 
 
 def _scenes(contents):

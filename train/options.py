@@ -1,14 +1,13 @@
 """Every option of training and evaluation: one dataclass, from which the command line and config files are read."""
 
-import json
 import math
 import re
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
 import torch
 
 from common.cameras import CAMERAS
+from common.stores import parse_options
 from train.model.encoders import ENCODERS
 
 BASE_HW = (224, 400)  # of the network's images at res_scale 1
@@ -66,7 +65,7 @@ class Options:
     timeout_min: float = _option(
         5.0, "minutes to wait for a lost process, after the first update", "devices", least=0.05
     )
-    precision: str = _option("", "bf16 or fp32; without it fp32, but bf16 to train on CUDA", "devices")
+    precision: str = _option("", "bf16, fp32 or tf32; without it fp32, but bf16 to train on CUDA", "devices")
     sync_bn: bool = _option(False, "batch-norm statistics over all CUDA devices, not of each", "devices")
     compile: bool = _option(False, "torch.compile the network", "devices")
     deterministic: bool = _option(False, "only deterministic kernels, where torch has them", "devices")
@@ -127,16 +126,7 @@ class Options:
     @property
     def stores(self):
         """Dict of --store_options, or None. Raises ValueError, which shows nothing of what they hold."""
-        if not self.store_options:
-            return None
-        try:
-            text = self.store_options
-            values = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
-        except (OSError, ValueError):
-            raise ValueError("--store_options is neither a JSON object nor a file of one") from None
-        if not isinstance(values, dict):
-            raise ValueError("--store_options is no JSON object")
-        return values
+        return parse_options(self.store_options)
 
     def autocast_on(self, device):
         """The dtype of a training network's arithmetic on that device; None for float32."""
@@ -154,8 +144,8 @@ class Options:
             raise ValueError("--use_metaradar needs --use_radar")
         if self.encoder_type not in ENCODERS:
             raise ValueError(f"--encoder_type {self.encoder_type}: it is one of {', '.join(ENCODERS)}")
-        if self.precision not in ("", "bf16", "fp32"):
-            raise ValueError(f"--precision {self.precision}: it is bf16 or fp32")
+        if self.precision not in ("", "bf16", "fp32", "tf32"):
+            raise ValueError(f"--precision {self.precision}: it is bf16 or fp32, or tf32 on CUDA")
         if self.decode not in ("auto", "host", "device"):
             raise ValueError(f"--decode {self.decode}: it is auto, host or device")
         if self.dset not in ("", "trainval", "mini"):

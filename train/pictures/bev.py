@@ -92,6 +92,8 @@ def _label_rings(image, ground, step):
             FAINT_INK,
             "right",
         )
+    if ground.size_px < 250:
+        return  # no room for the names of the axes
     column, row = ground.to_pixels([ground.reach_m, 0.0])
     write(image, "x forward", (column + 5, row + letters + 5), letters, FAINT_INK)
     column, row = ground.to_pixels([0.0, ground.reach_m])

@@ -102,7 +102,7 @@ def _entries(parts):
         "boxes": [(_box_mark(kind.colour), 21, kind.name) for kind in KINDS]
         + [(_box_mark(palette.dimmed(KINDS[0].colour)), 21, "dim: visibility 0-40 %")],
         "lidar": [(_ramp_mark(palette.HEIGHT_RAMP), 48, f"lidar, height {low:g} to {high:g} m")],
-        "radar": [(_radar_mark, 21, "radar, velocity in 1 s")],
+        "radar": [(_radar_mark, 21, "radar; arrows reach 1 s ahead")],
         "truth": [(_area_mark(palette.TRUTH), 21, "truth"), (_hatch_mark, 21, "masked: not counted")],
         "prediction": [(_ramp_mark(palette.PROBABILITY_RAMP), 48, "prediction, 0 to 1")],
         "errors": [
@@ -144,10 +144,10 @@ def panels(view, width, gap=GAP):
     reach = reach_of(maps) if maps else DEFAULT_REACH_M
     drawn = []
     if maps is None or maps.prediction is None:
-        drawn += [("from above: lidar and boxes", lambda g: from_above(view, g, radar=False))]
-        drawn += [("from above: radar and boxes", lambda g: from_above(view, g, lidar=False))]
+        drawn += [("lidar and boxes", lambda g: from_above(view, g, radar=False))]
+        drawn += [("radar and boxes", lambda g: from_above(view, g, lidar=False))]
     else:
-        drawn += [("from above: lidar, radar and boxes", lambda g: from_above(view, g))]
+        drawn += [("lidar, radar and boxes", lambda g: from_above(view, g))]
     if maps is not None and maps.truth is not None:
         drawn += [("truth", lambda g: draw_truth(maps, g))]
     if maps is not None and maps.prediction is not None:

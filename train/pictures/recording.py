@@ -3,12 +3,12 @@
 Frames: global > ego > each camera. Everything of a keyframe carries its timestamp; images are the stored bytes.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 
-from common.record import CAMERA_DTYPE, CAMERAS_MEMBER, SAMPLE, decode_json, decode_rows, image_member
+from common.files import new_file
+from common.record import CAMERAS_MEMBER, SAMPLE, decode_cameras, image_member, parse_sample
 from train.pictures.layout import encode, panels
 from train.pictures.palette import colour_of
 
@@ -33,17 +33,13 @@ def write_recording(path, frames):
         messages = _Messages()
     except ImportError as error:
         raise ValueError(f"a recording needs the mcap extra ({error}): pip install 'bevshards[mcap]'") from None
-    temporary, count = path.with_name(f".{path.name}.{os.getpid()}.tmp"), 0
-    try:
-        with open(temporary, "wb") as file, Writer(file) as writer:
-            for members, view in frames:
-                stamp_ns = view.timestamp_us * 1000
-                for topic, message in messages.of_keyframe(members, view, stamp_ns):
-                    writer.write_message(topic, message, log_time=stamp_ns, publish_time=stamp_ns)
-                count += 1
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    count = 0
+    with new_file(path) as file, Writer(file) as writer:
+        for members, view in frames:
+            stamp_ns = view.timestamp_us * 1000
+            for topic, message in messages.of_keyframe(members, view, stamp_ns):
+                writer.write_message(topic, message, log_time=stamp_ns, publish_time=stamp_ns)
+            count += 1
     return count
 
 
@@ -91,9 +87,9 @@ class _Messages:
 
     def of_keyframe(self, members, view, stamp_ns):
         """(topic, message) of all that a keyframe holds."""
-        sample = decode_json(members[SAMPLE])
+        sample = parse_sample(members[SAMPLE])
         yield "/pose", self._transform("global", "ego", np.array(sample["global_T_ego"], float), stamp_ns)
-        rows = decode_rows(members[CAMERAS_MEMBER], CAMERA_DTYPE, CAMERAS_MEMBER)
+        rows = decode_cameras(members[CAMERAS_MEMBER], sample)
         rows = dict(zip([camera["channel"] for camera in sample["cameras"]], rows, strict=True))
         for camera in view.cameras:
             yield "/pose", self._transform("ego", camera.name, camera.ego_T_cam, stamp_ns)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from common.files import temporary_name
 from train.pictures import palette
 
 KEYFRAMES_PER_S = 2.0  # nuScenes annotates twice a second, so this is real time
@@ -25,7 +26,7 @@ def write_video(path, pictures, frames_per_s=KEYFRAMES_PER_S):
     write = {".webm": _write_webm, ".gif": _write_gif}.get(path.suffix.lower())
     if write is None:
         raise ValueError(f"{path}: a video ends in {' or '.join(SUFFIXES)}")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = temporary_name(path).with_suffix(path.suffix)  # by which OpenCV and Pillow tell what to write
     try:
         count = write(temporary, pictures, frames_per_s)
         os.replace(temporary, path)

@@ -8,19 +8,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import simplejpeg
 
-from common.cameras import RADAR_FIELDS, RADARS
+from common.cameras import LIDAR_FIELDS, RADAR_FIELDS, RADARS
 from common.record import (
-    BOX_DTYPE,
     BOXES_MEMBER,
-    CAMERA_DTYPE,
     CAMERAS_MEMBER,
     SAMPLE,
     RecordError,
-    decode_json,
+    decode_boxes,
+    decode_cameras,
     decode_points,
-    decode_rows,
     image_member,
     lidar_member,
+    parse_sample,
     radar_member,
 )
 
@@ -119,8 +118,8 @@ def view_of_record(key, members, width=None):
         RecordError: a member is damaged or its neighbours do not fit it.
     """
     try:
-        sample = decode_json(members[SAMPLE])
-        rows = decode_rows(members[CAMERAS_MEMBER], CAMERA_DTYPE, CAMERAS_MEMBER)
+        sample = parse_sample(members[SAMPLE])
+        rows = decode_cameras(members[CAMERAS_MEMBER], sample)
         global_T_ego = np.asarray(sample["global_T_ego"], float)
         names = [camera["channel"] for camera in sample["cameras"]]
         cameras = [
@@ -132,17 +131,15 @@ def view_of_record(key, members, width=None):
             key=key,
             token=sample["token"],
             scene=sample["scene"]["name"],
-            place=sample["log"]["location"],
-            description=sample["scene"]["description"],
+            place=str(sample["log"].get("location", "")),
+            description=str(sample["scene"].get("description", "")),
             timestamp_us=sample["timestamp_us"],
             cameras=tuple(cameras),
             boxes=_boxes(members, sample, global_T_ego),
             lidar=_lidar(members),
             radar=_radar(members),
         )
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        if isinstance(error, RecordError):
-            raise
+    except (KeyError, IndexError, np.linalg.LinAlgError) as error:
         raise RecordError(f"{SAMPLE}: does not fit the other members ({error})") from None
 
 
@@ -158,25 +155,23 @@ def _camera(name, data, row, global_T_ego, width):
 
 
 def _boxes(members, sample, global_T_ego):
-    rows = decode_rows(members[BOXES_MEMBER], BOX_DTYPE, BOXES_MEMBER) if BOXES_MEMBER in members else ()
+    rows = decode_boxes(members[BOXES_MEMBER], sample) if BOXES_MEMBER in members else ()
     if not len(rows):
         return NO_BOXES
     categories = tuple(sample["boxes"]["category"])
-    if len(categories) != len(rows):
-        raise RecordError(f"{BOXES_MEMBER}: {len(rows)} boxes, {SAMPLE} has {len(categories)} categories")
     return Boxes(rows["ego_lrt"], categories, rows["visibility"], rows["velocity"] @ global_T_ego[:3, :3])
 
 
 def _lidar(members):
     if lidar_member(0) not in members:
         return None
-    return decode_points(members[lidar_member(0)], lidar_member(0))[:4]
+    return decode_points(members[lidar_member(0)], lidar_member(0), len(LIDAR_FIELDS))[:4]
 
 
 def _radar(members):
     if radar_member(0) not in members:
         return None
-    points = decode_points(members[radar_member(0)], radar_member(0))
+    points = decode_points(members[radar_member(0)], radar_member(0), len(RADAR_FIELDS) + 2)  # and lag, and which radar
     yaw = np.array([RADAR_YAW_RAD[name] for name in RADARS])[points[-1].astype(int)]
     vx, vy = points[RADAR_FIELDS.index("vx_comp")], points[RADAR_FIELDS.index("vy_comp")]
     turned = np.stack([vx * np.cos(yaw) - vy * np.sin(yaw), vx * np.sin(yaw) + vy * np.cos(yaw)])
