@@ -126,6 +126,9 @@ def test_the_page_s_ten_lines(synth_shards, outside, tmp_path, monkeypatch):
     shown = [curves_of(tmp_path / "logs_nuscenes" / name) for name in ("first", "ahead")]
     assert shown[0] == shown[1] and set(dict(shown[0])) >= {"_/grad_norm", "stats/iou", "stats/center_loss"}
     assert "stats/offset_loss" not in dict(shown[0])
+    for part in "tv":
+        events = EventAccumulator(str(tmp_path / "logs_nuscenes" / "first" / part))
+        assert {"outputs/segmentation", "outputs/center"} <= set(events.Reload().Tags()["images"])
 
 
 def curves_of(run):
