@@ -10,19 +10,18 @@ LICENCE = "nuScenes data: CC BY-NC-SA 4.0, https://www.nuscenes.org/terms-of-use
 
 
 def write_manifests(store, recipes, version, options):
-    """Write <split>.manifest.json of each split of the recipes, all of whose shards are finished."""
+    """Write <split>.manifest.json of each split of the recipes, all of whose shards are finished or came out empty."""
     for split in dict.fromkeys(r.facts["split"] for r in recipes):
         shards, skipped = [], []
+        facts = next(r.facts for r in recipes if r.facts["split"] == split)
         for name in (r.name for r in recipes if r.facts["split"] == split):
-            index = parse_index(store.read(f"{name}.idx.json"), store.path(f"{name}.tar"))
             skipped += read_skipped(store, name)
+            if not store.exists(f"{name}.idx.json"):
+                continue  # every sample of it was left out
+            index = parse_index(store.read(f"{name}.idx.json"), store.path(f"{name}.tar"))
             scenes = [scene for scene, _, _ in index.scenes]
             shards.append(ManifestShard(f"{name}.tar", len(index.keys), scenes, index.tar_bytes, index.tar_sha256))
-        told = {
-            "sweeps": options.sweeps,
-            "image_size": list(options.image_hw) if options.image_hw else None,
-            "jpeg_quality": options.jpeg_quality if options.image_hw else None,
-        }
+        told = {name: facts[name] for name in (*options.facts(), "sensors")}
         manifest = Manifest(split, version, tuple(shards), told, LICENCE, skipped)
         store.write(manifest_name(split), dump_manifest(manifest))
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-from tqdm import tqdm
 
 from common.addresses import split
 from common.cameras import CAMERAS, LIDAR_FIELDS, RADAR_FIELDS, RADARS
@@ -45,6 +44,7 @@ from preprocess.options import Options
 from preprocess.plan import Planner
 from preprocess.plausible import check_boxes, check_camera, check_rigid
 from preprocess.pointclouds import lidar_problem, radar_problem
+from preprocess.progress import Progress
 from preprocess.steps import check_keyframe_step, check_offset, check_sweep_step
 
 SAMPLE_FIELDS = frozenset(
@@ -89,9 +89,9 @@ def verify(patterns, against=None, workers=1, options=None):
     arguments = [(store, name, against, sources.get((store.address, name))) for store, name in tars]
     if workers > 1 and len(tars) > 1:
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            results = list(tqdm(pool.map(_check_shard, arguments), total=len(tars), unit="shard", desc="verify"))
+            results = _counted(pool.map(_check_shard, arguments), len(tars))
     else:
-        results = [_check_shard(a) for a in tqdm(arguments, unit="shard", desc="verify")]
+        results = _counted(map(_check_shard, arguments), len(tars))
     for (store, name), (wrong, index) in zip(tars, results, strict=True):
         problems += wrong
         if index is not None:
@@ -100,6 +100,11 @@ def verify(patterns, against=None, workers=1, options=None):
         problems += folder.check({name: i for (at, name), i in sound.items() if at == folder.store.address})
     problems += _check_scenes(list(sound.values()))
     return problems, sum(len(i.keys) for i in sound.values()), len(tars)
+
+
+def _counted(results, total):
+    with Progress(total, "shard", "verify") as bar:
+        return list(bar.over(results))
 
 
 def _folders(patterns, options):

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from preprocess.synth.folder import Folder
+
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
@@ -61,6 +63,16 @@ def real_shards(realframe, tmp_path_factory):
     out = tmp_path_factory.mktemp("real-shards")
     run_module("preprocess.run", "--version", "v1.0-mini", "--dataroot", realframe, "--out", out, "--workers", 1)
     return out
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory):
+    """nuScenes folder of four small scenes of three keyframes with one sweep between; the last is a val scene."""
+    folder = Folder(tmp_path_factory.mktemp("small-world"), "v1.0-mini", 5, image_hw=(90, 160))
+    for number, name in enumerate(("scene-0061", "scene-0553", "scene-0655", "scene-0103")):
+        folder.add_scene(number, name, 3, 1)
+    folder.close()
+    return folder.out
 
 
 @pytest.fixture(scope="session")
