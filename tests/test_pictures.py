@@ -399,6 +399,12 @@ def test_show_draws_what_a_run_predicts(synth_shards, run, tmp_path):
     assert code == 0, text
     image = picture_at(tmp_path / "p.png")
     assert has_colour(image, palette.MISSED) + has_colour(image, palette.HIT) > 30
+    arrays = tmp_path / "p.npz"
+    code, text = invoke(show.main, synth_shards, "scene-0103", "--run", run, "--predictions", arrays, "--device", "cpu")
+    assert code == 0, text
+    with np.load(arrays) as held:
+        assert held["probability"].shape == (4, 32, 32) and held["ego_T_cam0"].shape == (4, 4, 4)
+        assert held["keys"][0] == "scene-0103_0000" and 0 <= held["probability"].min() <= held["probability"].max() <= 1
     code, text = invoke(show.main, synth_shards, 1, "--run", tmp_path, "--out", tmp_path / "p.png")
     assert code == 1 and text.count("\n") == 1 and str(tmp_path) in text
 
@@ -518,6 +524,7 @@ def test_mistakes_end_in_one_line(synth_shards, tmp_path):
         ((synth_shards, 0, "--mcap", tmp_path / "a.bag"), [".mcap"]),
         ((synth_shards, 0, "--augment", "--video", "a.gif"), ["--augment"]),
         ((synth_shards, 0, "--out", "a.png", "--video", "a.gif"), ["give one"]),
+        ((synth_shards, 0, "--predictions", tmp_path / "a.npz"), ["--run"]),
         (("s3://bucket/val-000.tar", 0), ["s3://bucket"]),
         ((damaged, 0, "--out", tmp_path / "a.png"), ["CAM_BACK.jpg", "val-000.tar", "_0000", "preprocess.verify"]),
     ):
