@@ -78,6 +78,10 @@ class VoxUtil:
 
         return self._constant("affine", device, build)
 
+    def affine(self, device):
+        """(6,) float32 on a device: scale x, y, z and shift x, y, z of mem = ref * scale + shift."""
+        return torch.cat(self._on(device))
+
     def ref_to_mem(self, xyz):
         """(..., 3) metres in ref -> (..., 3) float32 voxel coordinates."""
         scale, shift = self._on(xyz.device)

@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.addresses import is_pipe, is_remote
 from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, decode_boxes, parse_sample
 from common.shard_index import ABSENT, ShardError, index_path, load_index
-from common.shard_names import expand_shards
+from common.shard_set import find_shards
 
 VISIBILITIES = (0, 1, 2, 3, 4)  # 0: not annotated
 _READ_TOGETHER = 1 << 20  # sample.json and boxes lie side by side; a read of both is one read
@@ -57,18 +58,12 @@ class Contents:
 
 
 def shards_of(patterns):
-    """Paths of the shards that paths, globs, ranges and folders name. Raises ValueError."""
-    found = {}
-    for pattern in map(str, patterns):
-        folder = Path(pattern)
-        if not folder.is_dir():
-            found.update(dict.fromkeys(expand_shards(pattern)))
-            continue
-        tars = sorted(map(str, folder.glob("*.tar")))
-        if not tars:
-            raise ValueError(f"{folder}: no shards there")
-        found.update(dict.fromkeys(tars))
-    return [Path(tar) for tar in found]
+    """Paths of the shards that paths, globs, ranges, manifests and folders name. Raises ValueError."""
+    tars = find_shards(patterns).shards
+    for tar in tars:
+        if is_remote(tar) or is_pipe(tar):
+            raise ValueError(f"{tar}: only shards on this machine's disks can be counted; copy this one")
+    return [Path(tar) for tar in tars]
 
 
 def kind_of_member(name):

@@ -46,7 +46,7 @@ from train.pictures.tensorboard import pictures_of
 from train.pictures.video import write_video
 from train.pictures.view import NO_BOXES, Boxes, Camera, Maps, View, view_of_record
 from train.samples import Samples, batch_of
-from train.setup import make_model
+from train.setup import make_network
 
 INTRINSICS = np.array([[300.0, 0, 200], [0, 300, 112], [0, 0, 1]])
 SMALL = {
@@ -390,7 +390,7 @@ def run(tmp_path_factory):
     """Folder of a run with one checkpoint of an untrained network."""
     folder, options = tmp_path_factory.mktemp("run"), Options(**SMALL)
     torch.manual_seed(0)
-    checkpoint.save(folder, 7, make_model(options), options=as_dict(options))
+    checkpoint.save(folder, 7, make_network(options)[0], options=as_dict(options))
     return folder
 
 

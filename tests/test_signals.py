@@ -135,14 +135,14 @@ def test_asked_to_end_while_starting(synth_shards, tmp_path, number, devices):
 import os, time
 import train.setup
 
-def endless(*_):
+def endless(*_, **__):
     os.write(1, b"ready\\n")
     time.sleep(1000)
 
-train.setup.make_model = endless
+train.setup.make_network = endless
 if __name__ == "__main__":
     from train import run
-    run.make_model = endless
+    run.make_network = endless
     run.main()
 """
     )

@@ -54,13 +54,13 @@ def _copied(value):
     return value
 
 
-def write(ckpt_dir, step, content, keep_latest):
-    """Write the dict of a checkpoint as save does; returns its path."""
+def write(ckpt_dir, step, content, keep_latest, name=None):
+    """Write the dict of a checkpoint as save does; returns its path. name: of the file, beside those of the steps."""
     if keep_latest < 1:
         raise ValueError(f"keep_latest is {keep_latest}; it must be at least 1")
     folder = Path(ckpt_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"model-{step:09d}.pth"
+    path = folder / (name or f"model-{step:09d}.pth")
     temporary = folder / f".{path.name}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
@@ -99,16 +99,16 @@ class Writer:
             half_written.unlink()
         self._pool, self._last = ThreadPoolExecutor(1, "checkpoint"), None
 
-    def submit(self, step, content):
-        """Begin to write a snapshot once the one before is written; the path that it will have."""
+    def submit(self, step, content, name=None):
+        """Begin to write a snapshot once the one before is written; the path that it will have. name: as in write."""
         self.check()
         self._mark(True)
-        self._last = self._pool.submit(self._write, step, content)
-        return self.folder / f"model-{step:09d}.pth"
+        self._last = self._pool.submit(self._write, step, content, name)
+        return self.folder / (name or f"model-{step:09d}.pth")
 
-    def _write(self, step, content):
+    def _write(self, step, content, name):
         try:
-            return write(self.folder, step, content, self.keep_latest)
+            return write(self.folder, step, content, self.keep_latest, name)
         finally:
             self._mark(False)
 

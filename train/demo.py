@@ -12,7 +12,7 @@ from train.metrics import iou
 from train.options import Options
 from train.run import train
 from train.samples import Network, Samples
-from train.setup import make_loaders, make_model
+from train.setup import make_loaders, make_network
 from train.show import sheet_of, write_picture
 
 
@@ -55,8 +55,7 @@ def main(shards, out, picture, steps):
 
 def _run(options, picture):
     device = pick_device(options.device)
-    torch.manual_seed(options.seed)
-    model = make_model(options).to(device)
+    model, options = make_network(options, device=device)
     _, loader, vox_util = make_loaders(options, device)
     before = iou(evaluate(model, loader, vox_util))
     path = train(options)

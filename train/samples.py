@@ -2,27 +2,26 @@
 
 import dataclasses
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import torch
 
+from common import addresses
 from common.cameras import CAMERAS
 from common.keys import scene_key
 from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, image_member, lidar_member, radar_member
-from common.shard_names import expand_shards, is_url
+from common.shard_set import find_shards
 from train import checkpoint
 from train.data import make_frame_options, make_vox_util
 from train.data.device_stage import DeviceStage
 from train.data.draws import AugmentConfig, draw
 from train.data.frame import decode_frame
 from train.data.order import FLIP_STREAM, sample_rng
-from train.data.reader import IndexedReader
-from train.forward import run_model
-from train.model import Flips
+from train.data.sources import open_source
+from train.forward import run_network
+from train.model.interface import Flips
 from train.options import Options, coerce
-from train.setup import make_model
+from train.setup import make_network
 
-_SPLITS = ("train", "val", "test")
 # All that a picture can show of a record.
 _MEMBERS = (SAMPLE, CAMERAS_MEMBER, BOXES_MEMBER, *map(image_member, CAMERAS), lidar_member(0), radar_member(0))
 
@@ -31,13 +30,13 @@ class Samples:
     """The keyframes of shards, numbered in order; a folder's splits one after another.
 
     Args:
-        patterns: paths, globs and ranges of shards, or folders.
+        patterns: what common.shard_set.find_shards takes.
     Raises:
         ValueError (ShardError): no shards, or shards that do not belong together.
     """
 
     def __init__(self, patterns):
-        self.sources = [_open(group) for group in _groups(patterns)]
+        self.sources = [open_source(group) for group in _groups(patterns)]
         self.keys = [key for source in self.sources for key in source.keys]
         self.tokens = [token for source in self.sources for token in source.tokens]
 
@@ -88,21 +87,12 @@ class Samples:
 
 
 def _groups(patterns):
-    """Lists of patterns whose shards belong together: one a split where a folder is named."""
-    patterns = [str(p) for p in patterns]
-    for pattern in patterns:
-        if is_url(pattern):
-            raise ValueError(f"{pattern}: only shards on this machine's disks can be shown; copy this one")
-    folders = [Path(p) for p in patterns if Path(p).is_dir()]
-    named = [p for p in patterns if not Path(p).is_dir()]
-    groups = [[f"{f}/{split}-*.tar"] for f in folders for split in _SPLITS if any(f.glob(f"{split}-*.tar"))]
-    if folders and not groups:
-        raise ValueError(f"{folders[0]}: no shards there")
-    return groups + ([named] if named else [])
-
-
-def _open(patterns):
-    return IndexedReader(expand_shards(patterns))
+    """ShardSets that belong together: where folders are named, one a split."""
+    shards = find_shards(patterns)
+    splits = {}
+    for tar in shards:
+        splits.setdefault(addresses.split(tar)[1].rpartition("-")[0], []).append(tar)
+    return [dataclasses.replace(shards, shards=tuple(tars)) for tars in splits.values()]
 
 
 @dataclass(frozen=True)
@@ -125,7 +115,7 @@ def network_of(run, device):
     known = {item.name for item in fields(Options)}
     own = {name: coerce(name, value) for name, value in recorded.items() if name in known}
     options = Options(**{**own, "interpolation": checkpoint.interpolation(content)})
-    model = make_model(options).to(device)
+    model, options = make_network(options, device=device)
     step = checkpoint.load_weights(path, content, model, ())
     return Network(options, model.eval(), step, device)
 
@@ -178,4 +168,4 @@ def flips_of(batch, options):
 def predict(network, batch, grid):
     """(Z, X) float32 probabilities of the first sample of a Batch."""
     with torch.no_grad():
-        return run_model(network.model, batch, grid)[2][0, 0].float().sigmoid().cpu()
+        return run_network(network.model, batch, grid)["seg"][0, 0].sigmoid().cpu()
