@@ -189,8 +189,9 @@ def resample(images, plan, final_hw, interpolation, dtype=None):
         dtype = torch.float16 if images.device.type == "cuda" else torch.float32
     rows = _weights(plan[:, 0], height, images.shape[1]).to(dtype)
     columns = _weights(plan[:, 1], width, images.shape[2]).to(dtype)
-    half = rows[:, None] @ images.permute(0, 3, 1, 2).to(dtype)
-    return (half @ columns[:, None].transpose(-1, -2)).float().div_(255.0).clamp_(max=1.0)
+    half = (rows @ images.flatten(2).to(dtype)).unflatten(2, (-1, 3))
+    out = half.permute(0, 3, 1, 2).flatten(1, 2) @ columns.transpose(1, 2)
+    return out.float().unflatten(1, (3, height)).div_(255.0).clamp_(max=1.0)
 
 
 def _weights(plan, count, size):
@@ -202,8 +203,9 @@ def _weights(plan, count, size):
     scale, first, new_size, own_size = plan[..., None].unbind(1)
     place = torch.arange(count, device=plan.device) + first
     stored = torch.arange(size, device=plan.device) + 0.5
-    distance = (stored - ((place + 0.5) * scale)[..., None]).abs()
-    weights = (1.0 - distance / scale.clamp(min=1.0)[..., None]).clamp_(min=0.0) * (stored < own_size)[:, None]
+    # In place: of a batch, these are the largest tensors of all.
+    weights = (stored - ((place + 0.5) * scale)[..., None]).abs_().div_(scale.clamp(min=1.0)[..., None])
+    weights.neg_().add_(1.0).clamp_(min=0.0).mul_((stored < own_size)[:, None])
     inside = (place >= 0) & (place < new_size)
     # A pixel inside has a sum of at least a half, so the floor is for those outside alone.
-    return weights * (inside / weights.sum(-1).clamp(min=0.25))[..., None]
+    return weights.mul_((inside / weights.sum(-1).clamp(min=0.25))[..., None])

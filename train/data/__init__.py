@@ -3,6 +3,8 @@
 from dataclasses import replace
 from functools import partial
 
+import torch
+
 from common.record import lidar_member, radar_member
 from common.shard_names import expand_shards, is_url
 from train.data.batch import Batch, FrameFacts
@@ -129,5 +131,7 @@ def _check_modalities(reader, config):
 
 
 def make_vox_util(grid, device="cpu"):
-    """VoxUtil of (centroid, bounds, (Z, Y, X))."""
-    return Grid(*grid).vox_util(device)
+    """VoxUtil of (centroid, bounds, (Z, Y, X)), its constants made on the device."""
+    vox_util = Grid(*grid).vox_util()
+    vox_util.ref_to_mem(torch.zeros(3, device=device))
+    return vox_util

@@ -40,9 +40,9 @@ class Grid:
         """Rows and columns of the BEV maps."""
         return self.zyx[0], self.zyx[2]
 
-    def vox_util(self, device="cpu"):
-        """VoxUtil of the grid."""
-        return VoxUtil(*self.zyx, scene_centroid=torch.tensor([self.centroid], device=device), bounds=self.bounds)
+    def vox_util(self):
+        """VoxUtil of the grid; it follows its arguments to their devices."""
+        return VoxUtil(*self.zyx, scene_centroid=torch.tensor([self.centroid]), bounds=self.bounds)
 
     @cached_property
     def mem_T_cam(self):

@@ -52,7 +52,7 @@ class DeviceStage:
         self.device = config.device
         if config.on_cuda and self.device.index is None:  # the stage's thread has a current device of its own
             self.device = torch.device("cuda", torch.cuda.current_device())
-        self.vox_util = grid.vox_util(self.device)
+        self.vox_util = grid.vox_util()
         self._stream = None
 
     def __call__(self, loaded):

@@ -12,7 +12,7 @@ class Parcel:
     """Named arrays that go to a device together. Each is written once, into its place among the bytes that are sent."""
 
     def __init__(self):
-        self._items, self._size = [], 0
+        self._items, self.size = [], 0
 
     def copy(self, name, arrays):
         """Arrays of one shape, stacked."""
@@ -33,16 +33,16 @@ class Parcel:
 
     def _add(self, name, shape, dtype, fill):
         nbytes = int(np.prod(shape)) * dtype.itemsize
-        self._items.append((name, shape, dtype, slice(self._size, self._size + nbytes), fill))
-        self._size += -(-nbytes // ALIGN_BYTES) * ALIGN_BYTES
+        self._items.append((name, shape, dtype, slice(self.size, self.size + nbytes), fill))
+        self.size += -(-nbytes // ALIGN_BYTES) * ALIGN_BYTES
 
     def upload(self, device, pool):
         """The arrays as tensors on the device, by name. pool: BufferPool, page-locked where the device is a GPU."""
         if device.type == "cpu":
-            sent = pool.lease((self._size,), np.uint8)
+            sent = pool.lease((self.size,), np.uint8)
             self._pack(sent.numpy())
         else:
-            packed = pool.take((self._size,))
+            packed = pool.take((self.size,))
             self._pack(packed)
             sent = torch.from_numpy(packed).to(device, non_blocking=True)
             pool.give([packed], passed(device))
