@@ -70,7 +70,7 @@ def options():
 def decoded(members, config):
     """The Frame of a record, its images decoded too, as a loader's thread does."""
     frame = decode_frame(members, "scene-0061_0001", CAMERAS, config)
-    images = ResampledImages(Pools(1), 1, len(CAMERAS), StageConfig((14, 25)))
+    images = ResampledImages(Pools(1, pinned=False), 1, len(CAMERAS), StageConfig((14, 25)))
     sizes, crops = [[[25, 14]] * len(CAMERAS)], [[[0, 0, 25, 14]] * len(CAMERAS)]
     encoded = encoded_images(members, CAMERAS)
     images.add(0, encoded, CAMERAS, frame.sizes_hw, *(np.array(v[0]) for v in (sizes, crops)))
