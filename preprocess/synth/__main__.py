@@ -4,14 +4,15 @@ import sys
 from pathlib import Path
 
 import click
-from tqdm import tqdm
 
+from common.spelling import EITHER
 from preprocess.errors import SourceError
 from preprocess.plan import official_splits
 from preprocess.synth.folder import Folder
+from preprocess.synth.progress import progress
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(context_settings={**EITHER, "show_default": True})
 @click.option("--out", required=True, type=click.Path(path_type=Path))
 @click.option("--scenes", default=4, type=click.IntRange(2), help="a fifth of them, at least one, in the val split")
 @click.option("--samples", default=4, type=click.IntRange(1), help="keyframes a scene")
@@ -30,7 +31,7 @@ def main(out, scenes, samples, sweeps, version, seed, tables_only):
         if (out / version).exists():
             raise SourceError(f"{out / version} exists already; remove it or choose another --out")
         folder = Folder(out, version, seed, tables_only=tables_only)
-        for number, name in enumerate(tqdm(names, desc="world", unit="scene", dynamic_ncols=True)):
+        for number, name in enumerate(progress(names, "world", "scene")):
             folder.add_scene(number, name, samples, sweeps)
         folder.close()
     except (SourceError, OSError) as error:

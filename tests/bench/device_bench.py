@@ -14,7 +14,7 @@ from train.data.config import DecodeConfig, Grid
 from train.data.decode import decode_frame
 from train.data.images import decode_jpeg
 from train.data.labels import draw_maps, footprints
-from train.data.reader import IndexedReader
+from train.data.sources import LocalSource
 from train.model.camera_mean import camera_mean
 from train.targets import bev_targets
 
@@ -26,7 +26,7 @@ def rows(shard, decode_ms, device="cpu"):
     batch = 16 if device == "cuda" else 1
     vox = VoxUtil(*GRID[2], scene_centroid=torch.tensor([GRID[0]], device=device), bounds=GRID[1])
     config = DecodeConfig(Grid(*GRID), nsweeps=3)
-    reader = IndexedReader([shard])
+    reader = LocalSource([shard])
     number = min(3, len(load_index(shard).keys) - 1)
     members = reader.read(number, config.members(CAMERAS))
     frame = decode_frame(members, reader.keys[number], CAMERAS, config)

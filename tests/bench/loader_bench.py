@@ -14,7 +14,7 @@ from tests.bench.measure import Row, best_ms, paired_ms
 from train.data import make_loader
 from train.data.config import AugmentConfig, DecodeConfig, Grid, OrderConfig, StageConfig
 from train.data.images import decode_jpeg
-from train.data.reader import IndexedReader
+from train.data.sources import LocalSource
 
 GRID = ((0.0, 1.0, 0.0), (-50, 50, -5, 5, -50, 50), (200, 8, 200))
 
@@ -53,7 +53,7 @@ def loader(shards, nworkers, decode="host", interpolation="bilinear"):
     decoding = DecodeConfig(Grid(*GRID), nsweeps=3)
     augment = AugmentConfig((448, 800), (0.8, 1.2), 89)
     stage = StageConfig(augment.final_hw, "cpu", interpolation, decode=decode)
-    return make_loader(IndexedReader(shards), OrderConfig(4), decoding, augment, stage, nworkers)
+    return make_loader(LocalSource(shards), OrderConfig(4), decoding, augment, stage, nworkers)
 
 
 def _epoch(source):
@@ -110,13 +110,13 @@ def _plain(shards):
 
 _OPEN = """
 import os, sys, time
-import train.data.reader as reader
+from train.data.sources import LocalSource
 
 def resident_mb():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 before, start = resident_mb(), time.perf_counter()
-opened = reader.IndexedReader(sys.argv[1:])
+opened = LocalSource(sys.argv[1:])
 print(time.perf_counter() - start, resident_mb() - before, len(opened))
 """
 

@@ -1,21 +1,17 @@
 """Shards -> batches on the device."""
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 
 from common.record import lidar_member, radar_member
-from common.shard_names import expand_shards, is_url
 from train.data.batch import Batch, FrameFacts
 from train.data.config import AugmentConfig, DecodeConfig, Grid, LabelSpec, OrderConfig, StageConfig
-from train.data.loader import DataError, Loader
-from train.data.reader import IndexedReader
-from train.data.stream import StreamReader
+from train.data.loader import Loader
+from train.data.sources import SourceConfig, open_source
+from train.errors import DataError
 
 __all__ = ["Batch", "DataError", "FrameFacts", "LabelSpec", "Loader", "compile_data", "make_loader", "make_vox_util"]
-
-READERS = ("auto", "indexed", "stream")
 
 
 def compile_data(
@@ -53,21 +49,23 @@ def compile_data(
     verify_reads=False,
     cache_dir=None,
     cache_gb=100.0,
+    store_options=None,
 ):
     """Loaders of training and evaluation batches; the arguments are Simple-BEV's, and ours after the star.
 
     Args:
-        shards, val_shards: path, glob, range or a list of them; either may be None.
+        shards, val_shards: path or address of tars, a glob, range, folder, manifest, a list of them, or a ShardSet (see
+            common.shard_set.find_shards); either may be None.
         data_aug_conf: the lineage's dict: final_dim (h, w), resize_lim, crop_offset, cams, ncams.
-        centroid: (1, 3) scene centroid in cam0, metres. bounds: XMIN XMAX YMIN YMAX ZMIN ZMAX around it. res_3d: (Z, Y, X).
+        centroid: (1, 3) scene centroid in cam0, metres; None for (0, 1, 0). bounds: XMIN XMAX YMIN YMAX ZMIN ZMAX
+            around it. res_3d: (Z, Y, X).
         bsz: samples a batch over all ranks. nworkers, nworkers_val: threads; 0 loads in the caller's.
         nsweeps: lidar and radar sweeps, keyframe included. seqlen, temporal_aug: see train.data.windows.
         refcam_id: slot of the reference camera in evaluation, and in training without do_shuffle_cams.
         protocol, min_visibility, target_categories: see train.data.config.LabelSpec.
         decode: "host" decodes JPEGs in the loader's threads, "device" on the device; "auto" is the host.
         labels: LabelSpecs instead of those three, for several label maps in one pass; the first is what the losses see.
-        reader: "indexed" for local files, "stream" for what comes from front to back, "auto" by the shards' names.
-        verify_reads: compare checksums while reading. cache_dir, cache_gb: where streamed shards are kept, and how many.
+        reader, verify_reads, cache_dir, cache_gb, store_options: see train.data.sources.SourceConfig.
     Returns:
         (train_loader, val_loader); None where no shards were given. Batches are augmented and on `device`.
     Raises:
@@ -76,32 +74,25 @@ def compile_data(
     if labels is None:
         labels = (LabelSpec("target", "boxes", tuple(target_categories), protocol, min_visibility),)
     decoding = DecodeConfig(
-        Grid(centroid, bounds, res_3d), nsweeps, use_radar, use_lidar, use_radar_filters, tuple(labels)
+        grid_of(centroid, bounds, res_3d), nsweeps, use_radar, use_lidar, use_radar_filters, tuple(labels)
     )
     augment = AugmentConfig.from_dict(data_aug_conf, shuffle_cams=do_shuffle_cams, refcam_id=refcam_id)
     order = OrderConfig(bsz, True, shuffle, seed, rank, world_size, seqlen, temporal_aug)
     val_order = replace(order, is_train=False, shuffle=False, temporal_aug=False)
     stage = StageConfig(augment.final_hw, device, interpolation, get_tids, decode)
-    make_reader = partial(_make_reader, reader, verify_reads, cache_dir, cache_gb)
+    source = SourceConfig(reader, verify_reads, cache_dir, cache_gb, store_options)
     train = val = None
     if shards is not None:
-        train = make_loader(make_reader(expand_shards(shards)), order, decoding, augment, stage, nworkers)
+        train = make_loader(open_source(shards, source, "train"), order, decoding, augment, stage, nworkers)
         if not len(train):
             raise ValueError(f"{len(train.windows)} training samples do not fill one batch of {bsz}; lower batch_size")
     if val_shards is not None:
-        val = make_loader(make_reader(expand_shards(val_shards)), val_order, decoding, augment, stage, nworkers_val)
+        val = make_loader(open_source(val_shards, source, "val"), val_order, decoding, augment, stage, nworkers_val)
+        if not val.windows:
+            raise ValueError(
+                f"the val shards hold no sample of {seqlen} keyframes; lower seqlen or give other val_shards"
+            )
     return train, val
-
-
-def _make_reader(kind, verify_reads, cache_dir, cache_gb, shards):
-    if kind not in READERS:
-        raise ValueError(f"reader {kind!r}; it is one of {', '.join(READERS)}")
-    remote = [s for s in shards if is_url(s)]
-    if kind == "indexed" and remote:
-        raise ValueError(f"{remote[0]} can only be streamed; give reader stream or auto")
-    if kind == "stream" or remote:
-        return StreamReader(shards, verify_reads, cache_dir=cache_dir, cache_bytes=int(cache_gb * 1e9))
-    return IndexedReader(shards, verify_reads)
 
 
 def make_loader(reader, order, decode, augment, stage, nworkers):
@@ -130,8 +121,13 @@ def _check_modalities(reader, config):
         )
 
 
+def grid_of(centroid, bounds, zyx):
+    """Grid; without a centroid Simple-BEV's."""
+    return Grid((0.0, 1.0, 0.0) if centroid is None else centroid, bounds, zyx)
+
+
 def make_vox_util(grid, device="cpu"):
     """VoxUtil of (centroid, bounds, (Z, Y, X)), its constants made on the device."""
-    vox_util = Grid(*grid).vox_util()
+    vox_util = grid_of(*grid).vox_util()
     vox_util.ref_to_mem(torch.zeros(3, device=device))
     return vox_util

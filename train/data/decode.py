@@ -4,21 +4,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.cameras import RADAR_FIELDS, RADARS
+from common.cameras import LIDAR_FIELDS, RADAR_FIELDS
 from common.geometry import rigid_inverse, transform_lrtlist
 from common.record import (
-    BOX_DTYPE,
     BOXES_MEMBER,
-    CAMERA_DTYPE,
     CAMERAS_MEMBER,
     SAMPLE,
     RecordError,
-    decode_json,
+    decode_boxes,
+    decode_cameras,
     decode_planes,
     decode_points,
-    decode_rows,
     lidar_member,
     merge_planes,
+    parse_sample,
     radar_member,
 )
 from train.data.batch import FrameFacts
@@ -64,10 +63,10 @@ def decode_frame(members, key, cams, config):
         RecordError: a member is missing or damaged.
     """
     try:
-        sample = decode_json(members[SAMPLE])
+        sample = parse_sample(members[SAMPLE])
         rows = _cameras(members, sample, cams)
         ego_T_cam = rows["ego_T_cam"].astype(np.float32)
-        boxes = decode_rows(members[BOXES_MEMBER], BOX_DTYPE, BOXES_MEMBER)
+        boxes = decode_boxes(members[BOXES_MEMBER], sample)
         categories = sample["boxes"]["category"]
         keep = chosen_boxes(boxes, categories, config.labels[0])
         lrt_cam0, maps = _label_maps(boxes, categories, ego_T_cam[0], config)
@@ -98,7 +97,7 @@ def _cameras(members, sample, cams):
     missing = [c for c in cams if c not in channels]
     if missing:
         raise RecordError(f"has no {missing[0]}; leave that camera out of cams")
-    return decode_rows(members[CAMERAS_MEMBER], CAMERA_DTYPE, CAMERAS_MEMBER)[[channels.index(c) for c in cams]]
+    return decode_cameras(members[CAMERAS_MEMBER], sample)[[channels.index(c) for c in cams]]
 
 
 def _label_maps(boxes, categories, ego_T_cam0, config):
@@ -132,7 +131,7 @@ def _lidar(members, sample, config):
     if not config.use_lidar:
         return None, 0
     sweeps = sample["lidar"][: config.nsweeps]
-    clouds = [decode_planes(members[m], m) for m in map(lidar_member, range(len(sweeps)))]
+    clouds = [decode_planes(members[m], m, len(LIDAR_FIELDS)) for m in map(lidar_member, range(len(sweeps)))]
     if not clouds:
         raise RecordError("has no lidar; train without --use_lidar")
     ends = np.cumsum([0] + [cloud.shape[2] for cloud in clouds]).tolist()
@@ -147,12 +146,12 @@ def _radar(members, config):
     """(19, R) float32, radar by radar and newest sweep first within each, as the lineage concatenates them."""
     if not config.use_radar:
         return None
-    clouds = [decode_points(members[m], m) for k in range(config.nsweeps) if (m := radar_member(k)) in members]
+    names = [m for k in range(config.nsweeps) if (m := radar_member(k)) in members]
+    clouds = [decode_points(members[m], m, NUM_RADAR_ROWS + 1) for m in names]  # and the radar's number
     if not clouds:
         raise RecordError("has no radar; train without --use_radar")
     points = np.concatenate(clouds, axis=1)
     points = points[:, np.argsort(points[NUM_RADAR_ROWS], kind="stable")]  # row 19: the radar's place in RADARS
-    assert points.shape[0] == NUM_RADAR_ROWS + 1 and len(RADARS) >= 1
     points = points[:NUM_RADAR_ROWS]
     if config.use_radar_filters:
         keep = np.ones(points.shape[1], bool)

@@ -10,28 +10,41 @@ import numpy as np
 import simplejpeg
 import torch
 
-from common.record import RecordError, image_member
+from common.record import CAMERAS_MEMBER, RecordError, image_member
 from train.augment import resample_into
-
-MAX_PIXELS = 64 << 20  # of an image, before memory is taken for it
 
 
 def decode_jpeg(data, camera, stored_hw, buffer=None):
     """(H,W,3) uint8 of a JPEG, in `buffer` if given. Raises RecordError if it is damaged or of another size."""
+    check_size(data, camera, stored_hw)
     try:
-        image = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
+        return simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
     except ValueError as error:
         raise RecordError(f"{image_member(camera)}: does not decode ({error})") from None
-    if image.shape[:2] != tuple(stored_hw):
-        raise RecordError(f"{image_member(camera)}: {image.shape[:2]} pixels, cameras.npy says otherwise")
-    return image
 
 
-def check_sizes(cams, sizes_hw):
-    """Raise RecordError for images larger than any camera's, or of no size at all."""
-    for camera, (height, width) in zip(cams, sizes_hw, strict=True):
-        if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
-            raise RecordError(f"{image_member(camera)}: claims {height}x{width} pixels, the limit is {MAX_PIXELS}")
+def check_size(data, camera, stored_hw):
+    """Raise RecordError for a JPEG whose header claims another size: it decides how much memory decoding takes."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise RecordError(f"{image_member(camera)}: not a JPEG image ({error})") from None
+    if (height, width) != tuple(stored_hw):
+        raise RecordError(f"{image_member(camera)}: {height}x{width} pixels, {CAMERAS_MEMBER} says otherwise")
+
+
+def check_sizes(encoded, cams, sizes_hw):
+    """Raise RecordError for the first JPEG that claims another size than its record."""
+    for data, camera, size in zip(encoded, cams, sizes_hw, strict=True):
+        check_size(data, camera, size)
+
+
+def encoded_images(members, cams):
+    """The JPEGs of the cameras, of a dict from member name to bytes. Raises RecordError for one that is missing."""
+    try:
+        return [members[image_member(camera)] for camera in cams]
+    except KeyError as error:
+        raise RecordError(f"lacks {error}") from None
 
 
 class ResampledImages:
@@ -46,7 +59,7 @@ class ResampledImages:
         self.pool, self.interpolation = pools.scratch, stage.interpolation
 
     def add(self, frame, encoded, cams, sizes_hw, resize_wh, crop_ltrb):
-        check_sizes(cams, sizes_hw)
+        check_sizes(encoded, cams, sizes_hw)
         for slot, (data, camera, size) in enumerate(zip(encoded, cams, sizes_hw, strict=True)):
             pixels = self.pool.take((*size, 3))
             try:
@@ -68,7 +81,7 @@ class DecodedImages:
         self.shared, self.odd, self.images = None, [], [None] * frames
 
     def add(self, frame, encoded, cams, sizes_hw, resize_wh, crop_ltrb):
-        check_sizes(cams, sizes_hw)
+        check_sizes(encoded, cams, sizes_hw)
         places = self._places(frame, sizes_hw)
         for data, camera, size, place in zip(encoded, cams, sizes_hw, places, strict=True):
             decode_jpeg(data, camera, size, place)
@@ -101,11 +114,11 @@ class EncodedImages:
         self.encoded, self.cams, self.sizes_hw = ([None] * frames for _ in range(3))
 
     def add(self, frame, encoded, cams, sizes_hw, resize_wh, crop_ltrb):
+        check_sizes(encoded, cams, sizes_hw)
         self.encoded[frame], self.cams[frame], self.sizes_hw[frame] = encoded, cams, sizes_hw
 
     def check(self, frame):
         """Raise RecordError for the first image of a frame that does not decode here either."""
-        check_sizes(self.cams[frame], self.sizes_hw[frame])
         for data, camera, size in zip(self.encoded[frame], self.cams[frame], self.sizes_hw[frame], strict=True):
             decode_jpeg(data, camera, size)
 

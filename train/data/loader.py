@@ -6,22 +6,19 @@ from threading import Thread
 
 import torch
 
-from common.record import RecordError, image_member
+from common.record import RecordError
 from common.shard_index import ShardError
 from train.data.ahead import Ahead
 from train.data.buffers import Pools
 from train.data.decode import decode_frame
 from train.data.device_stage import DeviceStage, Loaded
 from train.data.draws import draw
-from train.data.images import EncodedImages, images_of
+from train.data.images import EncodedImages, encoded_images, images_of
 from train.data.order import num_batches, rank_batch, sample_rng
 from train.data.windows import windows
+from train.errors import DataError
 
 BATCHES_AHEAD = 2  # being decoded while one is finished
-
-
-class DataError(RuntimeError):
-    """A sample could not be loaded; the message names shard and key."""
 
 
 class Loader:
@@ -31,7 +28,7 @@ class Loader:
     load_state_dict() continues there without reading what came before.
 
     Args:
-        reader: where the bytes of keyframes come from. order, decode, augment, stage: what to load and how, see
+        reader: a source of keyframes' bytes, see train.data.sources. order, decode, augment, stage: what to load and how, see
             train.data.config.
         nworkers: threads that fetch and decode; with any, the device stage has one too. 0 does everything in the caller's.
     """
@@ -99,7 +96,8 @@ class Loader:
     def _batches(self, epoch, first):
         order = self.reader.order(self.windows, self.order.seed, epoch, self.order.shuffle)
         numbers = [self._share(order, number) for number in range(first, len(self))]
-        self.reader.begin([frame for share in numbers for sample in share for frame in self.windows[sample]])
+        frames = [frame for share in numbers for sample in share for frame in self.windows[sample]]
+        self.reader.begin(frames, self._members_of_all())
         self._running += 1
         made = self._finish(numbers, epoch)
         if self.nworkers:
@@ -117,6 +115,13 @@ class Loader:
             made.close()
             if not self._running:
                 self.reader.close()
+
+    def _members_of_all(self):
+        """Function from a keyframe to the members that are read of it; None where these are drawn sample by sample."""
+        if self.order.is_train and self.augment.ncams < len(self.augment.cams):
+            return None
+        members = self.decode.members(self.augment.cams)
+        return lambda number: members
 
     def _share(self, order, number):
         """The samples of one batch that this rank loads."""
@@ -157,13 +162,12 @@ class Loader:
         try:
             members = self.reader.read(number, self.decode.members(cams))
             frame = decode_frame(members, self.reader.keys[number], cams, self.decode)
-            encoded = [members[image_member(camera)] for camera in cams]
-            images.add(place, encoded, cams, frame.sizes_hw, chosen.resize_wh[t], chosen.crop_ltrb[t])
+            images.add(
+                place, encoded_images(members, cams), cams, frame.sizes_hw, chosen.resize_wh[t], chosen.crop_ltrb[t]
+            )
             return frame
         except ShardError as error:
             raise DataError(str(error)) from error
-        except KeyError as error:
-            raise self._bad_record(number, f"lacks {error}") from None
         except RecordError as error:
             raise self._bad_record(number, error) from error
 
