@@ -56,15 +56,13 @@ class VoxUtil:
         return self
 
     def _constant(self, name, device, build):
-        """build(), kept for each device; in a compiled graph made anew, since what a graph keeps would change its guards."""
+        """build(), kept for each device; made anew in a compiled graph, which would be compiled again when more is kept."""
+        if torch.compiler.is_compiling():
+            return build()
         key = f"{name} {device}"
-        if key in self._constants:
-            return self._constants[key]
-        made = build()
-        # A fake tensor is of its mode alone: kept, it would meet the tensors of the next.
-        if not torch.compiler.is_compiling() and type(made[0]) is torch.Tensor:
-            self._constants[key] = made
-        return made
+        if key not in self._constants:
+            self._constants[key] = build()
+        return self._constants[key]
 
     def _on(self, device):
         """(scale, shift) float32 of mem = ref * scale + shift, on a device."""
@@ -77,6 +75,10 @@ class VoxUtil:
             )
 
         return self._constant("affine", device, build)
+
+    def affine(self, device):
+        """(6,) float32 on a device: scale x, y, z and shift x, y, z of mem = ref * scale + shift."""
+        return torch.cat(self._on(device))
 
     def ref_to_mem(self, xyz):
         """(..., 3) metres in ref -> (..., 3) float32 voxel coordinates."""

@@ -1,8 +1,8 @@
-"""The manifest of a split: source version, options, licence, every shard, and the samples left out."""
+"""The manifests of what was preprocessed: see common.manifest."""
 
 import json
 
-from common.record import SCHEMA_VERSION, encode_json
+from common.manifest import Manifest, ManifestShard, dump_manifest, manifest_name
 from common.shard_index import parse_index
 from preprocess.shard_writer import skipped_name
 
@@ -19,26 +19,11 @@ def write_manifests(store, recipes, version, options):
             if not store.exists(f"{name}.idx.json"):
                 continue  # every sample of it was left out
             index = parse_index(store.read(f"{name}.idx.json"), store.path(f"{name}.tar"))
-            shards.append(
-                {
-                    "name": f"{name}.tar",
-                    "keyframes": len(index.keys),
-                    "scenes": [scene for scene, _, _ in index.scenes],
-                    "bytes": index.tar_bytes,
-                    "sha256": index.tar_sha256,
-                }
-            )
-        manifest = {
-            "schema": SCHEMA_VERSION,
-            "version": version,
-            "split": split,
-            "options": {name: facts[name] for name in (*options.facts(), "sensors")},
-            "licence": LICENCE,
-            "keyframes": sum(s["keyframes"] for s in shards),
-            "shards": shards,
-            "skipped": skipped,
-        }
-        store.write(f"{split}.manifest.json", encode_json(manifest))
+            scenes = [scene for scene, _, _ in index.scenes]
+            shards.append(ManifestShard(f"{name}.tar", len(index.keys), scenes, index.tar_bytes, index.tar_sha256))
+        told = {name: facts[name] for name in (*options.facts(), "sensors")}
+        manifest = Manifest(split, version, tuple(shards), told, LICENCE, skipped)
+        store.write(manifest_name(split), dump_manifest(manifest))
 
 
 def read_skipped(store, shard):

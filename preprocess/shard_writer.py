@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from common.record import encode_json
 from common.shard_index import dump_index, index_of
+from common.stores import open_store
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
-from preprocess.store import open_store
 
 KINDS = ("images", "radar", "lidar", "rest")
 

@@ -165,9 +165,9 @@ def test_point_counts_that_are_not_there(copy, tmp_path):
     rewrite(copy, "sample_annotation", lambda rows: [row.update(num_lidar_pts=None) for row in rows])
     rewrite(copy, "sample_annotation", lambda rows: [row.pop("num_radar_pts") for row in rows])
     assert run_here(copy, tmp_path / "out").exit_code == 0
-    from train.data.reader import IndexedReader
+    from train.data.sources import open_source
 
-    reader = IndexedReader([tmp_path / "out" / "val-000.tar"])
+    reader = open_source(tmp_path / "out" / "val-000.tar")
     rows = decode_rows(reader.read(0, [BOXES_MEMBER])[BOXES_MEMBER], BOX_DTYPE, "x")
     assert len(rows) and set(rows["num_lidar_pts"]) == {-1} and set(rows["num_radar_pts"]) == {-1}
 

@@ -15,10 +15,10 @@ import pytest
 
 from common.cameras import RADARS
 from common.shard_index import build_index, load_index
+from common.stores import open_store
 from preprocess.errors import SourceError
 from preprocess.plan import Options, Planner
 from preprocess.pointclouds import parse_radar
-from preprocess.store import open_store
 from preprocess.verify import verify
 from tests.conftest import REPOSITORY, run_module
 from tests.preprocessing import command, contents, fails, rewrite, table

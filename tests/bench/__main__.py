@@ -10,7 +10,7 @@ import simplejpeg
 import torch
 
 from common.cameras import CAMERAS
-from tests.bench import device_bench, loader_bench, shards_bench, train_bench
+from tests.bench import device_bench, loader_bench, shards_bench, source_bench, train_bench
 from tests.bench.measure import HEADER, Row, best_ms
 from tests.conftest import SHARED, run_module
 
@@ -58,6 +58,7 @@ def main(device, scenes):
         show(shards_bench.rows(world, version, decode))
         show(shards_bench.scaling(world, version, folder / "scaling"))
         show(loader_bench.rows(full, small, decode))
+        show(source_bench.rows(full, folder, decode))
         (folder / "large").mkdir()
         show(loader_bench.opening(full[0], folder / "large"))
         show(device_bench.rows(full[0], unit))

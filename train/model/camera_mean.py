@@ -1,5 +1,7 @@
 """Image features -> their mean over the cameras that see each voxel."""
 
+import importlib.util
+
 import torch
 
 from train.model.pair_gather import pair_mean
@@ -7,6 +9,7 @@ from train.model.plain_mean import plain_mean
 from train.model.portable_mean import portable_mean
 
 UNPROJECTIONS = ("fused", "plain")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def camera_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips=None, unprojection="fused"):
@@ -29,4 +32,9 @@ def camera_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips=None, unprojectio
 def _fused_for(feats):
     if feats.device.type == "cpu":
         return pair_mean
+    if feats.is_cuda and HAS_TRITON and not torch.are_deterministic_algorithms_enabled():
+        from train.model.triton_mean import DTYPES, kernel_mean
+
+        if feats.dtype in DTYPES:
+            return kernel_mean
     return portable_mean

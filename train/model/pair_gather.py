@@ -100,7 +100,7 @@ def _source(pair, shape, flip_x, flip_z):
 def _pack(pixels, weights, bag, bags, cameras):
     """Pairs (n,4) in the order of their bags (n,) -> the buffers that find_pairs returns."""
     sees = torch.bincount(bag, minlength=bags)
-    weights = weights / (sees + COUNT_FLOOR).to(weights.dtype).index_select(0, bag)[:, None]
+    weights = weights / (sees.to(weights.dtype) + COUNT_FLOOR).index_select(0, bag)[:, None]
     starts = torch.zeros(bags + 1, dtype=torch.int32)
     torch.cumsum(sees * CORNERS, 0, dtype=torch.int32, out=starts[1:])
     buffers = []

@@ -16,7 +16,7 @@ def portable_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips=None):
     with torch.no_grad():
         rows, weights = _taps(pix_T_refs, cams_T_ref, vox_util, flips, (height, width), table.dtype)
         count = (weights != 0).any(-1).sum(1)
-        weights = weights / (count + COUNT_FLOOR)[:, None, :, None]
+        weights = weights / (count.to(weights.dtype) + COUNT_FLOOR)[:, None, :, None]
     total = 0
     for s in range(cameras):
         for corner in range(4):

@@ -1,0 +1,167 @@
+"""Any one sample of shards: its record, the batch that a network gets of it, and what the network of a run says to it."""
+
+import dataclasses
+from dataclasses import dataclass, fields
+
+import torch
+
+from common import addresses
+from common.cameras import CAMERAS
+from common.keys import scene_key
+from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, image_member, lidar_member, radar_member
+from common.shard_set import find_shards
+from train import checkpoint
+from train.data import Loader
+from train.data.config import AugmentConfig, DecodeConfig, Grid, LabelSpec, OrderConfig, StageConfig
+from train.data.draws import draw
+from train.data.order import FLIP_STREAM, sample_rng
+from train.data.sources import open_source
+from train.errors import DataError
+from train.forward import run_network
+from train.model.interface import Flips
+from train.options import Options, coerce
+from train.setup import make_network
+
+# All that a picture can show of a record.
+_MEMBERS = (SAMPLE, CAMERAS_MEMBER, BOXES_MEMBER, *map(image_member, CAMERAS), lidar_member(0), radar_member(0))
+
+
+class Samples:
+    """The keyframes of shards, numbered in order; a folder's splits one after another.
+
+    Args:
+        patterns: what common.shard_set.find_shards takes.
+    Raises:
+        ValueError (ShardError): no shards, or shards that do not belong together.
+    """
+
+    def __init__(self, patterns):
+        self.sources = [open_source(group) for group in _groups(patterns)]
+        self.keys = [key for source in self.sources for key in source.keys]
+        self.tokens = [token for source in self.sources for token in source.tokens]
+
+    def __len__(self):
+        return len(self.keys)
+
+    def find(self, name):
+        """Numbers of the keyframes that a key, token, number or scene names: one, or all of a scene. Raises ValueError."""
+        for names in (self.keys, self.tokens):
+            if name in names:
+                return [names.index(name)]
+        scene = [n for n, key in enumerate(self.keys) if key.rpartition("_")[0] in (name, scene_key(name))]
+        if scene:
+            return scene
+        if name.isdigit() and int(name) < len(self):
+            return [int(name)]
+        raise ValueError(
+            f"{name}: no key, token, scene or number of these {len(self)} keyframes; "
+            f"the first is {self.keys[0]}, the last {self.keys[-1]}"
+        )
+
+    def source_of(self, number):
+        """(source, number within it) of a keyframe."""
+        for source in self.sources:
+            if number < len(source):
+                return source, number
+            number -= len(source)
+        raise IndexError(number)
+
+    def where(self, number):
+        """Shard and key, for messages."""
+        source, own = self.source_of(number)
+        return source.where(own)
+
+    def members(self, number):
+        """Dict from name to bytes of all that a picture can show of a keyframe."""
+        source, own = self.source_of(number)
+        return source.read(own, _MEMBERS)
+
+    def decoded(self, number, decode):
+        """decode() of a keyframe's members; a damaged one raises ValueError with shard and key."""
+        try:
+            return decode()
+        except RecordError as error:
+            raise ValueError(
+                f"{self.where(number)}: {error}; check the shard with python -m preprocess.verify"
+            ) from None
+
+
+def _groups(patterns):
+    """ShardSets that belong together: where folders are named, one a split."""
+    shards = find_shards(patterns)
+    splits = {}
+    for tar in shards:
+        splits.setdefault(addresses.split(tar)[1].rpartition("-")[0], []).append(tar)
+    return [dataclasses.replace(shards, shards=tuple(tars)) for tars in splits.values()]
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network of a run: options that it was trained with, its update, and the BEV grid."""
+
+    options: Options
+    model: torch.nn.Module
+    step: int
+    device: torch.device
+
+
+def network_of(run, device):
+    """Network of a checkpoint or a run's folder, in evaluation mode. Raises ValueError."""
+    path = checkpoint.find(run)
+    content = checkpoint.read(path)
+    recorded = content.get("options")
+    if not recorded:
+        raise ValueError(f"{path}: records no options, so there is no telling which network it is of")
+    known = {item.name for item in fields(Options)}
+    own = {name: coerce(name, value) for name, value in recorded.items() if name in known}
+    options = Options(**{**own, "interpolation": checkpoint.interpolation(content)})
+    model, options = make_network(options, device=device)
+    step = checkpoint.load_weights(path, content, model, ())
+    return Network(options, model.eval(), step, device)
+
+
+def options_without_run(facts):
+    """Options that any shards can serve: images at half size and the labels of the default grid."""
+    return Options(nsweeps=1, res_scale=1.0, **({"refcam_id": 0} if len(facts.get("cameras", CAMERAS)) < 2 else {}))
+
+
+def batch_of(samples, number, options, device="cpu", epoch=None):
+    """The Batch of one keyframe as a network of these Options gets it.
+
+    Args:
+        epoch: of training, whose draws are taken; None for evaluation, which draws nothing.
+    Returns:
+        (Batch, its Draw, VoxUtil).
+    Raises:
+        ValueError: naming shard and key.
+    """
+    source, own = samples.source_of(number)
+    chosen = {"shuffle_cams": options.do_shuffle_cams, "refcam_id": options.refcam_id}
+    augment = AugmentConfig.from_dict(options.data_aug_conf(), **chosen).of_those_held(source.facts.get("cameras"))
+    order = OrderConfig(1, epoch is not None, shuffle=False, seed=options.seed)
+    labels = (LabelSpec("target", "boxes", options.target_categories, options.protocol, options.min_visibility),)
+    sensors = (options.nsweeps, options.use_radar, options.use_lidar, options.use_radar_filters)
+    decode = DecodeConfig(Grid(*options.grid), *sensors, labels)
+    stage = StageConfig(augment.final_hw, device, options.interpolation)
+    loader = Loader(source, order, decode, augment, stage, 0)
+    loader.load_state_dict({"epoch": epoch or 0, "position": 0})
+    try:
+        batch = loader.batch_of([own], augment=epoch is not None)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+    rng = sample_rng(options.seed, epoch, own) if epoch is not None else None
+    return batch, draw(rng, augment, 1), loader.stage.vox_util
+
+
+def flips_of(batch, options):
+    """The Flips that training draws for this Batch of one sample; None without rand_flip."""
+    if not options.rand_flip:
+        return None
+    uniform = sample_rng(options.seed, batch.epoch, batch.indices[0], FLIP_STREAM).random(2 + batch.imgs.shape[2])
+    return Flips.of(torch.from_numpy(uniform[None]))
+
+
+def predict(network, batch, grid):
+    """(Z, X) float32 probabilities of the first sample of a Batch."""
+    with torch.no_grad():
+        return run_network(network.model, batch, grid)["seg"][0, 0].sigmoid().cpu()
