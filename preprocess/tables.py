@@ -189,7 +189,9 @@ def read_sensor_frames(folder, calibration, poses, samples):
         sensor = field_of(row, "calibrated_sensor_token", what)
         channel = refer(calibration, sensor, "calibrated_sensor", what)[0]
         sample = field_of(row, "sample_token", what)
-        scene = refer(samples, sample, "sample", what)["scene_token"]
+        is_key = field_of(row, "is_key_frame", what, bool)
+        # A sweep whose sample was cut out of the tables matters to nobody who does not follow a chain to it.
+        scene = refer(samples, sample, "sample", what)["scene_token"] if is_key or sample in samples else ""
         prev = field_of(row, "prev", what, str)
         if token in (prev, row.get("next")):
             raise SourceError(f"{what}: its {'prev' if token == prev else 'next'} points to itself")
@@ -207,7 +209,7 @@ def read_sensor_frames(folder, calibration, poses, samples):
         )
         if type(frames[token].height) is not int or type(frames[token].width) is not int:
             raise SourceError(f"{what}: height and width {row['height']!r}, {row['width']!r} are no numbers of pixels")
-        if field_of(row, "is_key_frame", what, bool):
+        if is_key:
             if (sample, channel) in keyframes:
                 raise SourceError(f"sample {sample}: two keyframes of {channel}")
             keyframes[sample, channel] = token
