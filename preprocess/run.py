@@ -129,7 +129,8 @@ def _plan(version, dataroot, options, split_file, rest, skip):
     say(
         f"planning {len(planner.scenes) - len(left)} scenes, {len(planner.samples)} samples; {', '.join(planner.sensors)}"
     )
-    recipes = [r for split in splits for r in planner.shards(split, splits[split], counts[split])]
+    with Progress(len(planner.scenes) - len(left), "scene", "planning") as bar:
+        recipes = [r for split in splits for r in planner.shards(split, splits[split], counts[split], bar.one_more)]
     if not recipes:
         raise SourceError(f"{dataroot / version}: none of its scenes is in the splits of {version}; see --split-file")
     return recipes
