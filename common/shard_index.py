@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from common import addresses
+from common.errors import Missing, ShardError
 from common.record import READ_SCHEMAS, SAMPLE, SCHEMA_VERSION, parse_sample
+from common.stores import open_store
 
 MAX_INDEX_BYTES = 256 << 20
 ABSENT = np.uint32(0xFFFFFFFF)  # size of a member that a sample does not have
-
-
-class ShardError(ValueError):
-    """A shard or index that cannot be used; the message names the file and the remedy."""
 
 
 @dataclass
@@ -29,7 +28,7 @@ class ShardIndex:
     """Contents of one index file.
 
     Attributes:
-        tar: path of the tar.
+        tar: path of the tar, or its address as messages may show it.
         keys: n sample keys in tar order.
         tokens: n sample tokens.
         scenes: (name, first row, number of rows) of each scene, in tar order.
@@ -86,45 +85,68 @@ def dump_index(index):
         "sizes": _pack(index.sizes, "<u4"),
         "crc32": _pack(index.crc32, "<u4"),
     }
-    body["body_sha256"] = _body_digest(body)
-    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+    return dump_sealed(body)
+
+
+def dump_sealed(body):
+    """Canonical JSON bytes of an object with `body_sha256` over everything else in it, as indexes and manifests are."""
+    return (
+        json.dumps({**body, "body_sha256": _body_digest(body)}, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+    )
 
 
 def _body_digest(body):
+    """Hex SHA-256 of a JSON object without its own `body_sha256`."""
     rest = {k: v for k, v in body.items() if k != "body_sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def load_index(tar, verify=False):
+def check_schema(schema, where):
+    """Raise ShardError for a schema that this version does not read."""
+    if type(schema) is not int or schema not in READ_SCHEMAS:
+        known = " and ".join(map(str, READ_SCHEMAS))
+        raise ShardError(f"{where}: schema {schema}, this version reads {known}; make the shards anew")
+
+
+def load_index(tar, verify=False, store=None):
     """Read the index of the shard at `tar`.
 
     Args:
-        tar: path of the tar; its index lies beside it.
+        tar: path or address of the tar; its index lies beside it.
         verify: also check that not one byte of the index differs from what was written.
+        store: the Store of its folder, where that is open already.
     Raises:
         ShardError: no tar, no index, a damaged index, a schema this version does not know, or a tar of another size.
     """
-    tar = Path(tar)
-    path = index_path(tar)
-    if not tar.is_file():
-        raise ShardError(f"{tar}: no such shard")
-    if not path.is_file():
-        raise ShardError(f"{path}: the index is missing; rebuild it with python -m preprocess.index {tar}")
-    if path.stat().st_size > MAX_INDEX_BYTES:
-        raise ShardError(f"{path}: larger than {MAX_INDEX_BYTES} bytes, not an index")
-    index = parse_index(path.read_bytes(), tar, verify)
-    if tar.stat().st_size != index.tar_bytes:
-        raise ShardError(f"{tar}: {tar.stat().st_size} bytes, its index says {index.tar_bytes}; make it anew")
-    return index
+    folder, name = addresses.split(tar)
+    return open_index(store or open_store(folder), name, verify)[0]
+
+
+def open_index(store, name, verify=False):
+    """(ShardIndex, Stat of the tar) of the shard `name` in a store. Raises ShardError; see load_index."""
+    tar = store.path(name)
+    try:
+        stat = store.stat(name)
+    except Missing:
+        raise Missing(f"{tar}: no such shard") from None
+    index_name = addresses.index_address(name)
+    try:
+        raw = store.read(index_name, MAX_INDEX_BYTES)
+    except Missing:
+        raise ShardError(
+            f"{store.path(index_name)}: the index is missing; rebuild it with python -m preprocess.index {tar}"
+        ) from None
+    index = parse_index(raw, tar, verify)
+    if stat.size != index.tar_bytes:
+        raise ShardError(f"{tar}: {stat.size} bytes, its index says {index.tar_bytes}; make it anew")
+    return index, stat
 
 
 def parse_index(raw, tar, verify=False):
     """ShardIndex from the bytes of the index that belongs to `tar`, which is not looked at. See load_index."""
     try:
         body = json.loads(raw)
-        if body["schema"] not in READ_SCHEMAS:
-            known = " and ".join(map(str, READ_SCHEMAS))
-            raise ShardError(f"{tar}: schema {body['schema']}, this version reads {known}; make the shards anew")
+        check_schema(body["schema"], tar)
         index = _parse(tar, body)
     except ShardError:
         raise

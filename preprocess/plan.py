@@ -129,15 +129,18 @@ class Planner:
         self.reference = LIDAR if LIDAR in channels else front
 
     def check_splits(self, splits, complete):
-        """Raise SourceError for a scene that no split names and, if `complete`, for a name that is no scene."""
+        """Names of the scenes that no split names, which are left out.
+
+        Raises SourceError for such a scene unless errors are skipped and, if `complete`, for a name that is no scene.
+        """
         there = {scene["name"] for scene in self.scenes}
         named = {name for names in splits.values() for name in names}
-        if there - named and not self.skips:
-            raise SourceError(
-                f"scene {min(there - named)}: in no split of {self.version}; give --split-file, or --on-error skip"
-            )
+        left = sorted(there - named)
+        if left and not self.skips:
+            raise SourceError(f"scene {left[0]}: in no split of {self.version}; give --split-file, or --on-error skip")
         if complete and named - there:
             raise SourceError(f"scene {min(named - there)}: named by the split file, but not in the tables")
+        return left
 
     def facts(self, split):
         """What all samples of a split's shards share."""

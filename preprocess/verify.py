@@ -8,14 +8,17 @@ import sys
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
-from tqdm import tqdm
 
+from common.addresses import split
 from common.cameras import CAMERAS, LIDAR_FIELDS, RADAR_FIELDS, RADARS
+from common.errors import CannotList, Missing
 from common.keys import keyframe_key
+from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
 from common.record import (
     BOXES_MEMBER,
     CAMERAS_MEMBER,
@@ -30,7 +33,10 @@ from common.record import (
     parse_sample,
     radar_member,
 )
-from common.shard_index import ShardError, build_index, dump_index, load_index
+from common.shard_index import ShardError, build_index, dump_index, open_index
+from common.shard_set import SPLITS, find_shards, is_folder
+from common.spelling import EITHER
+from common.stores import local_copy, open_store, parse_options
 from preprocess.errors import SourceError
 from preprocess.images import check_image
 from preprocess.keyframe import build_record
@@ -39,65 +45,119 @@ from preprocess.options import Options
 from preprocess.plan import Planner
 from preprocess.plausible import check_boxes, check_camera, check_rigid
 from preprocess.pointclouds import lidar_problem, radar_problem
+from preprocess.progress import Progress
 from preprocess.steps import check_keyframe_step, check_offset, check_sweep_step
-from preprocess.store import LocalStore
 
 SAMPLE_FIELDS = frozenset(
     "boxes cameras facts global_T_ego index lidar log next prev radar scene schema timestamp_us token".split()
 )
 
 
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.command(context_settings=EITHER)
+@click.argument("shards", nargs=-1, required=True)
 @click.option("--against", type=click.Path(path_type=Path), help="compare every byte with this nuScenes folder")
 @click.option("--workers", default=os.cpu_count(), type=click.IntRange(1), help="processes", show_default=True)
-def main(folder, against, workers):
-    """Check the shards of FOLDER: indexes, checksums, every member, scenes, manifests. Exit code 1 if anything is wrong."""
+@click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
+def main(shards, against, workers, store_options):
+    """Check SHARDS (a folder, tars, a pattern, a manifest; addresses too): indexes, checksums, every member, scenes, manifests.
+
+    Exit code 1 if anything is wrong.
+    """
     try:
-        problems, keyframes, shards = verify(folder, against, workers)
-    except (SourceError, ShardError, OSError, BrokenProcessPool) as error:
-        problems, keyframes, shards = [" ".join(str(error).split())], 0, 0
+        problems, keyframes, count = verify(shards, against, workers, parse_options(store_options))
+    except (ValueError, OSError, BrokenProcessPool) as error:
+        problems, keyframes, count = [" ".join(str(error).split())], 0, 0
     for problem in problems:
         click.echo(f"error: {problem}", err=True)
-    click.echo(f"{shards} shards, {keyframes} keyframes: {f'{len(problems)} problems' if problems else 'all is well'}")
+    click.echo(f"{count} shards, {keyframes} keyframes: {f'{len(problems)} problems' if problems else 'all is well'}")
     sys.exit(bool(problems))
 
 
-def verify(folder, against=None, workers=1):
+def verify(patterns, against=None, workers=1, options=None):
     """(problems, keyframes, shards): problems is a list of lines, empty if all is well.
 
+    Args:
+        patterns: what common.shard_set.find_shards takes. Of a folder everything in it is checked, else what is named.
+        against: nuScenes folder. options: of the stores.
     Raises SourceError where there is nothing to check, or for a folder to compare with that cannot be read.
     """
-    folder = Path(folder)
-    tars = sorted(folder.glob("*.tar"))
+    folders = _folders(patterns, options)
+    tars = [(folder.store, name) for folder in folders for name in folder.names]
     if not tars:
-        raise SourceError(f"{folder}: no shards there")
+        raise SourceError(f"{folders[0].store.path('')}: no shards there")
     problems, sound = [], {}
     sources = _sources(against, tars) if against else {}
-    arguments = [(tar, against, sources.get(tar.name)) for tar in tars]
+    arguments = [(store, name, against, sources.get((store.address, name))) for store, name in tars]
     if workers > 1 and len(tars) > 1:
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            results = list(tqdm(pool.map(_check_shard, arguments), total=len(tars), unit="shard", desc="verify"))
+            results = _counted(pool.map(_check_shard, arguments), len(tars))
     else:
-        results = [_check_shard(a) for a in tqdm(arguments, unit="shard", desc="verify")]
-    for tar, (wrong, index) in zip(tars, results, strict=True):
+        results = _counted(map(_check_shard, arguments), len(tars))
+    for (store, name), (wrong, index) in zip(tars, results, strict=True):
         problems += wrong
         if index is not None:
-            sound[tar.name] = index
-    for path in folder.glob("*.idx.json"):
-        tar = path.with_name(path.name.removesuffix(".idx.json") + ".tar")
-        if not tar.exists():
-            problems.append(f"{tar}: is missing, its index is there")
-    problems += _check_manifests(folder, sound, {t.name for t in tars})
-    problems += _check_scenes(sound)
+            sound[store.address, name] = index
+    for folder in folders:
+        problems += folder.check({name: i for (at, name), i in sound.items() if at == folder.store.address})
+    problems += _check_scenes(list(sound.values()))
     return problems, sum(len(i.keys) for i in sound.values()), len(tars)
 
 
+def _counted(results, total):
+    with Progress(total, "shard", "verify") as bar:
+        return list(bar.over(results))
+
+
+def _folders(patterns, options):
+    """The _Folder of each folder that patterns name, or name shards of."""
+    patterns = [patterns] if isinstance(patterns, (str, Path)) else list(patterns)
+    if len(patterns) == 1 and is_folder(patterns[0]):
+        store = open_store(str(patterns[0]).rstrip("/") or "/", options)
+        try:
+            there = store.list()
+        except CannotList:
+            there = [split(tar)[1] for tar in find_shards(patterns, options=options)]
+            there += [manifest_name(s) for s in SPLITS if store.exists(manifest_name(s))]
+        return [_Folder(store, [n for n in there if n.endswith(".tar")], there)]
+    names = {}
+    for tar in find_shards(patterns, options=options, strict=False):
+        folder, name = split(tar)
+        names.setdefault(folder, []).append(name)
+    return [_Folder(open_store(folder or ".", options), own, None) for folder, own in names.items()]
+
+
+@dataclass
+class _Folder:
+    """Shards of a folder that are to be checked, and every name in it where all of it is."""
+
+    store: object
+    names: list
+    there: list | None
+
+    def check(self, sound):
+        """Problems of its manifests and strays. sound: tar name -> ShardIndex of the shards that could be read."""
+        problems = []
+        for name in self.there or ():
+            tar = name.removesuffix(".idx.json") + ".tar"
+            if name.endswith(".idx.json") and tar not in self.names:
+                problems.append(f"{self.store.path(tar)}: is missing, its index is there")
+        return problems + list(_check_manifests(self, sound))
+
+
 def _check_shard(arguments):
-    """(problems, index or None) of one shard."""
-    tar, against, source = arguments
+    """(problems, index or None) of one shard; of a remote one after fetching it."""
+    store, name, against, source = arguments
     try:
-        index = load_index(tar, verify=True)
+        with local_copy(store, name) as tar:
+            problems, index = _check_local(tar, store, name, against, source)
+        return [problem.replace(str(tar), str(store.path(name))) for problem in problems], index
+    except ShardError as error:
+        return [str(error)], None
+
+
+def _check_local(tar, store, name, against, source):
+    try:
+        index, _ = open_index(store, name, verify=True)
         rebuilt = build_index(tar)
     except (ShardError, RecordError) as error:
         return [str(error)], None
@@ -117,7 +177,7 @@ def _check_shard(arguments):
                     _compare(key, members, source, against)
             except (RecordError, SourceError, KeyError, TypeError) as error:
                 problems.append(f"{tar}: {key}: {error}")
-    problems += _whole(tar, scenes)
+    problems += _whole(tar, scenes, read_skipped(store, name.removesuffix(".tar")))
     return problems, index
 
 
@@ -204,8 +264,8 @@ class _Scene:
             check_keyframe_step(last["timestamp_us"], sample["timestamp_us"], SAMPLE)
 
 
-def _whole(tar, scenes):
-    skipped = {s["key"] for s in read_skipped(LocalStore(tar.parent), tar.name.removesuffix(".tar"))}
+def _whole(tar, scenes, skipped):
+    skipped = {s["key"] for s in skipped}
     for name, scene in scenes.items():
         want = [key for i in range(scene.count) if (key := keyframe_key(name, i, scene.schema)) not in skipped]
         if scene.keys != want:
@@ -213,52 +273,53 @@ def _whole(tar, scenes):
             yield f"{tar}: {name} is not whole: {missing[0] if missing else 'its order is wrong'}"
 
 
-def _check_manifests(folder, sound, there):
-    problems, listed = [], {}
-    for path in sorted(folder.glob("*.manifest.json")):
+def _check_manifests(folder, sound):
+    """Problems of a _Folder's manifests; those of the named shards only, where not the whole folder is checked."""
+    listed, whole = set(), folder.there is not None
+    splits = dict.fromkeys(name.rpartition("-")[0] for name in folder.names)
+    names = [n for n in folder.there if n.endswith(SUFFIX)] if whole else [manifest_name(s) for s in splits if s]
+    for name in names:
+        path = folder.store.path(name)
         try:
-            manifest = json.loads(path.read_bytes())
-            entries = {s["name"]: s for s in manifest["shards"]}
-            if manifest["keyframes"] != sum(s["keyframes"] for s in entries.values()):
-                problems.append(f"{path}: its keyframes do not add up")
-        except (ValueError, KeyError, TypeError) as error:
-            problems.append(f"{path}: damaged manifest ({error}); run preprocess.run again")
+            manifest = parse_manifest(folder.store.read(name, MAX_MANIFEST_BYTES), path)
+        except Missing:
             continue
-        listed |= entries
-        for name, entry in entries.items():
-            index = sound.get(name)
-            if name not in there:
-                problems.append(f"{folder / name}: listed in {path.name}, but missing; run preprocess.run again")
+        except ShardError as error:
+            yield str(error)
+            continue
+        listed |= set(manifest.by_name)
+        for entry in manifest.shards:
+            tar, index = folder.store.path(entry.name), sound.get(entry.name)
+            if whole and entry.name not in folder.names:
+                yield f"{tar}: listed in {name}, but missing; run preprocess.run again"
             elif index is not None and (
-                (entry["sha256"], entry["bytes"], entry["keyframes"], entry["scenes"])
+                (entry.sha256, entry.bytes, entry.keyframes, entry.scenes)
                 != (index.tar_sha256, index.tar_bytes, len(index.keys), [s for s, _, _ in index.scenes])
             ):
-                problems.append(f"{folder / name}: is not the shard that {path.name} lists; run preprocess.run again")
-    problems += [f"{folder / name}: in no manifest" for name in sorted(there - set(listed))]
-    return problems
+                yield f"{tar}: is not the shard that {name} lists; run preprocess.run again"
+    if whole:
+        yield from (f"{folder.store.path(name)}: in no manifest" for name in folder.names if name not in listed)
 
 
-def _check_scenes(sound):
+def _check_scenes(indexes):
     problems, owner = [], {}
-    for name, index in sorted(sound.items()):
+    for index in indexes:
         for scene, _, _ in index.scenes:
             if scene in owner:
                 problems.append(f"{index.tar}: {scene} is in {owner[scene]} too")
-            owner[scene] = name
-    facts = {
-        json.dumps({k: v for k, v in i.facts.items() if k not in ("split", "recipe_sha256")}) for i in sound.values()
-    }
+            owner[scene] = Path(index.tar).name
+    facts = {json.dumps({k: v for k, v in i.facts.items() if k not in ("split", "recipe_sha256")}) for i in indexes}
     if len(facts) > 1:
         problems.append("the shards were made with different options")
     return problems
 
 
 def _sources(against, tars):
-    """shard name -> (facts, {key: KeyframeRecipe}) of the nuScenes folder."""
+    """(address of the folder, shard name) -> (facts, {key: KeyframeRecipe}) of the nuScenes folder."""
     out, planner = {}, None
-    for tar in tars:
+    for store, tar in tars:
         try:
-            index = load_index(tar)
+            index, _ = open_index(store, tar)
         except ShardError:
             continue  # told by the check of the shard itself
         facts = index.facts
@@ -268,11 +329,11 @@ def _sources(against, tars):
         frames = {}
         for name, _, _ in index.scenes:
             if name not in scenes:
-                raise SourceError(f"{tar}: {name} is not in {against}")
+                raise SourceError(f"{index.tar}: {name} is not in {against}")
             for frame in planner.scene_keyframes(scenes[name]):
                 frame.facts["schema"] = index.schema
                 frames[frame.key] = frame
-        out[tar.name] = (facts, frames)
+        out[store.address, tar] = (facts, frames)
     return out
 
 

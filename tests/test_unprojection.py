@@ -13,12 +13,11 @@ import torch
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY
 from tests.small_step import SmallStep, grid, inputs
-from train.model import Segnet
+from train.model import Flips, Segnet
 from train.model.camera_mean import camera_mean
 from train.model.pair_gather import find_pairs, pair_mean
 from train.model.plain_mean import plain_mean
 from train.model.portable_mean import portable_mean
-from train.model.segnet import Flips
 
 WAYS = {"pairs": pair_mean, "portable": portable_mean}
 CENTROID = torch.tensor([[0.0, 1.0, 0.0]])

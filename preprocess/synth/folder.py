@@ -29,6 +29,12 @@ def token(*parts):
     return hashlib.md5("/".join(map(str, parts)).encode(), usedforsecurity=False).hexdigest()
 
 
+def _upright(pose):
+    """Quaternion w, x, y, z of a pose that is turned about Z alone."""
+    half = np.arctan2(pose[1, 0], pose[0, 0]) / 2
+    return [float(np.cos(half)), 0.0, 0.0, float(np.sin(half))]
+
+
 class Folder:
     """Writes scenes one by one, tables at the end. image_hw: pixels of every camera."""
 
@@ -139,7 +145,7 @@ class Folder:
             dict(
                 token=pose,
                 timestamp=when,
-                rotation=Quaternion(matrix=ego[:3, :3]).elements.tolist(),
+                rotation=_upright(ego),
                 translation=ego[:3, 3].tolist(),
             )
         )
@@ -150,7 +156,9 @@ class Folder:
             points, hits = sensors.lidar_sweep(scene.things, poses, ego @ sensors.EGO_T_LIDAR, self.ground, rng)
         counts[:, 2] = np.bincount(hits + 1, minlength=len(scene.things) + 1)[1:]
         self._data(LIDAR, "pcd.bin", points.tobytes(), row)
-        seen, velocities = np.flatnonzero(counts[:, 2]), (scene.velocities(seconds), scene.ego_velocity(seconds))
+        seen, velocities = np.flatnonzero(counts[:, 2]), (None, None)
+        if len(seen):
+            velocities = scene.velocities(seconds), scene.ego_velocity(seconds)
         for channel in RADARS:
             data, numbers = sensors.radar_sweep(scene, poses, seen, ego, channel, *velocities, rng)
             np.add.at(counts[:, 3], np.array(numbers, int), 1)
@@ -212,7 +220,7 @@ class Folder:
                 attribute_tokens=attributes,
                 translation=poses[n, :3, 3].tolist(),
                 size=thing.wlh.tolist(),
-                rotation=Quaternion(matrix=poses[n, :3, :3]).elements.tolist(),
+                rotation=_upright(poses[n]),
                 prev="",
                 next="",
                 num_lidar_pts=lidar,

@@ -23,7 +23,7 @@ class Loader:
     load_state_dict() continues there without reading what came before.
 
     Args:
-        reader: IndexedReader or StreamReader. windows: lists of keyframe numbers.
+        reader: a source (see train.data.sources). windows: lists of keyframe numbers.
         frame_options, augment, stage: what to load and how.
         batch_size: samples over all ranks. nworkers: threads; 0 loads in the caller's.
         is_train: augment, and drop the last partial batch; else every sample once.
