@@ -135,7 +135,7 @@ def test_geometry_pairs_and_voxels_under_bfloat16_are_those_of_float32(monkeypat
     losses, voxels = [], []
     for dtype in (None, torch.bfloat16):
         step = SmallStep(grid(), dtype).eval()
-        step.network.register_forward_pre_hook(lambda _, args: voxels.append(args[4]))
+        step.network.register_forward_pre_hook(lambda _, args: voxels.append(args[0].lidar_voxels))
         losses.append(step(*inputs()).item())
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True)) and seen[0][-1][-1] > 1000
     assert torch.equal(*voxels) and voxels[0].any()
