@@ -52,9 +52,8 @@ class VoxUtil:
         self._constants = {}
 
     def to(self, device):
-        """Itself, with the constants of that device made now rather than at their first use."""
+        """Itself, with its constants for that device made now rather than at their first use; nothing waits for it."""
         self._on(torch.device(device))
-        self.centers_ref(torch.device(device))
         return self
 
     def _constant(self, name, device, build):

@@ -8,7 +8,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.small_step import SmallStep, grid, inputs
+from tests.small_step import GRID, SmallStep, grid, inputs
+from train.data import make_vox_util
 from train.model import Flips
 
 # Operations of the small network's forward pass, losses included; what is added to the step has to be accounted for here.
@@ -74,6 +75,14 @@ def test_radar_beside_lidar_neither(options):
     watch = Watch()
     assert on_fake_cuda(SmallStep(grid(), **options), *inputs(), watch).device.type == "cuda"
     assert watch.faults == []
+
+
+def test_the_grid_is_set_up_without_waiting():
+    watch = Watch()
+    with FakeTensorMode(), watch:
+        vox_util = make_vox_util((None, (-24, 24, -4, 4, -16, 16), GRID), "cuda")
+        assert vox_util.ref_to_mem(torch.empty((5, 3), device="cuda")).is_cuda
+    assert watch.faults == [] and watch.count > 0
 
 
 def test_the_watch_sees_what_waits():

@@ -148,11 +148,10 @@ def _check_modalities(reader, options):
 
 
 def make_vox_util(grid, device="cpu"):
-    """VoxUtil of (centroid, bounds, (Z, Y, X))."""
+    """VoxUtil of (centroid, bounds, (Z, Y, X)), its constants made on the device rather than copied there."""
     centroid, bounds, (Z, Y, X) = grid
     centroid = (0.0, 1.0, 0.0) if centroid is None else centroid
-    centroid = torch.as_tensor(np.asarray(centroid, np.float32).reshape(1, 3)).to(device)
-    return VoxUtil(Z, Y, X, scene_centroid=centroid, bounds=bounds)
+    return VoxUtil(Z, Y, X, scene_centroid=np.asarray(centroid, np.float32).reshape(1, 3), bounds=bounds).to(device)
 
 
 def make_frame_options(
