@@ -211,7 +211,32 @@ def rows(repeats=3, encoder="res101", threads=2, clock="wall"):
         out.append(Row(f"step: {ours}, times as fast as {other}", ratio, "x", goal=faster))
         memory = workers[ours].peak_gb / workers[other].peak_gb
         out.append(Row(f"step: {ours}, peak over that of {other}", memory, "", goal=smaller))
+    out += unprojection(repeats, clock)
     return out + roofline({way: statistics.median(t) for way, t in totals.items()}, encoder)
+
+
+def unprojection(repeats=3, clock="wall"):
+    """The camera mean alone, forward and backward, against the plain one: pairs of runs in turn."""
+    step = Step("fused fp32", "res50")
+    _, pix_T_cams, cam0_T_cams = step.inputs
+    cams_T_cam0 = torch.linalg.inv(cam0_T_cams)
+    pix_T_cam0 = torch.diag(torch.tensor([1 / 8, 1 / 8, 1, 1])) @ pix_T_cams @ cams_T_cam0
+    feats = torch.randn(1, CAMERAS, 128, IMAGE[0] // 8, IMAGE[1] // 8, requires_grad=True)
+    now, times = time.process_time if clock == "cpu" else time.perf_counter, {"fused": [], "plain": []}
+    for _ in range(repeats + 1):
+        for way, own in times.items():
+            begin = now()
+            volume = camera_mean.camera_mean(feats, pix_T_cam0, cams_T_cam0, step.vox, None, way)
+            middle = now()
+            volume.backward(volume.detach())
+            own.append((middle - begin, now() - begin))
+    out = []
+    for part, name in enumerate(("forward", "forward and backward")):
+        fused, plain = ([each[part] for each in own[1:]] for own in times.values())
+        ratio = statistics.median(b / a for a, b in zip(fused, plain, strict=True))
+        out += [Row(f"unprojection: fused, {name}", statistics.median(fused) * 1e3)]
+        out += [Row("unprojection: times as fast as plain", ratio, "x", goal=">= 8" if part else "")]
+    return out
 
 
 def roofline(seconds, encoder):
