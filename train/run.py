@@ -1,21 +1,25 @@
 """python -m train.run: shards -> a trained network."""
 
 import dataclasses
-import os
+import json
+import pickle
 import time
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
 
 from train import checkpoint
+from train.arithmetic import on_device, set_arithmetic
 from train.command import from_config, from_run, launch, options_command
 from train.distributed import say
 from train.loop import Trainer
-from train.optim import fetch_optimizer, load_moments, stand_at
+from train.model.interface import model_arguments, name_of
+from train.optim import fetch_optimizer, load_moments, parameter_groups, stand_at
 from train.options import Options, as_dict
-from train.setup import load_backbone, make_loaders, make_model
+from train.setup import check_same_network, make_loaders, make_network
 
 
 def model_name(batch_size, grad_acc, lr, use_scheduler, exp_name, now):
@@ -43,100 +47,156 @@ def read_options(given):
     if given.get("resume"):
         return Options(**from_run(given))
     if given.get("init_dir") and "interpolation" not in given:
-        given["interpolation"] = checkpoint.interpolation(checkpoint.read(given["init_dir"]))
+        given["interpolation"] = checkpoint.interpolation(checkpoint.read(given["init_dir"], command="--init_dir"))
         say(f"note: --interpolation {given['interpolation']}, with which {given['init_dir']} was trained")
     return Options(**given)
 
 
-def train(options):
-    """Train as the options say, a process a device; returns the last checkpoint's path (None of new processes)."""
-    return launch(train_rank, options)
+def train(options, build=None):
+    """Train as the options say, a process a device; returns the last checkpoint's path (None of new processes).
+
+    build: the network's factory, in the place of --model. It is recorded by the name under which it can be imported.
+
+    Raises ValueError for wrong arguments, among them a factory that new processes cannot import.
+    """
+    if not isinstance(options, Options):
+        raise ValueError(f"train(options, build=…): options is a {type(options).__name__}, not Options")
+    if build is not None:
+        options = _named_after(build, options)
+    arguments = model_arguments(options.model_args)  # a file's content is recorded, not its name
+    options = dataclasses.replace(options, model_args=json.dumps(arguments) if arguments else "")
+    return launch(partial(train_rank, build=build), options)
 
 
-def train_rank(options, world):
+def _named_after(build, options):
+    name = name_of(build)
+    if options.model not in (name, Options().model):
+        raise ValueError(f"--model {options.model}, but build is {name}; leave one out")
+    try:
+        pickle.dumps(build)
+    except Exception:
+        if len(options.device_ids) > 1:
+            raise ValueError(f"build: {name} cannot be imported by new processes; define it in a file") from None
+    return dataclasses.replace(options, model=name)
+
+
+def train_rank(options, world, build=None):
     """One process's part of a run."""
-    parts, step, folder = world.together(lambda: _prepare(options, world))
+    parts, options, step, folder = world.together(lambda: _prepare(options, world, build))
     if step >= options.max_iters:
         done = folder or options.init_dir
         say(f"note: {done} has its {options.max_iters} updates; --max_iters says how far to go on")
         return checkpoint.find(done)
     if folder is None:
-        folder = world.gather(world.together(lambda: _new_folder(options) if world.leads else None))[0]
+        folder = world.gather(world.together(lambda: new_folder(options) if world.leads else None))[0]
+    if options.resume:
+        world.together(lambda: world.leads and _go_back(folder, step))
     # Fed back, the run's own config begins a run of its own.
     options = dataclasses.replace(options, ckpt_dir=str(folder.parent), resume="", config="")
     config = yaml.safe_dump(as_dict(options), sort_keys=False)
     world.together(lambda: world.leads and (folder / "config.yaml").write_text(config))
-    return Trainer(options, folder.name, world=world, **parts).run(step)
+    return Trainer(options, name=folder.name, world=world, **parts).run(step)
 
 
-def _prepare(options, world):
+def _prepare(options, world, build):
     """What this rank trains with.
 
     Returns:
-        (loaders, network and the like, as Trainer takes them; the updates behind it; the resumed run's folder or None).
+        (loaders, network and the like, as Trainer takes them; the options with what the network needs; the updates behind it;
+        the resumed run's folder or None).
     """
-    if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.manual_seed(options.seed)
-    torch.use_deterministic_algorithms(options.deterministic, warn_only=True)
+    set_arithmetic(options, world.device)
+    network, options = make_network(options, build)
     loaders = make_loaders(options, world.device, rank=world.rank, world_size=world.size)
-    model = make_model(options)
-    if not options.init_dir and not options.resume:
-        load_backbone(model, options)
-    model.to(world.device)
+    if not options.init_dir and not options.resume and hasattr(network, "load_pretrained"):
+        network.load_pretrained(options)
     if options.sync_bn and world.size > 1:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    network = on_device(network, world.device)
     optimizer, scheduler = fetch_optimizer(
-        model.parameters(), options.lr, options.weight_decay, options.max_iters, options.use_scheduler
+        parameter_groups(network), options.lr, options.weight_decay, options.max_iters, options.use_scheduler
     )
-    step, folder, pools = 0, None, {}
+    step, folder, kept = 0, None, {}
     if options.resume:
-        step, folder, pools = _resume(options, model, optimizer, loaders)
+        step, folder, kept = _resume(options, network, optimizer, loaders)
     elif options.init_dir:
-        step = _load_init(options, model, optimizer)
+        step = _load_init(options, network, optimizer)
     if scheduler is not None and step < options.max_iters:
         stand_at(scheduler, step)
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "loaders": loaders, "pools": pools}
-    return parts, step, folder
+    parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler, "loaders": loaders, **kept}
+    return parts, options, step, folder
 
 
-def _new_folder(options):
+def new_folder(options):
     """Make the folder of a new run; names hold the time of day alone, and no two runs share one."""
-    named = (options.batch_size, options.grad_acc, options.lr, options.use_scheduler, options.exp_name)
     while True:
-        folder = Path(options.ckpt_dir) / model_name(*named, datetime.now())
+        folder = Path(options.ckpt_dir) / folder_name(options, datetime.now())
         try:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
             if not folder.is_dir():
                 raise
+            if folder.name == options.run_name:
+                if not any(folder.glob("*model-*.pth")):
+                    return folder  # of a run that ended before its first checkpoint
+                raise ValueError(f"{folder} is there already; --resume it, or give another --run_name") from None
             time.sleep(1)
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot be made ({error.strerror}); give another --ckpt_dir") from None
 
 
-def _resume(options, model, optimizer, loaders):
-    """Put everything where the newest checkpoint of options.resume left it; (step, folder, pools)."""
+def folder_name(options, now):
+    named = (options.batch_size, options.grad_acc, options.lr, options.use_scheduler, options.exp_name)
+    name = model_name(*named, now)
+    if options.run_name == "dated":
+        return f"{now:%Y-%m-%d_%H-%M-%S}_{name.rpartition('_')[0]}"
+    return options.run_name or name
+
+
+def _go_back(folder, step):
+    """Set aside what the run saved after `step`."""
+    for path in checkpoint.set_aside(folder, step):
+        say(f"note: {path} was saved after step {step}, to which the run goes back; it will not be used again")
+
+
+def _resume(options, network, optimizer, loaders):
+    """Put everything where the newest checkpoint of options.resume left it; (step, folder, what else the Trainer kept)."""
     path = checkpoint.find(options.resume)
     content = checkpoint.read(path)
-    for loader, where, samples in zip(loaders, ("loader", "val_loader"), ("samples", "val_samples"), strict=False):
+    check_same_network(path, content, options)
+    for loader, prefix in zip(loaders, ("", "val_"), strict=False):
+        where = f"{prefix}loader"
         if loader is None or where not in content:
             continue
-        if content.get(samples, len(loader.windows)) != len(loader.windows):
-            raise ValueError(
-                f"{options.resume} was trained on {content[samples]} samples, these shards have {len(loader.windows)}; "
-                "give the same ones, or begin another run with --init_dir and --load_step"
-            )
+        check_samples(options.resume, content, loader, prefix)
         loader.load_state_dict(content[where])
-    step = checkpoint.load_weights(path, content, model)
+    step = checkpoint.load_weights(path, content, network)
     load_moments(optimizer, content["optimizer_state_dict"])
-    return step, path.parent, content.get("pools", {})
+    return step, path.parent, {name: content[name] for name in ("pools", "best") if name in content}
 
 
-def _load_init(options, model, optimizer):
+def check_samples(run, content, loader, prefix):
+    """Raise ValueError where a run's checkpoint was trained on other samples than the loader's; where they lie is all the same.
+
+    prefix: of the entries of this loader, "" or "val_". A list is known by its digest, in older checkpoints by its length.
+    """
+    remedy = "give the same ones, or begin another run with --init_dir and --load_step"
+    there, here = content.get(f"{prefix}samples", len(loader.windows)), len(loader.windows)
+    if there != here:
+        raise ValueError(f"{run} was trained on {there} samples, these shards have {here}; {remedy}")
+    theirs, ours = content.get(f"{prefix}samples_sha256"), getattr(loader.reader, "samples_sha256", None)
+    if theirs and ours and theirs != ours:
+        raise ValueError(f"{run} was trained on other samples than these shards', although as many; {remedy}")
+
+
+def _load_init(options, network, optimizer):
     """Weights of options.init_dir, and what load_optimizer and load_step ask for; the step to go on from."""
     path = checkpoint.find(options.init_dir)
     content = checkpoint.read(path)
-    step = checkpoint.load_weights(path, content, model, options.ignore_load)
+    if not options.ignore_load:
+        check_same_network(path, content, options)
+    step = checkpoint.load_weights(path, content, network, options.ignore_load)
     if options.load_optimizer:
         if "optimizer_state_dict" not in content:
             raise ValueError(f"{path}: holds no optimizer; leave out --load_optimizer")

@@ -17,10 +17,10 @@ from train.data.draws import AugmentConfig, draw
 from train.data.frame import decode_frame
 from train.data.order import FLIP_STREAM, sample_rng
 from train.data.sources import open_source
-from train.forward import run_model
-from train.model import Flips
+from train.forward import run_network
+from train.model.interface import Flips
 from train.options import Options, coerce
-from train.setup import make_model
+from train.setup import make_network
 
 # All that a picture can show of a record.
 _MEMBERS = (SAMPLE, CAMERAS_MEMBER, BOXES_MEMBER, *map(image_member, CAMERAS), lidar_member(0), radar_member(0))
@@ -115,7 +115,7 @@ def network_of(run, device):
     known = {item.name for item in fields(Options)}
     own = {name: coerce(name, value) for name, value in recorded.items() if name in known}
     options = Options(**{**own, "interpolation": checkpoint.interpolation(content)})
-    model = make_model(options).to(device)
+    model, options = make_network(options, device=device)
     step = checkpoint.load_weights(path, content, model, ())
     return Network(options, model.eval(), step, device)
 
@@ -168,4 +168,4 @@ def flips_of(batch, options):
 def predict(network, batch, grid):
     """(Z, X) float32 probabilities of the first sample of a Batch."""
     with torch.no_grad():
-        return run_model(network.model, batch, grid)[2][0, 0].float().sigmoid().cpu()
+        return run_network(network.model, batch, grid)["seg"][0, 0].sigmoid().cpu()

@@ -55,7 +55,7 @@ def main(device, scenes):
             return show(train_bench.rows(full, folder / "run", device))
         run_module("preprocess.run", *common, "--out", folder / "small", "--image-size", "540x960", timeout=3600)
         small = sorted(map(str, (folder / "small").glob("train-*.tar")))
-        show(shards_bench.rows(world, version, unit))
+        show(shards_bench.rows(world, version, decode))
         show(shards_bench.scaling(world, version, folder / "scaling"))
         show(loader_bench.rows(full, small, decode))
         show(source_bench.rows(full, folder, decode))
@@ -65,9 +65,10 @@ def main(device, scenes):
         torch.set_num_threads(os.cpu_count() or 1)
         show(train_bench.rows(full, folder / "run", "cuda" if torch.cuda.is_available() else "cpu"))
     if (SHARED / "realframe").is_dir():
-        unit = best_ms(decoder(SHARED / "realframe"), 20)
+        decode = decoder(SHARED / "realframe")
+        unit = best_ms(decode, 20)
         show([Row("decode: six source JPEGs, real keyframe", unit, decodes=1.0)])
-        show(shards_bench.rows(SHARED / "realframe", "v1.0-mini", unit))
+        show(shards_bench.rows(SHARED / "realframe", "v1.0-mini", decode))
 
 
 def show(rows):

@@ -64,7 +64,8 @@ def compile_data(
         shards, val_shards: path or address of tars, a glob, range, folder, manifest, a list of them, or a ShardSet (see
             common.shard_set.find_shards); either may be None.
         data_aug_conf: the lineage's dict: final_dim (h, w), resize_lim, crop_offset, cams, ncams.
-        centroid: (1, 3) scene centroid in cam0, metres. bounds: XMIN XMAX YMIN YMAX ZMIN ZMAX around it. res_3d: (Z, Y, X).
+        centroid: (1, 3) scene centroid in cam0, metres; None for (0, 1, 0). bounds: XMIN XMAX YMIN YMAX ZMIN ZMAX
+            around it. res_3d: (Z, Y, X).
         bsz: samples a batch over all ranks. nworkers, nworkers_val: threads; 0 loads in the caller's.
         nsweeps: lidar and radar sweeps, keyframe included. seqlen, temporal_aug: see train.data.windows.
         refcam_id: slot of the reference camera in evaluation, and in training without do_shuffle_cams.
@@ -149,6 +150,7 @@ def _check_modalities(reader, options):
 def make_vox_util(grid, device="cpu"):
     """VoxUtil of (centroid, bounds, (Z, Y, X))."""
     centroid, bounds, (Z, Y, X) = grid
+    centroid = (0.0, 1.0, 0.0) if centroid is None else centroid
     centroid = torch.as_tensor(np.asarray(centroid, np.float32).reshape(1, 3)).to(device)
     return VoxUtil(Z, Y, X, scene_centroid=centroid, bounds=bounds)
 

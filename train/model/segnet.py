@@ -1,7 +1,5 @@
 """Segnet: cameras, and radar or lidar where given, to a BEV segmentation (Harley et al., Simple-BEV, ICRA 2023)."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,29 +9,12 @@ from train.model.bev_flips import flip_where
 from train.model.camera_mean import UNPROJECTIONS, camera_mean
 from train.model.decoder import Decoder
 from train.model.encoders import make_encoder
+from train.model.interface import Flips
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGE_MULTIPLE = 16  # of the encoders' coarsest level
 METARADAR_CHANNELS = 16
-
-
-@dataclass(frozen=True)
-class Flips:
-    """Which inputs to flip: image (B,S), bev_x (B,) along X, bev_z (B,) along Z; bool, on any device."""
-
-    image: torch.Tensor
-    bev_x: torch.Tensor
-    bev_z: torch.Tensor
-
-    @classmethod
-    def of(cls, draws):
-        """From (B, 2 + S) uniform draws in [0,1): each flip with probability 1/2."""
-        bits = draws < 0.5
-        return cls(bits[:, 2:], bits[:, 0], bits[:, 1])
-
-    def to(self, device):
-        return Flips(*(v.to(device, non_blocking=True) for v in (self.image, self.bev_x, self.bev_z)))
 
 
 class HeightConv(nn.Conv2d):
