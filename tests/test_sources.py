@@ -162,7 +162,7 @@ def test_what_comes_next_is_fetched_ahead(http, synth_shards):
     source.begin(frames, lambda frame: members)
     assert [source.read(f, members) for f in frames] == [local.read(f, members) for f in frames]
     assert source.requests_made == len(frames)
-    source.begin(frames, lambda frame: CAMERA_MEMBERS)
+    source.begin(frames, [CAMERA_MEMBERS] * len(frames))
     assert source.read(3, members) == local.read(3, members)
     source.close()
 
