@@ -105,7 +105,11 @@ def _run(version, dataroot, out, sweeps, image_size, jpeg_quality, split_file, w
     writing = {"image_hw": options.image_hw, "jpeg_quality": options.jpeg_quality}
     if rest["dry_run"]:
         return _dry_run(recipes, dataroot, store, writing, on_error == "skip")
-    with store.locked():
+    with store.locked() as alone:
+        if not alone and not store.remote:
+            click.echo(
+                f"note: {store.path('')}: its file system knows no locks; run one preprocess.run at a time there"
+            )
         digests = {r.name: r.digest() for r in recipes}
         todo = [r for r in recipes if not _finished(store, r, digests[r.name], rest["overwrite"], on_error)]
         for recipe in todo:
