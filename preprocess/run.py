@@ -10,6 +10,7 @@ import click
 
 from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
+from common.spelling import EITHER
 from common.stores import open_store
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
@@ -44,8 +45,7 @@ def _parsed(parse):
     return callback
 
 
-# Both spellings of an option work, --image-size and --image_size.
-CONTEXT = {"show_default": True, "max_content_width": 100, "token_normalize_func": lambda name: name.replace("_", "-")}
+CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
 
 
 @click.command(context_settings=CONTEXT)

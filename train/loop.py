@@ -30,6 +30,10 @@ def batches(loader):
             yield None
 
 
+def _writer(folder, keep_latest):
+    return checkpoint.Writer(folder, keep_latest, saving, lambda note: say(f"note: {note}"))
+
+
 @dataclass
 class Update:
     """An update that the device may still be busy with: its figures are on their way to the host.
@@ -94,7 +98,7 @@ class Trainer:
         """Train to max_iters; returns the last checkpoint's path. Raises Stopped after a signal, NotFinite."""
         train = batches(self.train_loader)
         val = batches(self.val_loader) if self.val_loader is not None else None
-        saver = checkpoint.Writer(self.folder, self.options.keep_latest, saving) if self.world.leads else None
+        saver = _writer(self.folder, self.options.keep_latest) if self.world.leads else None
         steps = range(first_step + 1, self.options.max_iters + 1)
         where, parts = f"{self.options.log_dir}/{self.name}", "t" if val is None else "tv"
         self.curves = Curves(self.name, where, self.pools, parts, steps, self.world.leads)
@@ -255,6 +259,8 @@ class Trainer:
         for prefix, loader in (("", self.train_loader), ("val_", self.val_loader)):
             if loader is not None:
                 state |= {f"{prefix}loader": loader.state_dict(), f"{prefix}samples": len(loader.windows)}
+                if digest := getattr(loader.reader, "samples_sha256", None):
+                    state[f"{prefix}samples_sha256"] = digest
         content = checkpoint.snapshot(step, self.network, self.optimizer, self.scheduler, **state)
         return saver.submit(step, content, name)
 
