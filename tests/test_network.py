@@ -12,6 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from common.record import lidar_member
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY
 from train import checkpoint
@@ -161,6 +162,34 @@ def test_needs_meet_options():
     for wrong in (dict(lidar=True), dict(radar="images"), dict(sweeps=0), dict(frames=None), dict(cameras="all")):
         with pytest.raises(ValueError, match="Needs: "):
             Needs(**wrong)
+
+
+class Points(torch.nn.Module):
+    """Lidar alone: how high its points lie, cell by cell."""
+
+    def __init__(self, options, grid):
+        super().__init__()
+        self.needs = Needs(cameras=False, lidar="points", radar=False, sweeps=1)
+        self.height = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch, grid):
+        assert batch.imgs is None and batch.radar_data is None and batch.lidar_voxels is None
+        level = batch.lidar_data[:, 0, 2].mean(1)
+        return {"seg": self.height * level.view(-1, 1, 1, 1).expand(-1, 1, grid.Z, grid.X)}
+
+
+def test_only_what_is_needed_is_read(synth_shards, tmp_path):
+    options = Options(
+        shards=(f"{synth_shards}/train-*.tar",), batch_size=2, grad_acc=1, max_iters=1, res_scale=0.25, nworkers=0, Z=24,
+        Y=2, X=24, device="cpu", log_dir=str(tmp_path / "logs"), ckpt_dir=str(tmp_path), nworkers_val=0,
+    )  # fmt: skip
+    network, options = make_network(options, Points)
+    loaders = make_loaders(options, "cpu", cameras=network.needs.cameras)
+    read, source = set(), loaders[0].reader
+    plain = source.read
+    source.read = lambda number, members: read.update(members) or plain(number, members)
+    assert Trainer(options, network, loaders).run().is_file()
+    assert read == {"sample.json", "cameras.npy.zst", "boxes.npy.zst", lidar_member(0)}
 
 
 class Plain(torch.nn.Module):
