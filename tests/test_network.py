@@ -416,3 +416,12 @@ def test_every_package_is_installed():
         for path in (REPOSITORY / top).rglob("__init__.py")
     }
     assert set(places.values()) == found, "pyproject.toml's packages and the folders differ"
+
+
+def test_checkpoints_that_record_no_network_are_of_the_first_one():
+    """Runs from before --model, and the lineage's, which record nothing at all."""
+    for content in ({"options": {"lr": 1e-3}}, {"options": {"model": "simple_bev"}}, {}):
+        check_same_network("run", content, Options())
+    check_same_network("run", {}, Options(model="mynet:build"))
+    with pytest.raises(ValueError, match="of the network simple_bev, not of mynet:build"):
+        check_same_network("run", {"options": {"lr": 1e-3}}, Options(model="mynet:build"))
