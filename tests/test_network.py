@@ -12,6 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from common.record import lidar_member
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY
 from train import checkpoint
@@ -91,9 +92,9 @@ def test_a_network_outside_the_checkout(synth_shards, outside):
 
     run_outside(outside, *train, "--max_iters", 2, "--ckpt_dir", outside / "two", "--device_ids", "0,1")
     [two] = (outside / "two").iterdir()
-    single, double = (checkpoint.read(folder, 2)["model_state_dict"] for folder in (one, two))
-    single, double = (torch.cat([v.flatten() for v in state.values()]) for state in (single, double))
-    assert (single - double).norm() < 1e-5 * single.norm()  # an update is ten times that
+    single, double = (dict(curves_of(outside / "logs" / folder.name)) for folder in (one, two))
+    for curve in ("stats/total_loss", "stats/iou", "_/grad_norm"):
+        assert double[curve] == [(step, pytest.approx(value, rel=1e-4)) for step, value in single[curve][:2]], curve
 
     evaluate = ["train.evaluate", "--init_dir", one, "--shards", f"{synth_shards}/val-*.tar", "--device", "cpu"]
     assert re.search(r"step 4; 4 samples; IoU 0\.\d{4}", run_outside(outside, *evaluate).stdout)
@@ -161,6 +162,34 @@ def test_needs_meet_options():
     for wrong in (dict(lidar=True), dict(radar="images"), dict(sweeps=0), dict(frames=None), dict(cameras="all")):
         with pytest.raises(ValueError, match="Needs: "):
             Needs(**wrong)
+
+
+class Points(torch.nn.Module):
+    """Lidar alone: how high its points lie, cell by cell."""
+
+    def __init__(self, options, grid):
+        super().__init__()
+        self.needs = Needs(cameras=False, lidar="points", radar=False, sweeps=1)
+        self.height = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch, grid):
+        assert batch.imgs is None and batch.radar_data is None and batch.lidar_voxels is None
+        level = batch.lidar_data[:, 0, 2].mean(1)
+        return {"seg": self.height * level.view(-1, 1, 1, 1).expand(-1, 1, grid.Z, grid.X)}
+
+
+def test_only_what_is_needed_is_read(synth_shards, tmp_path):
+    options = Options(
+        shards=(f"{synth_shards}/train-*.tar",), batch_size=2, grad_acc=1, max_iters=1, res_scale=0.25, nworkers=0, Z=24,
+        Y=2, X=24, device="cpu", log_dir=str(tmp_path / "logs"), ckpt_dir=str(tmp_path), nworkers_val=0,
+    )  # fmt: skip
+    network, options = make_network(options, Points)
+    loaders = make_loaders(options, "cpu", cameras=network.needs.cameras)
+    read, source = set(), loaders[0].reader
+    plain = source.read
+    source.read = lambda number, members: read.update(members) or plain(number, members)
+    assert Trainer(options, network, loaders).run().is_file()
+    assert read == {"sample.json", "cameras.npy.zst", "boxes.npy.zst", lidar_member(0)}
 
 
 class Plain(torch.nn.Module):
@@ -387,3 +416,12 @@ def test_every_package_is_installed():
         for path in (REPOSITORY / top).rglob("__init__.py")
     }
     assert set(places.values()) == found, "pyproject.toml's packages and the folders differ"
+
+
+def test_checkpoints_that_record_no_network_are_of_the_first_one():
+    """Runs from before --model, and the lineage's, which record nothing at all."""
+    for content in ({"options": {"lr": 1e-3}}, {"options": {"model": "simple_bev"}}, {}):
+        check_same_network("run", content, Options())
+    check_same_network("run", {}, Options(model="mynet:build"))
+    with pytest.raises(ValueError, match="of the network simple_bev, not of mynet:build"):
+        check_same_network("run", {"options": {"lr": 1e-3}}, Options(model="mynet:build"))

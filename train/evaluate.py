@@ -102,7 +102,7 @@ def _evaluated(options, world):
     content = checkpoint.read(path)
     check_same_network(path, content, options)
     network, options = make_network(options)
-    _, loader, grid = make_loaders(options, world.device, want_train=False, rank=world.rank, world_size=world.size)
+    _, loader, grid = make_loaders(options, world.device, False, world.rank, world.size, network.needs.cameras)
     step = checkpoint.load_weights(path, content, on_device(network, world.device), options.ignore_load)
     if options.compile:
         network.compile()

@@ -107,7 +107,7 @@ def _prepare(options, world, build):
     """
     set_arithmetic(options, world.device)
     network, options = make_network(options, build)
-    loaders = make_loaders(options, world.device, rank=world.rank, world_size=world.size)
+    loaders = make_loaders(options, world.device, True, world.rank, world.size, network.needs.cameras)
     if not options.init_dir and not options.resume and hasattr(network, "load_pretrained"):
         network.load_pretrained(options)
     if options.sync_bn and world.size > 1:

@@ -66,8 +66,11 @@ def _shards(options, want_train):
     return train, val
 
 
-def make_loaders(options, device, want_train=True, rank=0, world_size=1):
-    """(train, val) loaders and VoxUtil on the device; val is None without do_val. Raises ValueError."""
+def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras=True):
+    """(train, val) loaders and VoxUtil on the device; val is None without do_val. Raises ValueError.
+
+    cameras: False reads no image, for a network that needs none.
+    """
     train, val = _shards(options, want_train)
     threads = _share_of_cores("nworkers", options.nworkers)
     # In evaluation there is but one loader, and --nworkers counts its threads, as in the lineage's.
@@ -87,6 +90,7 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1):
         do_shuffle_cams=options.do_shuffle_cams,
         use_radar=options.use_radar,
         use_lidar=options.use_lidar,
+        use_cameras=cameras,
         protocol=options.protocol,
         min_visibility=options.min_visibility,
         target_categories=options.target_categories,

@@ -35,6 +35,7 @@ def compile_data(
     *,
     use_radar=True,
     use_lidar=True,
+    use_cameras=True,
     protocol="simple_bev",
     min_visibility=1,
     target_categories=("vehicle",),
@@ -62,6 +63,7 @@ def compile_data(
         bsz: samples a batch over all ranks. nworkers, nworkers_val: threads; 0 loads in the caller's.
         nsweeps: lidar and radar sweeps, keyframe included. seqlen, temporal_aug: see train.data.windows.
         refcam_id: slot of the reference camera in evaluation, and in training without do_shuffle_cams.
+        use_radar, use_lidar, use_cameras: what to read; what is not read is None in batches.
         protocol, min_visibility, target_categories: see train.data.config.LabelSpec.
         decode: "host" decodes JPEGs in the loader's threads, "device" on the device; "auto" is the host.
         labels: LabelSpecs instead of those three, for several label maps in one pass; the first is what the losses see.
@@ -74,7 +76,7 @@ def compile_data(
     if labels is None:
         labels = (LabelSpec("target", "boxes", tuple(target_categories), protocol, min_visibility),)
     decoding = DecodeConfig(
-        grid_of(centroid, bounds, res_3d), nsweeps, use_radar, use_lidar, use_radar_filters, tuple(labels)
+        grid_of(centroid, bounds, res_3d), nsweeps, use_radar, use_lidar, use_radar_filters, tuple(labels), use_cameras
     )
     augment = AugmentConfig.from_dict(data_aug_conf, shuffle_cams=do_shuffle_cams, refcam_id=refcam_id)
     order = OrderConfig(bsz, True, shuffle, seed, rank, world_size, seqlen, temporal_aug)

@@ -82,7 +82,8 @@ class LabelSpec:
 class DecodeConfig:
     """What to take from a keyframe. The first of `labels` is what the batch's label maps and boxes show.
 
-    nsweeps: lidar and radar sweeps, keyframe included. use_radar_filters: the devkit's default filters.
+    nsweeps: lidar and radar sweeps, keyframe included. use_radar_filters: the devkit's default filters. use_cameras: False
+    reads no image; the cameras' geometry is always there, since the reference camera is the grid's frame.
     """
 
     grid: Grid
@@ -91,6 +92,7 @@ class DecodeConfig:
     use_lidar: bool = True
     use_radar_filters: bool = False
     labels: tuple = (LabelSpec(),)
+    use_cameras: bool = True
 
     def __post_init__(self):
         if self.nsweeps < 1:
@@ -104,7 +106,8 @@ class DecodeConfig:
         names = [SAMPLE, CAMERAS_MEMBER, BOXES_MEMBER]
         if self.use_radar:
             names += [radar_member(k) for k in range(self.nsweeps)]
-        names += [image_member(c) for c in cams]
+        if self.use_cameras:
+            names += [image_member(c) for c in cams]
         if self.use_lidar:
             names += [lidar_member(k) for k in range(self.nsweeps)]
         return names

@@ -9,7 +9,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from train.augment import moved_intrinsics, resample, resample_into, sampling_plan, stacked
 from train.data.batch import Batch
 from train.data.buffers import passed
-from train.data.images import EncodedImages, ResampledImages
+from train.data.images import EncodedImages, NoImages, ResampledImages
 from train.data.upload import Parcel
 from train.targets import bev_targets
 
@@ -81,12 +81,14 @@ class DeviceStage:
     def _build(self, loaded):
         parcel = self._parcel(loaded)
         sent = parcel.upload(self.device, self.pools.parcels)
-        imgs = self._images(loaded.images, loaded, sent.pop("plan", None))
+        imgs = None
+        if not isinstance(loaded.images, NoImages):
+            imgs = self._images(loaded.images, loaded, sent.pop("plan", None)).unflatten(0, loaded.shape)
         targets = bev_targets(sent["numbers"], sent["valid"], sent["lrt_cam0"], sent["num_boxes"], self.vox_util)
         sent = {name: value.unflatten(0, loaded.shape) for name, value in sent.items()}
         maps = {f"{name}_bev": value.unflatten(0, loaded.shape) for name, value in vars(targets).items()}
         return Batch(
-            imgs=imgs.unflatten(0, loaded.shape),
+            imgs=imgs,
             **{name: sent[name] for name in ("rots", "trans", "intrins", "egopose", "num_boxes")},
             lrtlist=sent["lrt"],
             lrtlist_cam0=sent["lrt_cam0"],
@@ -134,7 +136,7 @@ class DeviceStage:
         if frames[0].radar is not None:
             parcel.copy("num_radar", [np.array(f.radar.shape[1]) for f in frames])
             parcel.pad("radar_data", [f.radar for f in frames], axis=1)
-        if self.config.on_cuda:
+        if self.config.on_cuda and not isinstance(loaded.images, NoImages):
             parcel.copy("plan", list(sampling_plan(*crops, self.config.final_hw, self.config.interpolation)))
         return parcel
 

@@ -123,8 +123,17 @@ class EncodedImages:
             decode_jpeg(data, camera, size)
 
 
-def images_of(stage):
-    """Which of the three forms a StageConfig wants."""
+class NoImages:
+    """Of a batch without them."""
+
+    def __init__(self, pools, frames, slots, stage):
+        pass
+
+
+def images_of(stage, use_cameras=True):
+    """Which of the three forms a StageConfig wants, or none."""
+    if not use_cameras:
+        return NoImages
     if stage.decode == "device":
         return EncodedImages
     return DecodedImages if stage.on_cuda else ResampledImages

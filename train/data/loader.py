@@ -40,7 +40,7 @@ class Loader:
         self.batches_ahead = BATCHES_AHEAD
         self.pools = Pools(BATCHES_AHEAD + 4, pinned=stage.on_cuda)
         self.stage = DeviceStage(stage, decode.grid, decode.labels, self.pools)
-        self.make_images = images_of(stage)
+        self.make_images = images_of(stage, decode.use_cameras)
         self.epoch, self.position = 0, 0
         self._running = 0
 
@@ -162,9 +162,9 @@ class Loader:
         try:
             members = self.reader.read(number, self.decode.members(cams))
             frame = decode_frame(members, self.reader.keys[number], cams, self.decode)
-            images.add(
-                place, encoded_images(members, cams), cams, frame.sizes_hw, chosen.resize_wh[t], chosen.crop_ltrb[t]
-            )
+            if self.decode.use_cameras:
+                encoded = encoded_images(members, cams)
+                images.add(place, encoded, cams, frame.sizes_hw, chosen.resize_wh[t], chosen.crop_ltrb[t])
             return frame
         except ShardError as error:
             raise DataError(str(error)) from error
