@@ -56,15 +56,13 @@ class VoxUtil:
         return self
 
     def _constant(self, name, device, build):
-        """build(), kept for each device; in a compiled graph made anew, since what a graph keeps would change its guards."""
+        """build(), kept for each device; made anew in a compiled graph, which would be compiled again when more is kept."""
+        if torch.compiler.is_compiling():
+            return build()
         key = f"{name} {device}"
-        if key in self._constants:
-            return self._constants[key]
-        made = build()
-        # A fake tensor is of its mode alone: kept, it would meet the tensors of the next.
-        if not torch.compiler.is_compiling() and type(made[0]) is torch.Tensor:
-            self._constants[key] = made
-        return made
+        if key not in self._constants:
+            self._constants[key] = build()
+        return self._constants[key]
 
     def _on(self, device):
         """(scale, shift) float32 of mem = ref * scale + shift, on a device."""

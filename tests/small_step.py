@@ -1,10 +1,12 @@
 """A small network and its losses as one module, with inputs as a batch gives them: what is compiled and run on fake devices."""
 
 import torch
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from common.vox import VoxUtil
 from train.loss import SimpleLoss, balanced_mse_loss
 from train.model import Flips, Segnet
+from train.model.encoders import ResNetEncoder
 
 GRID = (16, 2, 24)
 IMAGE = (64, 96)
@@ -24,6 +26,8 @@ class SmallStep(torch.nn.Module):
         torch.manual_seed(0)
         options = {"latent_dim": 8, "encoder_type": "res50", "use_lidar": True, **options}
         self.network, self.vox_util, self.dtype = Segnet(*GRID, **options), vox_util, dtype
+        if options["encoder_type"] == "res50":  # with a block a level: the same code, a quarter of the time
+            self.network.encoder = ResNetEncoder(ResNet(Bottleneck, [1, 1, 1, 1]), options["latent_dim"])
         self.seg_loss = SimpleLoss(2.13)
 
     def voxels(self, points, count):

@@ -155,11 +155,13 @@ class Trainer:
             "read_mb_per_s": update.shown.pop("read_mb") / seconds,
         }
         if validates:
-            self._validate(val)
+            seen = self._validate(val)
         if at_once:
             self._finish()
         if draws:
-            self.curves.pictures(step, self.batch, self.outputs)
+            self.curves.pictures("t", step, self.batch, self.outputs, self.step.grid)
+            if validates and seen:
+                self.curves.pictures("v", step, *seen, self.step.grid)
         if validates and self.options.keep_best:
             if self.world.any(int(self.world.together(self._is_best))):
                 self.save(step, saver, BEST)
@@ -234,12 +236,17 @@ class Trainer:
         return step % self.options.save_freq == 0 or step == self.options.max_iters
 
     def _validate(self, val):
-        """val_batches batches, going round the val set; a rank without a share of one only adds its zeros."""
+        """val_batches batches, going round the val set; a rank without a share of one only adds its zeros.
+
+        Returns the last batch and its outputs, None where this rank had none.
+        """
         whole = self.options.val_batches == "all"
         wanted = self.val_loader.num_global_batches if whole else int(self.options.val_batches)
         self.world.follow_leader(self.network.buffers())  # batch-norm statistics: what a checkpoint of now would hold
         taken = (self.world.together(lambda: next(val)) for _ in range(wanted))
-        self.pools["v"].add(*evaluate(self.step, taken, self.world))
+        means, counts, seen = evaluate(self.step, taken, self.world)
+        self.pools["v"].add(means, counts)
+        return seen
 
     def save(self, step, saver, name=None):
         """Hand the state after `step` to the background writer; the path it will have. name: of the file, not the step's."""

@@ -11,12 +11,12 @@ from common.keys import scene_key
 from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, image_member, lidar_member, radar_member
 from common.shard_set import find_shards
 from train import checkpoint
-from train.data import make_frame_options, make_vox_util
-from train.data.device_stage import DeviceStage
-from train.data.draws import AugmentConfig, draw
-from train.data.frame import decode_frame
+from train.data import Loader
+from train.data.config import AugmentConfig, DecodeConfig, Grid, LabelSpec, OrderConfig, StageConfig
+from train.data.draws import draw
 from train.data.order import FLIP_STREAM, sample_rng
 from train.data.sources import open_source
+from train.errors import DataError
 from train.forward import run_network
 from train.model.interface import Flips
 from train.options import Options, coerce
@@ -130,31 +130,27 @@ def batch_of(samples, number, options, device="cpu", epoch=None):
 
     Args:
         epoch: of training, whose draws are taken; None for evaluation, which draws nothing.
+    Returns:
+        (Batch, its Draw, VoxUtil).
     Raises:
         ValueError: naming shard and key.
     """
     source, own = samples.source_of(number)
-    config = AugmentConfig.from_dict(options.data_aug_conf())
-    if source.facts.get("cameras"):
-        config = dataclasses.replace(config, cams=tuple(source.facts["cameras"]))
-    is_train = epoch is not None
-    rng = sample_rng(options.seed, epoch, own) if is_train else None
-    chosen = draw(rng, config, 1, is_train, options.do_shuffle_cams, options.refcam_id)
-    wanted = make_frame_options(
-        options.grid,
-        options.nsweeps,
-        options.use_radar,
-        options.use_lidar,
-        options.use_radar_filters,
-        options.protocol,
-        options.min_visibility,
-        options.target_categories,
-    )
-    members = source.read(own, wanted.members(chosen.cams))
-    frame = samples.decoded(number, lambda: decode_frame(members, chosen.cams, wanted))
-    grid = make_vox_util(options.grid, device)
-    stage = DeviceStage(device, config.final_hw, options.interpolation, grid, get_tids=False)
-    return stage([[frame]], [chosen], [own], epoch or 0), chosen, grid
+    chosen = {"shuffle_cams": options.do_shuffle_cams, "refcam_id": options.refcam_id}
+    augment = AugmentConfig.from_dict(options.data_aug_conf(), **chosen).of_those_held(source.facts.get("cameras"))
+    order = OrderConfig(1, epoch is not None, shuffle=False, seed=options.seed)
+    labels = (LabelSpec("target", "boxes", options.target_categories, options.protocol, options.min_visibility),)
+    sensors = (options.nsweeps, options.use_radar, options.use_lidar, options.use_radar_filters)
+    decode = DecodeConfig(Grid(*options.grid), *sensors, labels)
+    stage = StageConfig(augment.final_hw, device, options.interpolation)
+    loader = Loader(source, order, decode, augment, stage, 0)
+    loader.load_state_dict({"epoch": epoch or 0, "position": 0})
+    try:
+        batch = loader.batch_of([own], augment=epoch is not None)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+    rng = sample_rng(options.seed, epoch, own) if epoch is not None else None
+    return batch, draw(rng, augment, 1), loader.stage.vox_util
 
 
 def flips_of(batch, options):

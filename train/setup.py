@@ -102,6 +102,7 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1):
         cache_dir=options.cache_dir or None,
         cache_gb=options.cache_gb,
         store_options=options.stores,
+        decode=options.decode,
     )
     for loader in loaders:
         version = loader.reader.facts["version"] if loader is not None else ""
