@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import torch
-
 from common.record import lidar_member, radar_member
 from train.data.batch import Batch, FrameFacts
 from train.data.config import AugmentConfig, DecodeConfig, Grid, LabelSpec, OrderConfig, StageConfig
