@@ -1,7 +1,7 @@
 """Rows and scene sums -> named figures, each a ratio of sums with its bootstrap interval over scenes.
 
-Scenes, not samples, are drawn again (Efron's percentile bootstrap over clusters), since the samples of a scene are half a second
-apart and far from independent. One seeded draw of scenes serves every figure, so that differences of figures make sense.
+Scenes, not samples, are drawn again (Efron's percentile bootstrap, over clusters), since the samples of a scene are half
+a second apart and far from independent. One seeded draw of scenes serves every figure.
 """
 
 from dataclasses import dataclass

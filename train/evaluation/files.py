@@ -33,7 +33,20 @@ def as_json(evaluation, figures=None, seed=0):
             for label, rows in ((label, threshold_curve(evaluation, label)) for label in labels)
         },
         "calibration": {label: _calibration(evaluation, label) for label in labels},
+        "conditions": _conditions(evaluation.rows, labels),
     }
+
+
+def _conditions(rows, labels):
+    """Samples and sums by place, light and weather together."""
+    out = []
+    for place in sorted({(row.location, row.light, row.weather) for row in rows}):
+        own = [row for row in rows if (row.location, row.light, row.weather) == place]
+        for label in labels:
+            both, predicted, truth = sum(row.counts[label].sum(0) for row in own).tolist()
+            counts = {"samples": len(own), "intersection": both, "union": predicted + truth - both}
+            out.append(dict(zip(("location", "light", "weather"), place, strict=True), label=label, **counts))
+    return out
 
 
 def _figure(figure):
@@ -73,16 +86,24 @@ def write_json(path, evaluation, figures=None, seed=0):
     return Path(path)
 
 
-def read_json(path):
-    """What write_json wrote. A folder means the eval.json in it. Raises ValueError for anything else."""
+def evaluation_file(path):
+    """The eval.json that a path means: itself, or in a run's or an evaluation's folder. Raises ValueError."""
     path = Path(path)
-    path = path / "eval.json" if path.is_dir() else path
+    for found in (path / "eval" / "eval.json", path / "eval.json", path):
+        if found.is_file():
+            return found
+    raise ValueError(f"{path}: holds no evaluation; python -m train.evaluate {path} makes it")
+
+
+def read_json(path):
+    """What write_json wrote, of any path that evaluation_file knows. Raises ValueError for anything else."""
+    path = evaluation_file(path)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"{path}: larger than {MAX_BYTES} bytes, not an evaluation")
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); python -m train.evaluate RUN makes it") from None
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise ValueError(f"{path}: not an evaluation of train.evaluate ({error})") from None
     if not isinstance(content, dict) or "figures" not in content:
