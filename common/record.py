@@ -15,7 +15,10 @@ import cv2
 import numpy as np
 import zstandard
 
-SCHEMA_VERSION = 1
+from common.cameras import CAMERAS
+
+SCHEMA_VERSION = 2  # what is written
+READ_SCHEMAS = (1, 2)  # what is read: 1 did not escape scene names in keys
 ZSTD_LEVEL = 3
 
 SAMPLE = "sample.json"
@@ -24,9 +27,15 @@ BOXES_MEMBER = "boxes.npy.zst"
 
 # Bounds on what a reader allocates for one member, whatever the bytes claim.
 MAX_POINTS = 4_000_000
-MAX_ROWS = 64
+MAX_FIELDS = 64
+MAX_PLANES_BYTES = 64 << 20
 MAX_ARRAY_BYTES = 64 << 20
-MAX_JSON_BYTES = 16 << 20
+MAX_JSON_BYTES = 4 << 20
+MAX_IMAGE_SIDE = 65_500
+MAX_IMAGE_PIXELS = 1 << 26
+# Ego frames are metres around the car; global coordinates may be a map projection's.
+MAX_EGO_M = 1e6
+MAX_GLOBAL_M = 1e9
 
 CAMERA_DTYPE = np.dtype(
     [
@@ -126,11 +135,75 @@ def decode_json(data, what=SAMPLE):
         raise RecordError(f"{what}: {len(data)} bytes of JSON, the limit is {MAX_JSON_BYTES}")
     try:
         value = json.loads(bytes(data))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{what}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise RecordError(f"{what}: not a JSON object")
     return value
+
+
+def parse_sample(data, what=SAMPLE):
+    """The sample.json member as a dict, after checking that everything the specification puts into it is there.
+
+    Raises RecordError, naming the field, for another schema, a missing or wrongly typed field, a pose that is not a finite
+    (4, 4) transform, sweeps without a finite lag, or columns of boxes that differ in length.
+    """
+    sample = decode_json(data, what)
+    try:
+        if type(sample["schema"]) is not int or sample["schema"] not in READ_SCHEMAS:
+            raise RecordError(f"{what}: schema {sample['schema']}, this version reads {READ_SCHEMAS}")
+        _want(_are((sample["token"], sample["prev"], sample["next"]), str), what, "token, prev, next")
+        _want(_is_time(sample["timestamp_us"]), what, "timestamp_us")
+        _want(type(sample["index"]) is int and sample["index"] >= 0, what, "index")
+        _want(_are((sample["scene"]["name"], sample["scene"]["token"]), str), what, "scene")
+        _want(type(sample["scene"]["nbr_samples"]) is int, what, "scene: nbr_samples")
+        _want(isinstance(sample["log"], dict) and isinstance(sample["facts"], dict), what, "log, facts")
+        _want(_is_pose(sample["global_T_ego"]), what, "global_T_ego")
+        channels = [camera["channel"] for camera in sample["cameras"]]
+        _want(channels and _are(channels, str) and set(channels) <= set(CAMERAS), what, "cameras")
+        _want(len(set(channels)) == len(channels), what, "cameras")
+        _want(isinstance(sample["lidar"], list) and all(map(_is_sweep, sample["lidar"])), what, "lidar")
+        _want(isinstance(sample["radar"], list), what, "radar")
+        _want(all(isinstance(s, list) and all(map(_is_sweep, s)) for s in sample["radar"]), what, "radar")
+        _check_boxes(sample["boxes"], what)
+    except (KeyError, TypeError, IndexError) as error:
+        raise RecordError(f"{what}: lacks a field or has one of another type ({error})") from None
+    return sample
+
+
+def _want(true, what, field):
+    if not true:
+        raise RecordError(f"{what}: {field} is not what schema {SCHEMA_VERSION} prescribes")
+
+
+def _are(values, kind):
+    return all(type(value) is kind for value in values)
+
+
+def _is_time(value):
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _is_number(value, limit):
+    return type(value) in (int, float) and -limit < value < limit  # False for NaN, and safe for integers of any size
+
+
+def _is_pose(rows):
+    flat = [value for row in rows for value in row] if isinstance(rows, list) and _are(rows, list) else []
+    square = len(rows) == 4 and all(len(row) == 4 for row in rows) if flat else False
+    return square and all(_is_number(v, MAX_GLOBAL_M) for v in flat) and flat[12:] == [0, 0, 0, 1]
+
+
+def _is_sweep(sweep):
+    texts = (sweep["channel"], sweep["token"], sweep["filename"])
+    return _are(texts, str) and _is_time(sweep["timestamp_us"]) and _is_number(sweep["lag_s"], 1e6)
+
+
+def _check_boxes(boxes, what):
+    columns = [boxes[name] for name in ("token", "instance", "category", "attributes")]
+    _want(_are(columns, list) and len(set(map(len, columns))) == 1, what, "boxes: the length of its columns")
+    _want(all(_are(column, str) for column in columns[:3]), what, "boxes")
+    _want(_are(columns[3], list) and all(_are(names, str) for names in columns[3]), what, "boxes: attributes")
 
 
 _MAGIC = b"\x93NUMPY\x01\x00"
@@ -167,6 +240,39 @@ def decode_rows(data, dtype, what):
     return np.frombuffer(raw, dtype, offset=start)
 
 
+def decode_cameras(data, sample):
+    """(n,) array of CAMERA_DTYPE, a row a camera of the parsed sample.json. Raises RecordError for rows that cannot be."""
+    rows = decode_rows(data, CAMERA_DTYPE, CAMERAS_MEMBER)
+    if len(rows) != len(sample["cameras"]):
+        raise RecordError(f"{CAMERAS_MEMBER}: {len(rows)} rows for {len(sample['cameras'])} cameras")
+    sides = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
+    if not all(((1 <= side) & (side <= MAX_IMAGE_SIDE)).all() for side in sides):
+        raise RecordError(f"{CAMERAS_MEMBER}: an image size under 1 or over {MAX_IMAGE_SIDE}")
+    if (sides[0] * sides[1]).max(initial=0) > MAX_IMAGE_PIXELS:
+        raise RecordError(f"{CAMERAS_MEMBER}: an image of more than {MAX_IMAGE_PIXELS} pixels")
+    for name, limit in (("intrinsics", MAX_EGO_M), ("ego_T_cam", MAX_EGO_M), ("global_T_ego", MAX_GLOBAL_M)):
+        _check_range(rows[name], limit, f"{CAMERAS_MEMBER}: {name}")
+    return rows
+
+
+def decode_boxes(data, sample):
+    """(n,) array of BOX_DTYPE, a row a box of the parsed sample.json. Raises RecordError for rows that cannot be."""
+    rows = decode_rows(data, BOX_DTYPE, BOXES_MEMBER)
+    if len(rows) != len(sample["boxes"]["category"]):
+        raise RecordError(f"{BOXES_MEMBER}: {len(rows)} rows for {len(sample['boxes']['category'])} boxes")
+    for name, limit in (("ego_lrt", MAX_EGO_M), ("wlh", MAX_EGO_M), ("global_xyz", MAX_GLOBAL_M)):
+        _check_range(rows[name], limit, f"{BOXES_MEMBER}: {name}")
+    _check_range(rows["global_quat_wxyz"], MAX_EGO_M, f"{BOXES_MEMBER}: global_quat_wxyz")
+    if np.isinf(rows["velocity"]).any():
+        raise RecordError(f"{BOXES_MEMBER}: velocity is infinite")
+    return rows
+
+
+def _check_range(values, limit, what):
+    if not (np.abs(values) < limit).all():  # False for NaN too
+        raise RecordError(f"{what} has a number that is not finite or over {limit:g}")
+
+
 _PLANES = struct.Struct("<II")  # fields, points
 FEW_POINTS = 2000  # below, calling OpenCV costs more than it saves
 
@@ -175,23 +281,34 @@ def encode_points(points):
     """(fields, points) float32 as byte planes through zstd, lossless.
 
     Byte k of every value of a field is stored together, most similar bytes side by side: sign and exponent
-    bytes compress well, mantissa bytes don't spoil them.
+    bytes compress well, mantissa bytes don't spoil them. Raises RecordError for more than a reader would take.
     """
     points = np.ascontiguousarray(points, dtype="<f4")
     fields, count = points.shape
+    if points.nbytes > MAX_PLANES_BYTES or count > MAX_POINTS:
+        raise RecordError(f"{count} points of {fields} fields; a member holds at most {MAX_PLANES_BYTES} bytes")
     planes = points.view(np.uint8).reshape(fields, count, 4).transpose(0, 2, 1)
     return _compressor().compress(_PLANES.pack(fields, count) + planes.tobytes())
 
 
-def decode_planes(data, what):
-    """(fields, 4, points) uint8 byte planes of a `*.planes.zst` member. Raises RecordError on damage."""
-    raw = _decompress(data, _PLANES.size + 4 * MAX_ROWS * MAX_POINTS, what)
+def decode_planes(data, what, fields=None):
+    """(fields, 4, points) uint8 byte planes of a `*.planes.zst` member.
+
+    Raises RecordError on damage, for another number of fields than `fields`, and for numbers that are not finite.
+    """
+    raw = _decompress(data, _PLANES.size + MAX_PLANES_BYTES, what)
     if len(raw) < _PLANES.size:
         raise RecordError(f"{what}: too short")
-    fields, count = _PLANES.unpack_from(raw)
-    if fields > MAX_ROWS or count > MAX_POINTS or len(raw) != _PLANES.size + 4 * fields * count:
-        raise RecordError(f"{what}: claims {fields} x {count} values in {len(raw)} bytes")
-    return np.frombuffer(raw, np.uint8, offset=_PLANES.size).reshape(fields, 4, count)
+    found, count = _PLANES.unpack_from(raw)
+    if found > MAX_FIELDS or count > MAX_POINTS or len(raw) != _PLANES.size + 4 * found * count:
+        raise RecordError(f"{what}: claims {found} x {count} values in {len(raw)} bytes")
+    if fields is not None and found != fields:
+        raise RecordError(f"{what}: has {found} fields, not {fields}")
+    planes = np.frombuffer(raw, np.uint8, offset=_PLANES.size).reshape(found, 4, count)
+    # The last byte of a float32 holds sign and high exponent bits: all ones means infinite, NaN, or over 1.7e38.
+    if planes.size and (planes[:, 3] & 0x7F).max() == 0x7F:
+        raise RecordError(f"{what}: holds a number that is not finite")
+    return planes
 
 
 def merge_planes(planes, out):
@@ -207,9 +324,9 @@ def merge_planes(planes, out):
             cv2.merge(list(four.reshape(4, 1, count)), value.reshape(1, count, 4))
 
 
-def decode_points(data, what):
-    """(fields, points) float32 of a `*.planes.zst` member. Raises RecordError on damage."""
-    planes = decode_planes(data, what)
+def decode_points(data, what, fields=None):
+    """(fields, points) float32 of a `*.planes.zst` member. Raises RecordError as decode_planes does."""
+    planes = decode_planes(data, what, fields)
     points = np.empty((planes.shape[0], planes.shape[2]), "<f4")
     merge_planes(planes, points)
     return points

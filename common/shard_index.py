@@ -7,7 +7,6 @@ shards/README.md is the specification.
 import base64
 import hashlib
 import json
-import os
 import tarfile
 import zlib
 from dataclasses import dataclass, field
@@ -15,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from common.record import SAMPLE, SCHEMA_VERSION, decode_json
+from common import addresses
+from common.errors import Missing, ShardError
+from common.record import READ_SCHEMAS, SAMPLE, SCHEMA_VERSION, parse_sample
+from common.stores import open_store
 
 MAX_INDEX_BYTES = 256 << 20
 ABSENT = np.uint32(0xFFFFFFFF)  # size of a member that a sample does not have
-
-
-class ShardError(ValueError):
-    """A shard or index that cannot be used; the message names the file and the remedy."""
 
 
 @dataclass
@@ -30,7 +28,7 @@ class ShardIndex:
     """Contents of one index file.
 
     Attributes:
-        tar: path of the tar.
+        tar: path of the tar, or its address as messages may show it.
         keys: n sample keys in tar order.
         tokens: n sample tokens.
         scenes: (name, first row, number of rows) of each scene, in tar order.
@@ -40,6 +38,7 @@ class ShardIndex:
         crc32: (n, m) uint32 checksum of each member.
         tar_bytes, tar_sha256: of the whole tar.
         facts: JSON object shared by the samples: version, split, cameras, sweeps, options.
+        schema: of the shard and of this index.
     """
 
     tar: Path
@@ -53,26 +52,13 @@ class ShardIndex:
     tar_bytes: int
     tar_sha256: str
     facts: dict = field(default_factory=dict)
+    schema: int = SCHEMA_VERSION
 
 
 def index_path(tar):
     """Path of the index that belongs to the tar at `tar`."""
     tar = Path(tar)
     return tar.with_name(tar.name.removesuffix(".tar") + ".idx.json")
-
-
-def write_atomically(path, data):
-    """Write bytes to a temporary name beside `path`, flush to disk, rename. Raises OSError."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _pack(array, dtype):
@@ -86,7 +72,7 @@ def _unpack(text, dtype, shape):
 def dump_index(index):
     """Canonical bytes of an index: one JSON object whose `body_sha256` covers everything else in it."""
     body = {
-        "schema": SCHEMA_VERSION,
+        "schema": index.schema,
         "tar": Path(index.tar).name,
         "tar_bytes": index.tar_bytes,
         "tar_sha256": index.tar_sha256,
@@ -99,46 +85,68 @@ def dump_index(index):
         "sizes": _pack(index.sizes, "<u4"),
         "crc32": _pack(index.crc32, "<u4"),
     }
-    body["body_sha256"] = _body_digest(body)
-    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+    return dump_sealed(body)
+
+
+def dump_sealed(body):
+    """Canonical JSON bytes of an object with `body_sha256` over everything else in it, as indexes and manifests are."""
+    return (
+        json.dumps({**body, "body_sha256": _body_digest(body)}, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+    )
 
 
 def _body_digest(body):
+    """Hex SHA-256 of a JSON object without its own `body_sha256`."""
     rest = {k: v for k, v in body.items() if k != "body_sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def load_index(tar, verify=False):
+def check_schema(schema, where):
+    """Raise ShardError for a schema that this version does not read."""
+    if type(schema) is not int or schema not in READ_SCHEMAS:
+        known = " and ".join(map(str, READ_SCHEMAS))
+        raise ShardError(f"{where}: schema {schema}, this version reads {known}; make the shards anew")
+
+
+def load_index(tar, verify=False, store=None):
     """Read the index of the shard at `tar`.
 
     Args:
-        tar: path of the tar; its index lies beside it.
+        tar: path or address of the tar; its index lies beside it.
         verify: also check that not one byte of the index differs from what was written.
+        store: the Store of its folder, where that is open already.
     Raises:
         ShardError: no tar, no index, a damaged index, a schema this version does not know, or a tar of another size.
     """
-    tar = Path(tar)
-    path = index_path(tar)
-    if not tar.is_file():
-        raise ShardError(f"{tar}: no such shard")
-    if not path.is_file():
-        raise ShardError(f"{path}: the index is missing; rebuild it with python -m preprocess.index {tar}")
-    if path.stat().st_size > MAX_INDEX_BYTES:
-        raise ShardError(f"{path}: larger than {MAX_INDEX_BYTES} bytes, not an index")
-    index = parse_index(path.read_bytes(), tar, verify)
-    if tar.stat().st_size != index.tar_bytes:
-        raise ShardError(f"{tar}: {tar.stat().st_size} bytes, its index says {index.tar_bytes}; make it anew")
-    return index
+    folder, name = addresses.split(tar)
+    return open_index(store or open_store(folder), name, verify)[0]
+
+
+def open_index(store, name, verify=False):
+    """(ShardIndex, Stat of the tar) of the shard `name` in a store. Raises ShardError; see load_index."""
+    tar = store.path(name)
+    try:
+        stat = store.stat(name)
+    except Missing:
+        raise Missing(f"{tar}: no such shard") from None
+    index_name = addresses.index_address(name)
+    try:
+        raw = store.read(index_name, MAX_INDEX_BYTES)
+    except Missing:
+        raise ShardError(
+            f"{store.path(index_name)}: the index is missing; rebuild it with python -m preprocess.index {tar}"
+        ) from None
+    index = parse_index(raw, tar, verify)
+    if stat.size != index.tar_bytes:
+        raise ShardError(f"{tar}: {stat.size} bytes, its index says {index.tar_bytes}; make it anew")
+    return index, stat
 
 
 def parse_index(raw, tar, verify=False):
     """ShardIndex from the bytes of the index that belongs to `tar`, which is not looked at. See load_index."""
     try:
         body = json.loads(raw)
-        if body["schema"] != SCHEMA_VERSION:
-            raise ShardError(
-                f"{tar}: schema {body['schema']}, this version reads {SCHEMA_VERSION}; make the shards anew"
-            )
+        check_schema(body["schema"], tar)
         index = _parse(tar, body)
     except ShardError:
         raise
@@ -165,6 +173,7 @@ def _parse(tar, body):
         tar_bytes=body["tar_bytes"],
         tar_sha256=body["tar_sha256"],
         facts=body["facts"],
+        schema=body["schema"],
     )
     if len(index.tokens) != shape[0] or sum(rows for _, _, rows in index.scenes) != shape[0]:
         raise ValueError("its lists differ in length")
@@ -191,7 +200,7 @@ def build_index(tar):
                     raise ShardError(f"{tar}: {entry.name} is cut short")
                 rows.setdefault(key, {})[member] = (entry.offset_data, entry.size, zlib.crc32(data))
                 if member == SAMPLE:
-                    sample = decode_json(data, f"{tar}: {entry.name}")
+                    sample = parse_sample(data, f"{tar}: {entry.name}")
                     first = first or sample
                     tokens.append(sample["token"])
                     if not scenes or scenes[-1][0] != sample["scene"]["name"]:
@@ -201,16 +210,15 @@ def build_index(tar):
         raise ShardError(f"{tar}: not a readable tar ({error}); make it anew") from None
     if first is None or len(tokens) != len(rows):
         raise ShardError(f"{tar}: a sample without {SAMPLE}; make it anew")
-    if first["schema"] != SCHEMA_VERSION:
-        raise ShardError(f"{tar}: schema {first['schema']}, this version knows {SCHEMA_VERSION}")
-    return index_of(tar, rows, tokens, scenes, tar.stat().st_size, file_sha256(tar), first["facts"])
+    return index_of(tar, rows, tokens, scenes, tar.stat().st_size, file_sha256(tar), first["facts"], first["schema"])
 
 
-def index_of(tar, rows, tokens, scenes, tar_bytes, tar_sha256, facts):
+def index_of(tar, rows, tokens, scenes, tar_bytes, tar_sha256, facts, schema=SCHEMA_VERSION):
     """ShardIndex from what was met in tar order.
 
     Args:
-        rows: key -> {member name: (offset, size, crc32)}. tokens, scenes, tar_bytes, tar_sha256, facts: see ShardIndex.
+        rows: key -> {member name: (offset, size, crc32)}. tokens, scenes, tar_bytes, tar_sha256, facts, schema:
+            see ShardIndex.
     """
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     absent = (0, ABSENT, 0)
@@ -228,6 +236,7 @@ def index_of(tar, rows, tokens, scenes, tar_bytes, tar_sha256, facts):
         tar_bytes=tar_bytes,
         tar_sha256=tar_sha256,
         facts=facts,
+        schema=schema,
     )
 
 

@@ -44,16 +44,43 @@ class VoxUtil:
             low, high = low - margin, high + margin
             size = (high - low) / cells
         self.low_m, self.high_m, self.voxel_m = low, high, size  # (3,) float64 x, y, z
+        # mem = ref * scale + shift along x, y, z, as Python numbers: a kernel takes them, a tensor would have to be sent.
+        scale = 1.0 / size
+        self.scale, self.shift = tuple(scale.tolist()), tuple(((-low - size / 2) * scale).tolist())
         self._constants = {}
+
+    def to(self, device):
+        """Itself, with the constants of that device made now rather than at their first use."""
+        self._on(torch.device(device))
+        self.centers_ref(torch.device(device))
+        return self
+
+    def _constant(self, name, device, build):
+        """build(), kept for each device; in a compiled graph made anew, since what a graph keeps would change its guards."""
+        key = f"{name} {device}"
+        if key in self._constants:
+            return self._constants[key]
+        made = build()
+        # A fake tensor is of its mode alone: kept, it would meet the tensors of the next.
+        if not torch.compiler.is_compiling() and type(made[0]) is torch.Tensor:
+            self._constants[key] = made
+        return made
 
     def _on(self, device):
         """(scale, shift) float32 of mem = ref * scale + shift, on a device."""
-        key = str(device)
-        if key not in self._constants:
-            scale = 1.0 / self.voxel_m
-            shift = (-self.low_m - self.voxel_m / 2) * scale
-            self._constants[key] = tuple(torch.tensor(v, dtype=torch.float32, device=device) for v in (scale, shift))
-        return self._constants[key]
+
+        def build():
+            # Filled in place: a tensor made from a list is copied to the device, and the copy waits for it.
+            return tuple(
+                torch.stack([torch.full((), v, dtype=torch.float32, device=device) for v in values])
+                for values in (self.scale, self.shift)
+            )
+
+        return self._constant("affine", device, build)
+
+    def affine(self, device):
+        """(6,) float32 on a device: scale x, y, z and shift x, y, z of mem = ref * scale + shift."""
+        return torch.cat(self._on(device))
 
     def ref_to_mem(self, xyz):
         """(..., 3) metres in ref -> (..., 3) float32 voxel coordinates."""
@@ -118,14 +145,15 @@ class VoxUtil:
     def _grid(self, flat):
         return flat.unflatten(1, (self.Z, self.Y, self.X)).permute(0, 4, 1, 2, 3)
 
-    def _centers_ref(self, device):
+    def centers_ref(self, device):
         """(Z*Y*X, 3) float32 voxel centres in ref."""
-        key = f"centers {device}"
-        if key not in self._constants:
+
+        def build():
             axes = [torch.arange(n, device=device, dtype=torch.float32) for n in (self.Z, self.Y, self.X)]
             z, y, x = torch.meshgrid(*axes, indexing="ij")
-            self._constants[key] = self.mem_to_ref(torch.stack([x, y, z], -1).reshape(-1, 3))
-        return self._constants[key]
+            return (self.mem_to_ref(torch.stack([x, y, z], -1).reshape(-1, 3)),)
+
+        return self._constant("centers", device, build)[0]
 
     def sampling_grid(self, pix_T_ref, cam_T_ref, feat_hw):
         """Where each voxel centre falls in an image.
@@ -135,19 +163,8 @@ class VoxUtil:
         Returns:
             grid (B, Z*Y, X, 2) float32 for grid_sample, valid (B, 1, Z, Y, X) bool.
         """
-        height, width = feat_hw
-        with torch.autocast(pix_T_ref.device.type, enabled=False):
-            centers = self._centers_ref(pix_T_ref.device)
-            depth = centers @ cam_T_ref[:, 2, :3, None].float() + cam_T_ref[:, None, 2, 3:].float()
-            matrix = pix_T_ref.float()
-            pix = centers @ matrix[:, :3, :3].transpose(1, 2) + matrix[:, None, :3, 3]
-            x, y = (pix[..., :2] / pix[..., 2:].clamp(min=DEPTH_FLOOR_M)).unbind(-1)
-            valid = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5) & (depth[..., 0] > 0)
-            # Normalised for aligned corners but sampled without: half a pixel off at the border, and what the
-            # published weights were trained with.
-            grid = torch.stack([2.0 * x / max(width - 1, 1) - 1.0, 2.0 * y / max(height - 1, 1) - 1.0], -1).clamp(
-                -2.0, 2.0
-            )
+        x, y, valid = project(self.centers_ref(pix_T_ref.device), pix_T_ref, cam_T_ref, feat_hw)
+        grid = torch.stack([sampling_coordinate(x, feat_hw[1]), sampling_coordinate(y, feat_hw[0])], -1)
         return grid.reshape(-1, self.Z * self.Y, self.X, 2), valid.view(-1, 1, self.Z, self.Y, self.X)
 
     def unproject_image_to_mem(self, feat, pix_T_ref, cam_T_ref):
@@ -161,3 +178,27 @@ class VoxUtil:
         grid, valid = self.sampling_grid(pix_T_ref, cam_T_ref, feat.shape[-2:])
         values = F.grid_sample(feat, grid.to(feat.dtype), align_corners=False)
         return values.unflatten(2, (self.Z, self.Y)) * valid
+
+
+def project(points, pix_T_ref, cam_T_ref, feat_hw):
+    """Points (N, 3) in ref -> their pixels x and y (B, N) float32 in a map of feat_hw rows and columns, and valid (B, N).
+
+    Valid: in front of the camera, and inside the image. pix_T_ref, cam_T_ref: (B, 4, 4). float32 whatever the autocast.
+    """
+    height, width = feat_hw
+    with torch.autocast(points.device.type, enabled=False):
+        depth = points @ cam_T_ref[:, 2, :3, None].float() + cam_T_ref[:, None, 2, 3:].float()
+        matrix = pix_T_ref.float()
+        pix = points @ matrix[:, :3, :3].transpose(1, 2) + matrix[:, None, :3, 3]
+        x, y = (pix[..., :2] / pix[..., 2:].clamp(min=DEPTH_FLOOR_M)).unbind(-1)
+        valid = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5) & (depth[..., 0] > 0)
+    return x, y, valid
+
+
+def sampling_coordinate(pixel, size):
+    """Pixel coordinates along an axis of that many pixels -> those of grid_sample without aligned corners.
+
+    Normalised for aligned corners but sampled without: half a pixel off at the border, and what the published weights
+    were trained with.
+    """
+    return (2.0 * pixel / max(size - 1, 1) - 1.0).clamp(-2.0, 2.0)

@@ -1,30 +1,56 @@
 """python -m preprocess.index: rebuild the index of shards whose index is lost or damaged."""
 
 import sys
-from pathlib import Path
 
 import click
 
-from common.shard_index import build_index, dump_index, index_path, write_atomically
+from common.addresses import index_address, split
+from common.errors import StoreError
+from common.shard_index import build_index, dump_index
+from common.shard_set import find_shards
+from common.stores import local_copy, open_store, parse_options
 
 
 @click.command()
-@click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path))
-def main(shards):
-    """Rebuild the index beside each of SHARDS from nothing but the tar."""
-    failed = False
-    for tar in shards:
+@click.argument("shards", nargs=-1, required=True)
+@click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
+def main(shards, store_options):
+    """Rebuild the index beside each of SHARDS (tars, a folder, a pattern; addresses too) from nothing but the tar."""
+    failed, tars = False, []
+    for pattern in shards:
         try:
-            data = dump_index(build_index(tar))
-            path = index_path(tar)
-            same = path.is_file() and path.read_bytes() == data
-            if not same:
-                write_atomically(path, data)
-            click.echo(f"{path}: {'was right already' if same else 'rebuilt'}")
+            options = parse_options(store_options)
+            tars += find_shards(pattern, options=options, strict=False)
         except (ValueError, OSError) as error:
-            click.echo(f"error: {' '.join(str(error).split())}", err=True)
-            failed = True
+            failed = _failed(error)
+    for tar in tars:
+        folder, name = split(tar)
+        try:
+            store = open_store(folder or ".", options)
+            path = store.path(index_address(name))
+            click.echo(f"{path}: {'rebuilt' if rebuild(store, name) else 'was right already'}")
+        except (ValueError, OSError) as error:
+            failed = _failed(error)
     sys.exit(failed)
+
+
+def rebuild(store, name):
+    """Make the index of the tar `name` in a store anew; False where it was right already. Raises ValueError, OSError."""
+    with local_copy(store, name) as tar:
+        data = dump_index(build_index(tar))
+    index = index_address(name)
+    try:
+        if store.read(index, len(data)) == data:
+            return False
+    except StoreError:
+        pass  # missing, too long or unreadable: it is written anew
+    store.write(index, data)
+    return True
+
+
+def _failed(error):
+    click.echo(f"error: {' '.join(str(error).split())}", err=True)
+    return True
 
 
 if __name__ == "__main__":

@@ -1,28 +1,30 @@
 """One keyframe's recipe + its sensor files -> the record's members."""
 
-import io
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
-from PIL import Image
 
-from common.cameras import RADARS
+from common.cameras import LIDAR_FIELDS, RADARS
 from common.record import (
     BOX_DTYPE,
     BOXES_MEMBER,
     CAMERA_DTYPE,
     CAMERAS_MEMBER,
     SAMPLE,
+    RecordError,
+    decode_boxes,
+    decode_cameras,
     encode_json,
     encode_points,
     encode_rows,
     image_member,
     lidar_member,
+    parse_sample,
     radar_member,
 )
 from preprocess.errors import SourceError
 from preprocess.frames import inverse, rotation_matrix
+from preprocess.images import check_image, reencode
 from preprocess.pointclouds import parse_lidar, parse_radar, remove_ego_returns, to_frame
 
 
@@ -49,23 +51,26 @@ def build_record(dataroot, recipe, facts, image_hw=None, jpeg_quality=90):
     Returns:
         (members, source_bytes): dict from member name to bytes in tar order, and bytes read by kind of file.
     Raises:
-        SourceError: naming file and sample.
+        SourceError: naming file and sample. What a reader would refuse is refused here already.
     """
     try:
         cameras, images, camera_in = _images(dataroot, recipe, image_hw, jpeg_quality)
         radar, radar_in = _radar(dataroot, recipe)
-        lidar, lidar_in = _lidar(dataroot, recipe)
-    except SourceError as error:
+        lidar, lidar_in = _lidar(dataroot, recipe, facts.get("lidar_columns", len(LIDAR_FIELDS)))
+        members = {
+            SAMPLE: encode_json(_sample_json(recipe, facts)),
+            CAMERAS_MEMBER: encode_rows(cameras),
+            BOXES_MEMBER: encode_rows(_boxes(recipe)),
+            **radar,
+            **images,
+            **lidar,
+        }
+        sample = parse_sample(members[SAMPLE])
+        decode_cameras(members[CAMERAS_MEMBER], sample)
+        decode_boxes(members[BOXES_MEMBER], sample)
+    except (SourceError, RecordError) as error:
         text = str(error)
         raise SourceError(text if recipe.key in text else f"{text} (sample {recipe.key})") from None
-    members = {
-        SAMPLE: encode_json(_sample_json(recipe, facts)),
-        CAMERAS_MEMBER: encode_rows(cameras),
-        BOXES_MEMBER: encode_rows(_boxes(recipe)),
-        **radar,
-        **images,
-        **lidar,
-    }
     return members, {"images": camera_in, "radar": radar_in, "lidar": lidar_in}
 
 
@@ -99,14 +104,14 @@ def _images(dataroot, recipe, image_hw, quality):
     for row, camera in zip(rows, recipe.cameras, strict=True):
         data = read_source(dataroot, camera.filename, recipe.key)
         read += len(data)
-        height, width = _check_jpeg(data, Path(dataroot) / camera.filename, recipe.key)
+        height, width = check_image(data, Path(dataroot) / camera.filename)
         if camera.height and (camera.height, camera.width) != (height, width):
             raise SourceError(
                 f"{camera.filename}: {height}x{width} pixels, its table says {camera.height}x{camera.width}"
             )
         intrinsics = camera.intrinsics.copy()
         if image_hw:
-            data = _reencode(data, image_hw, quality, Path(dataroot) / camera.filename)
+            data = reencode(data, image_hw, quality)
             intrinsics[0] *= image_hw[1] / width
             intrinsics[1] *= image_hw[0] / height
             height, width = image_hw
@@ -120,32 +125,12 @@ def _images(dataroot, recipe, image_hw, quality):
     return rows, members, read
 
 
-def _check_jpeg(data, path, key):
-    """(height, width) of a JPEG that begins and ends as one. Raises SourceError for garbage or a cut file."""
-    try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        raise SourceError(f"{path}: not a JPEG image (sample {key})") from None
-    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise SourceError(f"{path}: the JPEG image is cut short (sample {key})")
-    return height, width
-
-
-def _reencode(data, image_hw, quality, path):
-    try:
-        image = Image.open(io.BytesIO(data)).convert("RGB")
-        small = image.resize((image_hw[1], image_hw[0]), Image.Resampling.BICUBIC)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be decoded ({error})") from None
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality=quality, colorsubsampling="420")
-
-
-def _lidar(dataroot, recipe):
+def _lidar(dataroot, recipe, columns):
     members, read = {}, 0
     for k, file in enumerate(recipe.lidar):
         data = read_source(dataroot, file.filename, recipe.key)
         read += len(data)
-        points = remove_ego_returns(parse_lidar(data, Path(dataroot) / file.filename))
+        points = remove_ego_returns(parse_lidar(data, Path(dataroot) / file.filename, columns))
         members[lidar_member(k)] = encode_points(to_frame(points, file.ego_T_sensor))
     return members, read
 

@@ -1,8 +1,8 @@
-"""The manifest of a split: source version, options, licence, every shard, and the samples left out."""
+"""The manifests of what was preprocessed: see common.manifest."""
 
 import json
 
-from common.record import SCHEMA_VERSION, encode_json
+from common.manifest import Manifest, ManifestShard, dump_manifest, manifest_name
 from common.shard_index import parse_index
 from preprocess.shard_writer import skipped_name
 
@@ -10,36 +10,20 @@ LICENCE = "nuScenes data: CC BY-NC-SA 4.0, https://www.nuscenes.org/terms-of-use
 
 
 def write_manifests(store, recipes, version, options):
-    """Write <split>.manifest.json of each split of the recipes, all of whose shards are finished."""
+    """Write <split>.manifest.json of each split of the recipes, all of whose shards are finished or came out empty."""
     for split in dict.fromkeys(r.facts["split"] for r in recipes):
         shards, skipped = [], []
+        facts = next(r.facts for r in recipes if r.facts["split"] == split)
         for name in (r.name for r in recipes if r.facts["split"] == split):
-            index = parse_index(store.read(f"{name}.idx.json"), store.path(f"{name}.tar"))
             skipped += read_skipped(store, name)
-            shards.append(
-                {
-                    "name": f"{name}.tar",
-                    "keyframes": len(index.keys),
-                    "scenes": [scene for scene, _, _ in index.scenes],
-                    "bytes": index.tar_bytes,
-                    "sha256": index.tar_sha256,
-                }
-            )
-        manifest = {
-            "schema": SCHEMA_VERSION,
-            "version": version,
-            "split": split,
-            "options": {
-                "sweeps": options.sweeps,
-                "image_size": list(options.image_hw) if options.image_hw else None,
-                "jpeg_quality": options.jpeg_quality if options.image_hw else None,
-            },
-            "licence": LICENCE,
-            "keyframes": sum(s["keyframes"] for s in shards),
-            "shards": shards,
-            "skipped": skipped,
-        }
-        store.write(f"{split}.manifest.json", encode_json(manifest))
+            if not store.exists(f"{name}.idx.json"):
+                continue  # every sample of it was left out
+            index = parse_index(store.read(f"{name}.idx.json"), store.path(f"{name}.tar"))
+            scenes = [scene for scene, _, _ in index.scenes]
+            shards.append(ManifestShard(f"{name}.tar", len(index.keys), scenes, index.tar_bytes, index.tar_sha256))
+        told = {name: facts[name] for name in (*options.facts(), "sensors")}
+        manifest = Manifest(split, version, tuple(shards), told, LICENCE, skipped)
+        store.write(manifest_name(split), dump_manifest(manifest))
 
 
 def read_skipped(store, shard):

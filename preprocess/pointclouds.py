@@ -1,4 +1,4 @@
-"""Lidar and radar files -> arrays of points."""
+"""Lidar and radar files -> arrays of points, after checking that they hold what they should."""
 
 import re
 
@@ -7,66 +7,121 @@ import numpy as np
 from common.cameras import LIDAR_FIELDS, MIN_DISTANCE_M, RADAR_FIELDS
 from preprocess.errors import SourceError
 
-_NUMPY_KIND = {
-    ("F", 4): "<f4",
-    ("F", 8): "<f8",
-    ("I", 1): "<i1",
-    ("I", 2): "<i2",
-    ("I", 4): "<i4",
-    ("I", 8): "<i8",
+LIDAR_COLUMNS = (4, 5, 6)  # x, y, z, intensity; and ring; and one more, which is dropped
+MAX_RANGE_M = 1e4  # ten kilometres: no lidar or radar of a car sees as far
+MAX_RING = 1023
+
+RADAR_TYPES = ("<f4",) * 3 + ("<i1", "<i2") + ("<f4",) * 5 + ("<i1",) * 8
+RADAR_DTYPE = np.dtype(list(zip(RADAR_FIELDS, RADAR_TYPES, strict=True)))
+_RADAR_HEADER = {
+    b"FIELDS": " ".join(RADAR_FIELDS),
+    b"SIZE": " ".join(str(RADAR_DTYPE[name].itemsize) for name in RADAR_FIELDS),
+    b"TYPE": " ".join(RADAR_DTYPE[name].kind.upper() for name in RADAR_FIELDS),
+    b"COUNT": " ".join("1" for _ in RADAR_FIELDS),
+    b"HEIGHT": "1",
 }
-_NUMPY_KIND |= {("U", size): f"<u{size}" for size in (1, 2, 4, 8)}
 
 
-def parse_lidar(data, path):
+def parse_lidar(data, path, columns=5):
     """(5, n) float32 x, y, z [m, sensor frame], intensity, ring from the bytes of a `.pcd.bin`.
 
-    Raises SourceError for an empty or cut file, or coordinates that are not finite.
+    Args:
+        columns: float32 values a point in the file: 5; 4, where there is no ring, which becomes -1; or 6, whose last is
+            dropped.
+    Raises:
+        SourceError: an empty or cut file, one of another number of columns, numbers that are not finite or out of range.
     """
-    row = 4 * len(LIDAR_FIELDS)
-    if not data or len(data) % row:
-        raise SourceError(f"{path}: {len(data)} bytes are not a whole number of {row}-byte lidar points")
-    points = np.frombuffer(data, "<f4").reshape(-1, len(LIDAR_FIELDS)).T
-    if not np.isfinite(points[:3]).all():
-        raise SourceError(f"{path}: a lidar point has a coordinate that is not finite")
+    points = _columns(data, columns)
+    if points is None:
+        raise SourceError(f"{path}: {len(data)} bytes are not a whole number of {4 * columns}-byte lidar points")
+    problem = lidar_problem(points)
+    if problem is None and columns == 4 and points.shape[1] > 1:
+        # A file with rings read as if it had none: what tells is that its fifth numbers are rings through and through.
+        others = [c for c in (5, 6) if (p := _columns(data, c)) is not None and not _same(p) and not lidar_problem(p)]
+        problem = f"it reads as {others[0]} columns" if others else None
+    if problem is not None:
+        fitting = [c for c in LIDAR_COLUMNS if c != columns and len(data) % (4 * c) == 0]
+        remedy = f"; give --lidar-columns if it has {' or '.join(map(str, fitting))}" if fitting else ""
+        raise SourceError(f"{path}: not a lidar file of {columns} columns, {problem}{remedy}")
     return points
+
+
+def _columns(data, columns):
+    """(5, n) view or copy of `columns` float32 values a point; None where the bytes are not a whole number of points."""
+    if not data or len(data) % (4 * columns):
+        return None
+    rows = np.frombuffer(data, "<f4").reshape(-1, columns).T
+    if columns == 4:
+        return np.concatenate([rows, np.full((1, rows.shape[1]), -1, "<f4")])
+    return rows[: len(LIDAR_FIELDS)]
+
+
+def _same(points):
+    """Whether all points have the same ring: a constant says nothing about the number of columns."""
+    return (points[4] == points[4, 0]).all()
+
+
+def lidar_problem(points):
+    """What is wrong with (5, n) points x, y, z, intensity, ring, as a clause; None where nothing is."""
+    if not np.isfinite(points).all():
+        return "a point has a coordinate, intensity or ring that is not finite"
+    if points.size and np.abs(points[:3]).max() > MAX_RANGE_M:
+        return f"a point lies {np.abs(points[:3]).max():.3g} m away"
+    ring = points[4]
+    if points.size and (ring.min() < -1 or ring.max() > MAX_RING or (ring != np.rint(ring)).any()):
+        return "its fifth column is no number of a ring"
+    return None
 
 
 def parse_radar(data, path):
     """(18, n) float64 radar fields in the order of RADAR_FIELDS, x, y, z in metres in the sensor frame, unfiltered.
 
-    Follows the PCD 0.7 binary format as the devkit reads it: a first point with a NaN means an empty cloud.
-    Raises SourceError for another header or a short file.
+    Follows the PCD 0.7 binary format as the devkit reads it: a first point with a NaN means an empty cloud. After the
+    points may come zeros, with which PCL fills a file up to a page more than its points, or one line feed, since the devkit
+    wants a byte there. Raises SourceError for another header, a short file, other bytes, or a number that is not finite.
     """
     head, _, rest = data.partition(b"\nDATA binary\n")
     if not rest and not data.endswith(b"\nDATA binary\n"):
         raise SourceError(f"{path}: not a binary radar PCD")
-    dtype, count = _pcd_layout(head, path)
-    if dtype.names != RADAR_FIELDS:
-        raise SourceError(f"{path}: radar fields {' '.join(dtype.names)}, expected {' '.join(RADAR_FIELDS)}")
-    if len(rest) < count * dtype.itemsize:
-        raise SourceError(f"{path}: {len(rest)} bytes of points, its header promises {count * dtype.itemsize}")
-    rows = np.frombuffer(rest, dtype, count)
+    size = _radar_count(head, path) * RADAR_DTYPE.itemsize
+    if len(rest) < size:
+        raise SourceError(f"{path}: {len(rest)} bytes of points, its header promises {size}")
+    after = rest[size:]
+    if after != b"\n" and after.strip(b"\0"):
+        raise SourceError(f"{path}: {len(after)} bytes that are not zeros follow the {size} that its header promises")
+    rows = np.frombuffer(rest, RADAR_DTYPE, size // RADAR_DTYPE.itemsize)
     points = np.stack([rows[name].astype(np.float64) for name in RADAR_FIELDS])
-    if count and np.isnan(points[:, 0]).any():
+    if points.shape[1] and np.isnan(points[:, 0]).any():
         return points[:, :0]
-    if not np.isfinite(points[:3]).all():
-        raise SourceError(f"{path}: a radar point has a coordinate that is not finite")
+    problem = radar_problem(points)
+    if problem is not None:
+        raise SourceError(f"{path}: {problem}")
     return points
 
 
-def _pcd_layout(head, path):
-    lines = dict(re.findall(rb"^(FIELDS|SIZE|TYPE|COUNT|WIDTH|HEIGHT|POINTS)[ \t]+(.*?)\s*$", head, re.MULTILINE))
-    try:
-        fields = lines[b"FIELDS"].decode().split()
-        kinds = zip(lines[b"TYPE"].decode().split(), map(int, lines[b"SIZE"].split()), strict=True)
-        dtype = np.dtype(list(zip(fields, (_NUMPY_KIND[kind] for kind in kinds), strict=True)))
-        count = int(lines[b"WIDTH"]) * int(lines[b"HEIGHT"])
-        if count < 0 or set(lines.get(b"COUNT", b"1").split()) != {b"1"}:
-            raise ValueError
-        return dtype, count
-    except (KeyError, ValueError):
-        raise SourceError(f"{path}: its PCD header cannot be understood") from None
+def radar_problem(points):
+    """What is wrong with (18 or more, n) radar points, as a clause; None where nothing is."""
+    bad = ~np.isfinite(points)
+    if bad.any():
+        field, point = np.argwhere(bad)[0]
+        return f"radar point {point} has {RADAR_FIELDS[field]} = {points[field, point]}"
+    if points.size and np.abs(points[:3]).max() > MAX_RANGE_M:
+        return f"a radar point lies {np.abs(points[:3]).max():.3g} m away"
+    return None
+
+
+def _radar_count(head, path):
+    """Number of points that the header of a radar PCD promises. Raises SourceError where it is not the prescribed one."""
+    names = rb"^(FIELDS|SIZE|TYPE|COUNT|WIDTH|HEIGHT|POINTS)[ \t]+(.*?)\s*$"
+    lines = {name: b" ".join(text.split()) for name, text in re.findall(names, head, re.MULTILINE)}
+    for name, wanted in _RADAR_HEADER.items():
+        found = lines.get(name, wanted.encode() if name == b"COUNT" else b"").decode("ascii", "replace")
+        if found != wanted:
+            raise SourceError(f"{path}: its radar header has {name.decode()} {found[:200]!r}, expected {wanted}")
+    width, points = lines.get(b"WIDTH", b""), lines.get(b"POINTS", lines.get(b"WIDTH"))
+    if not re.fullmatch(rb"\d{1,9}", width) or points != width:
+        raise SourceError(f"{path}: its PCD header cannot be understood: WIDTH and POINTS must say the same number")
+    return int(width)
 
 
 def remove_ego_returns(points):

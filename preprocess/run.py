@@ -7,16 +7,20 @@ import time
 from pathlib import Path
 
 import click
-from tqdm import tqdm
 
+from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
+from common.stores import open_store
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
+from preprocess.left_out import by_scene, missing_files
 from preprocess.manifest import read_skipped, write_manifests
-from preprocess.plan import DEFAULT_SHARDS, Options, Planner, read_splits
+from preprocess.options import Options, parse_channels, parse_sensors
+from preprocess.plan import DEFAULT_SHARDS, Planner, read_splits
+from preprocess.pointclouds import LIDAR_COLUMNS
 from preprocess.pool import DaskPool, LocalPool
+from preprocess.progress import Progress, say
 from preprocess.shard_writer import KINDS
-from preprocess.store import open_store
 
 PROBED_KEYFRAMES = 24  # what --dry-run makes in memory to know how large the rest will be
 
@@ -30,13 +34,37 @@ def _image_size(_context, _parameter, value):
     return int(match[1]), int(match[2])
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 100})
+def _parsed(parse):
+    def callback(_context, _parameter, value):
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+
+    return callback
+
+
+# Both spellings of an option work, --image-size and --image_size.
+CONTEXT = {"show_default": True, "max_content_width": 100, "token_normalize_func": lambda name: name.replace("_", "-")}
+
+
+@click.command(context_settings=CONTEXT)
 @click.option("--version", required=True, help="v1.0-mini, v1.0-trainval, v1.0-test; others with --split-file")
 @click.option("--dataroot", default="data/nuscenes", type=click.Path(path_type=Path), help="nuScenes folder")
 @click.option("--out", default="shards", help="folder for the shards, or an fsspec address (s3://..., gs://...)")
 @click.option("--sweeps", default=5, help="largest nsweeps the shards will serve, keyframe included")
 @click.option("--image-size", callback=_image_size, help="re-encode images, e.g. 540x960  [default: source bytes]")
 @click.option("--jpeg-quality", default=90, help="with --image-size")
+@click.option("--sensors", callback=_parsed(parse_sensors), help="camera[,lidar][,radar]  [default: what is there]")
+@click.option(
+    "--channels", callback=_parsed(parse_channels), help="names of another rig: LIDAR_TOP=LIDAR_CONCAT,CAM_FRONT=..."
+)
+@click.option(
+    "--lidar-columns",
+    default="5",
+    type=click.Choice(list(map(str, LIDAR_COLUMNS))),
+    help="float32 values a lidar point",
+)
 @click.option("--split-file", type=click.Path(path_type=Path), help='JSON {"train": [scenes], "val": [scenes]}')
 @click.option("--workers", default=os.cpu_count(), type=click.IntRange(1), help="processes")
 @click.option("--scheduler", help="a Dask scheduler (tcp://host:8786) that runs the work instead")
@@ -68,29 +96,39 @@ def _fail(error, code=1):
 
 def _run(version, dataroot, out, sweeps, image_size, jpeg_quality, split_file, workers, scheduler, on_error, **rest):
     started = time.monotonic()
-    options = Options(sweeps, image_size, jpeg_quality)
+    columns = int(rest["lidar_columns"])
+    options = Options(sweeps, image_size, jpeg_quality, rest["sensors"], rest["channels"], columns)
     skip = {"on_error": on_error, "keep_sequences": rest["keep_sequences"]}
     recipes = _plan(version, dataroot, options, split_file, rest, skip)
     pool = DaskPool(scheduler) if scheduler else LocalPool(workers)
     store = open_store(out)
     writing = {"image_hw": options.image_hw, "jpeg_quality": options.jpeg_quality}
     if rest["dry_run"]:
-        return _dry_run(recipes, dataroot, store, writing)
+        return _dry_run(recipes, dataroot, store, writing, on_error == "skip")
     with store.locked():
         digests = {r.name: r.digest() for r in recipes}
         todo = [r for r in recipes if not _finished(store, r, digests[r.name], rest["overwrite"], on_error)]
         for recipe in todo:
             recipe.facts = {**recipe.facts, "recipe_sha256": digests[recipe.name]}
         done = _write(todo, pool, {"dataroot": str(dataroot), "out": str(out), **writing, **skip})
+        indexes = _indexes(store, recipes)
+        if not indexes:
+            raise SourceError(f"every sample was left out, nothing was written; the first: {done.skipped[0]['why']}")
         write_manifests(store, recipes, version, options)
-    _summary(recipes, todo, done, store, time.monotonic() - started)
+    _summary(recipes, todo, done, indexes, store, time.monotonic() - started)
 
 
 def _plan(version, dataroot, options, split_file, rest, skip):
-    planner = Planner(dataroot, version, options, **skip)
+    say(f"reading the tables of {dataroot / version}")
+    planner = Planner(dataroot, version, options, **skip, say=say)
     splits = read_splits(version, split_file)
     counts = {split: rest["train_shards"] if split == "train" else rest["val_shards"] for split in splits}
-    planner.check_splits(splits, complete=split_file is not None)
+    left = planner.check_splits(splits, complete=split_file is not None)
+    if left:
+        say(f"{len(left)} scenes are in no split of {version} and are left out, the first: {left[0]}")
+    say(
+        f"planning {len(planner.scenes) - len(left)} scenes, {len(planner.samples)} samples; {', '.join(planner.sensors)}"
+    )
     recipes = [r for split in splits for r in planner.shards(split, splits[split], counts[split])]
     if not recipes:
         raise SourceError(f"{dataroot / version}: none of its scenes is in the splits of {version}; see --split-file")
@@ -103,9 +141,14 @@ def _finished(store, recipe, digest, overwrite, on_error):
     if overwrite or not store.exists(index_name):
         return False
     tar = store.path(f"{recipe.name}.tar")
-    facts = parse_index(store.read(index_name), tar).facts
+    index = parse_index(store.read(index_name), tar)
+    facts = index.facts
     if not store.exists(f"{recipe.name}.tar"):
         raise SourceError(f"{tar}: is gone, its index is still there; remove {index_name} and run again")
+    if index.schema != SCHEMA_VERSION:
+        raise SourceError(
+            f"{tar}: of schema {index.schema}, this version writes {SCHEMA_VERSION}; give --overwrite or another --out"
+        )
     if facts.get("recipe_sha256") != digest:
         wanted = {**recipe.facts, "recipe_sha256": digest}
         differing = [k for k in wanted if facts.get(k) != wanted[k] and k != "recipe_sha256"]
@@ -117,47 +160,89 @@ def _finished(store, recipe, digest, overwrite, on_error):
     return True
 
 
-def _dry_run(recipes, dataroot, store, writing):
-    frames = [(recipe, frame) for recipe in recipes for frame in recipe.keyframes]
-    probed = frames[:: max(1, len(frames) // PROBED_KEYFRAMES)]
-    size = 0
-    for recipe, frame in probed:
-        members, _ = build_record(dataroot, frame, recipe.facts, **writing)
-        # A tar rounds each member up to blocks of 512 bytes and gives it a header of one.
-        size += sum(512 + -(-len(data) // 512) * 512 for data in members.values())
-    total = size / len(probed) * len(frames)
+def _dry_run(recipes, dataroot, store, writing, skips):
+    """Say what the run would do. Missing files are found as the run would find them, damaged ones only where probed."""
+    missing = missing_files(dataroot, recipes)
+    if missing and not skips:
+        frame, name = missing[0]
+        raise SourceError(
+            f"{Path(dataroot) / name}: sensor file is missing (sample {frame.key}), as are files of {len(missing) - 1} more "
+            "samples; --on-error skip leaves them out"
+        )
+    gone = {frame.key for frame, _ in missing}
+    skipped = [s for recipe in recipes for s in recipe.skipped]
+    skipped += [{"key": f.key, "token": f.facts["token"], "why": f"{name} is missing"} for f, name in missing]
+    frames = [(recipe, f) for recipe in recipes for f in recipe.keyframes if f.key not in gone]
+    mean, probed = _mean_size(frames, dataroot, writing, skips, skipped)
     for split in dict.fromkeys(r.facts["split"] for r in recipes):
         own = [r for r in recipes if r.facts["split"] == split]
+        full = [r for r in own if any(f.key not in gone for f in r.keyframes)]
         there = sum(store.exists(f"{r.name}.idx.json") for r in own)
-        click.echo(
-            f"{split}: {len(own)} shards, {sum(len(r.keyframes) for r in own)} keyframes; {there} are there already"
-        )
-    click.echo(f"about {total / 1e9:.2f} GB, from {len(probed)} of {len(frames)} keyframes; nothing was written")
+        keyframes = sum(f.key not in gone for r in own for f in r.keyframes)
+        click.echo(f"{split}: {len(full)} shards, {keyframes} keyframes; {there} are there already")
+    _say_skipped(skipped, [frame.key for _, frame in frames])
+    click.echo(
+        f"about {mean * len(frames) / 1e9:.2f} GB, from {probed} of {len(frames)} keyframes; nothing was written"
+    )
+
+
+def _mean_size(frames, dataroot, writing, skips, skipped):
+    """(mean bytes, number) of the keyframes made in memory; those that cannot be made go to `skipped`."""
+    sizes = []
+    for recipe, frame in frames[:: max(1, len(frames) // PROBED_KEYFRAMES)]:
+        try:
+            members, _ = build_record(dataroot, frame, recipe.facts, **writing)
+        except SourceError as error:
+            if not skips:
+                raise
+            skipped.append({"key": frame.key, "token": frame.facts["token"], "why": str(error)})
+            continue
+        # A tar rounds each member up to blocks of 512 bytes and gives it a header of one.
+        sizes.append(sum(512 + -(-len(data) // 512) * 512 for data in members.values()))
+    if not sizes:
+        why = skipped[0]["why"] if skipped else "no keyframes"
+        raise SourceError(f"every sample would be left out; the first: {why}")
+    return sum(sizes) / len(sizes), len(sizes)
 
 
 def _write(todo, pool, arguments):
-    total = sum(len(r.keyframes) for r in todo)
-    with tqdm(total=total, unit="keyframe", desc="shards", dynamic_ncols=True, disable=not todo) as bar:
-        bar.mininterval = 0.1 if sys.stderr.isatty() else 10.0  # a log wants a line now and then
+    with Progress(sum(len(r.keyframes) for r in todo), "keyframe", "shards") as bar:
 
         def progress(done):
-            elapsed = max(bar.format_dict["elapsed"], 1e-9)
-            bar.set_postfix_str(f"{sum(done.read.values()) / elapsed / 1e6:.0f} MB/s", refresh=False)
-            bar.update(done.keyframes - bar.n)
+            elapsed = max(time.monotonic() - bar.started, 1e-9)
+            bar.update(done.keyframes, f"{sum(done.read.values()) / elapsed / 1e6:.0f} MB/s")
 
         return pool.run(todo, arguments, progress)
 
 
-def _summary(recipes, todo, done, store, seconds):
-    indexes = [parse_index(store.read(f"{r.name}.idx.json"), store.path(f"{r.name}.tar")) for r in recipes]
+def _indexes(store, recipes):
+    """Indexes of the shards that are there: all but those that came out empty."""
+    names = [r.name for r in recipes if store.exists(f"{r.name}.idx.json")]
+    return [parse_index(store.read(f"{name}.idx.json"), store.path(f"{name}.tar")) for name in names]
+
+
+def _say_skipped(skipped, kept):
+    if skipped:
+        click.echo(f"{len(skipped)} samples were left out:")
+        for line in by_scene(skipped, kept):
+            click.echo(line)
+
+
+def _summary(recipes, todo, done, indexes, store, seconds):
     size, frames = sum(i.tar_bytes for i in indexes), sum(len(i.keys) for i in indexes)
-    click.echo(f"{len(recipes)} shards, {frames} keyframes, {size / 1e6:.1f} MB in {store.path('')} ({seconds:.1f} s)")
-    if len(todo) < len(recipes):
-        click.echo(f"{len(recipes) - len(todo)} of them were there already and were kept")
-    if done.skipped:
+    click.echo(f"{len(indexes)} shards, {frames} keyframes, {size / 1e6:.1f} MB in {store.path('')} ({seconds:.1f} s)")
+    written = {r.name for r in todo}
+    kept = [r.name for r in recipes if r.name not in written]
+    if kept:
+        click.echo(f"{len(kept)} of them were there already and were kept")
+        lost = sum(len(read_skipped(store, name)) for name in kept)
+        if lost:
+            click.echo(f"{lost} samples were left out of those when they were made; --overwrite tries them again")
+    if len(indexes) < len(recipes):
         click.echo(
-            f"{len(done.skipped)} samples were left out; the manifest lists them, the first: {done.skipped[0]['why']}"
+            f"{len(recipes) - len(indexes)} shards came out empty and were not written; the next run tries again"
         )
+    _say_skipped(done.skipped, [key for index in indexes for key in index.keys])
     if todo:
         click.echo(f"{'member':<8}{'read MB':>12}{'written MB':>12}{'ratio':>8}")
         for kind in KINDS:

@@ -2,15 +2,16 @@
 
 import hashlib
 import io
+import itertools
 import tarfile
 import zlib
 from dataclasses import dataclass, field
 
 from common.record import encode_json
 from common.shard_index import dump_index, index_of
+from common.stores import open_store
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
-from preprocess.store import open_store
 
 KINDS = ("images", "radar", "lidar", "rest")
 
@@ -60,6 +61,8 @@ def write_shard(
 ):
     """Write one shard: tar to a temporary name, flush, rename; then the index, which is the commit mark.
 
+    A shard all of whose samples were skipped is not written: only the list of them lies where it would have been.
+
     Args:
         recipe: ShardRecipe. dataroot: nuScenes folder. out: folder or fsspec address of the shards.
         on_error: "stop" raises; "skip" leaves the sample out, and with keep_sequences its whole scene.
@@ -67,18 +70,23 @@ def write_shard(
     Returns:
         Written.
     Raises:
-        SourceError: bad input, or nothing left to write; nothing of the shard stays behind. OSError: the disk.
+        SourceError: bad input; nothing of the shard stays behind. OSError: the disk.
     """
     store = open_store(out)
     store.remove(f"{recipe.name}.idx.json")
+    store.remove(skipped_name(recipe.name))
     done = Written(skipped=list(recipe.skipped))
     rows, tokens, scenes = {}, [], []
+    records = _records(recipe, dataroot, image_hw, jpeg_quality, on_error, keep_sequences, done)
+    first = next(records, None)
+    if first is None:
+        store.remove(f"{recipe.name}.tar")
+        store.write(skipped_name(recipe.name), encode_json({"skipped": done.skipped}))
+        return done
     with store.new_file(f"{recipe.name}.tar") as file:
         stream = _HashingFile(file)
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for frame, members, read in _records(
-                recipe, dataroot, image_hw, jpeg_quality, on_error, keep_sequences, done
-            ):
+            for frame, members, read in itertools.chain([first], records):
                 rows[frame.key] = _add(archive, frame.key, members)
                 tokens.append(frame.facts["token"])
                 name = frame.facts["scene"]["name"]
@@ -89,12 +97,9 @@ def write_shard(
                 done.add(*counts)
                 if on_keyframe:
                     on_keyframe(*counts)
-        if not rows:
-            raise SourceError(f"{recipe.name}: every one of its samples was skipped, for example {done.skipped[:1]}")
     index = index_of(
         store.path(f"{recipe.name}.tar"), rows, tokens, scenes, stream.size, stream.sha256.hexdigest(), recipe.facts
     )
-    store.remove(skipped_name(recipe.name))
     if done.skipped:
         store.write(skipped_name(recipe.name), encode_json({"skipped": done.skipped}))
     store.write(f"{recipe.name}.idx.json", dump_index(index))

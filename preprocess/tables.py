@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.errors import SourceError
+from preprocess.options import channel_names
+from preprocess.plausible import check_intrinsics
 
 
 @dataclass
@@ -24,9 +26,11 @@ class Poses:
 
 @dataclass(slots=True)
 class SensorFrame:
-    """One row of sample_data, its ego pose resolved to a row of Poses."""
+    """One row of sample_data: channel by nuScenes' name, scene by its token, ego pose by its row of Poses."""
 
     token: str
+    channel: str
+    scene: str
     filename: str
     timestamp: int
     pose: int
@@ -36,14 +40,19 @@ class SensorFrame:
     width: int
 
 
-def _field(row, name, table, kind=None):
+_KINDS = {str: "a text", int: "a whole number", bool: "true or false", list: "a list"}
+MAX_TIMESTAMP_US = 1 << 62
+
+
+def field_of(row, name, table, kind=None):
+    """row[name]. Raises SourceError, naming table and row, where it is missing or not of the type `kind`."""
     try:
         value = row[name]
     except (KeyError, TypeError):
         token = row.get("token", "?") if isinstance(row, dict) else "?"
         raise SourceError(f"{table}: row {token} lacks the field {name!r}") from None
     if kind and (not isinstance(value, kind) or isinstance(value, bool) and kind is not bool):
-        raise SourceError(f"{table}: row {row.get('token', '?')} has {name} = {value!r}")
+        raise SourceError(f"{table}: row {row.get('token', '?')} has {name} = {value!r}, not {_KINDS[kind]}")
     return value
 
 
@@ -51,12 +60,15 @@ def read_table(folder, name, optional=False):
     """Rows of one table as dicts. Raises SourceError for a missing or damaged file."""
     path = Path(folder) / f"{name}.json"
     try:
-        rows = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        rows = json.loads(data)
+        if b"\\ud" in data or b"\\uD" in data:  # half a surrogate pair is text that nothing can write again
+            json.dumps(rows, ensure_ascii=False).encode()
     except FileNotFoundError:
         if optional:
             return []
         raise SourceError(f"{path}: the table is missing; is this nuScenes folder complete?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not a readable JSON table ({error})") from None
     if not isinstance(rows, list):
         raise SourceError(f"{path}: not a list of rows")
@@ -68,25 +80,38 @@ def by_token(rows, table, fields=()):
     out = {}
     for row in rows:
         for name in fields:
-            _field(row, name, table)
-        token = _field(row, "token", table, str)
+            field_of(row, name, table)
+        token = field_of(row, "token", table, str)
         if token in out:
             raise SourceError(f"{table}: the token {token} occurs twice")
         out[token] = row
     return out
 
 
-def _get(mapping, token, table, wanted_by):
+def timestamp_of(row, table):
+    """The timestamp of a row in microseconds. Raises SourceError for one that is text, fractional, or out of range."""
+    value = field_of(row, "timestamp", table, int)
+    if not 0 <= value < MAX_TIMESTAMP_US:
+        raise SourceError(f"{table}: row {row.get('token', '?')} has timestamp = {value!r}")
+    return value
+
+
+def refer(mapping, token, table, wanted_by):
+    """mapping[token]. Raises SourceError, naming who refers to it, where it does not exist."""
     try:
         return mapping[token]
     except (KeyError, TypeError):
         raise SourceError(f"{wanted_by}: refers to {table} {token!r}, which does not exist") from None
 
 
-def _finite(values, shape, what):
+def finite(values, shape, what):
+    """Float64 array of that shape. Raises SourceError for anything else, texts and missing numbers included."""
     try:
-        array = np.array(values, np.float64)
-    except (TypeError, ValueError):
+        array = np.array(values)
+        if array.dtype.kind not in "iuf":
+            raise ValueError
+        array = array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
         raise SourceError(f"{what} is not numeric") from None
     if array.shape != shape:
         raise SourceError(f"{what} has shape {array.shape}, expected {shape}")
@@ -98,16 +123,19 @@ def _finite(values, shape, what):
 def read_poses(folder):
     """The ego_pose table. Raises SourceError for a pose that is not finite or has a zero quaternion."""
     rows = read_table(folder, "ego_pose")
-    row_of = {_field(row, "token", "ego_pose", str): i for i, row in enumerate(rows)}
+    row_of = {field_of(row, "token", "ego_pose", str): i for i, row in enumerate(rows)}
     if len(row_of) != len(rows):
         by_token(rows, "ego_pose")
     try:
-        rotation = np.array([row["rotation"] for row in rows], np.float64).reshape(len(rows), 4)
-        translation = np.array([row["translation"] for row in rows], np.float64).reshape(len(rows), 3)
+        rotation = np.array([row["rotation"] for row in rows]).reshape(len(rows), 4)
+        translation = np.array([row["translation"] for row in rows]).reshape(len(rows), 3)
+        if {rotation.dtype.kind, translation.dtype.kind} - set("if"):
+            raise ValueError
+        rotation, translation = rotation.astype(np.float64), translation.astype(np.float64)
     except (KeyError, TypeError, ValueError):
         for row in rows:  # find the culprit, slowly
-            _finite(_field(row, "rotation", "ego_pose"), (4,), f"ego_pose {row['token']}: rotation")
-            _finite(_field(row, "translation", "ego_pose"), (3,), f"ego_pose {row['token']}: translation")
+            finite(field_of(row, "rotation", "ego_pose"), (4,), f"ego_pose {row['token']}: rotation")
+            finite(field_of(row, "translation", "ego_pose"), (3,), f"ego_pose {row['token']}: translation")
         raise SourceError("ego_pose: the table cannot be understood") from None
     bad = ~(np.isfinite(rotation).all(1) & np.isfinite(translation).all(1) & (rotation != 0).any(1))
     if bad.any():
@@ -116,23 +144,29 @@ def read_poses(folder):
     return Poses(row_of, rotation, translation)
 
 
-def read_calibration(folder):
-    """calibrated_sensor token -> (channel, modality, quaternion (4,), translation (3,), intrinsics (3, 3) or None)."""
+def read_calibration(folder, channels=()):
+    """calibrated_sensor token -> (channel, quaternion (4,), translation (3,), intrinsics (3, 3) or None).
+
+    channels: (name of nuScenes, name in the tables) pairs; channels come out under nuScenes' names.
+    """
     sensors = by_token(read_table(folder, "sensor"), "sensor")
+    kinds = {}
+    for token, row in sensors.items():
+        kinds[field_of(row, "channel", f"sensor {token}", str)] = field_of(row, "modality", f"sensor {token}", str)
+    names = channel_names(channels, kinds)
     out = {}
     for token, row in by_token(read_table(folder, "calibrated_sensor"), "calibrated_sensor").items():
         what = f"calibrated_sensor {token}"
-        sensor = _get(sensors, _field(row, "sensor_token", what), "sensor", what)
-        rotation = _finite(_field(row, "rotation", what), (4,), f"{what}: rotation")
+        sensor = refer(sensors, field_of(row, "sensor_token", what), "sensor", what)
+        rotation = finite(field_of(row, "rotation", what), (4,), f"{what}: rotation")
         if not rotation.any():
             raise SourceError(f"{what}: rotation is the zero quaternion")
-        translation = _finite(_field(row, "translation", what), (3,), f"{what}: translation")
-        modality = _field(sensor, "modality", f"sensor {sensor['token']}", str)
+        translation = finite(field_of(row, "translation", what), (3,), f"{what}: translation")
         intrinsics = None
-        if modality == "camera":
-            intrinsics = _finite(_field(row, "camera_intrinsic", what), (3, 3), f"{what}: camera_intrinsic")
-        channel = _field(sensor, "channel", f"sensor {sensor['token']}", str)
-        out[token] = (channel, modality, rotation, translation, intrinsics)
+        if sensor["modality"] == "camera":
+            intrinsics = finite(field_of(row, "camera_intrinsic", what), (3, 3), f"{what}: camera_intrinsic")
+            check_intrinsics(intrinsics, what)
+        out[token] = (names[sensor["channel"]], rotation, translation, intrinsics)
     return out
 
 
@@ -140,56 +174,37 @@ def read_sensor_frames(folder, calibration, poses, samples):
     """sample_data: token -> SensorFrame, and (sample token, channel) -> token of the keyframe."""
     frames, keyframes = {}, {}
     for row in read_table(folder, "sample_data"):
-        token = _field(row, "token", "sample_data", str)
+        token = field_of(row, "token", "sample_data", str)
         if token in frames:
             raise SourceError(f"sample_data: the token {token} occurs twice")
         what = f"sample_data {token}"
-        sensor = _field(row, "calibrated_sensor_token", what)
-        channel = _get(calibration, sensor, "calibrated_sensor", what)[0]
-        is_key = _field(row, "is_key_frame", what, bool)
+        sensor = field_of(row, "calibrated_sensor_token", what)
+        channel = refer(calibration, sensor, "calibrated_sensor", what)[0]
+        sample = field_of(row, "sample_token", what)
+        scene = refer(samples, sample, "sample", what)["scene_token"]
+        prev = field_of(row, "prev", what, str)
+        if token in (prev, row.get("next")):
+            raise SourceError(f"{what}: its {'prev' if token == prev else 'next'} points to itself")
         frames[token] = SensorFrame(
             token=token,
-            filename=_field(row, "filename", what, str),
-            timestamp=_field(row, "timestamp", what, int),
-            pose=_get(poses.row, _field(row, "ego_pose_token", what), "ego_pose", what),
+            channel=channel,
+            scene=scene,
+            filename=field_of(row, "filename", what, str),
+            timestamp=timestamp_of(row, what),
+            pose=refer(poses.row, field_of(row, "ego_pose_token", what), "ego_pose", what),
             calibration=sensor,
-            prev=_field(row, "prev", what, str),
-            height=row.get("height") or 0,
-            width=row.get("width") or 0,
+            prev=prev,
+            height=_pixels(row, "height", what),
+            width=_pixels(row, "width", what),
         )
-        if is_key:
-            sample = _field(row, "sample_token", what)
-            _get(samples, sample, "sample", what)
+        if field_of(row, "is_key_frame", what, bool):
             if (sample, channel) in keyframes:
                 raise SourceError(f"sample {sample}: two keyframes of {channel}")
             keyframes[sample, channel] = token
     return frames, keyframes
 
 
-def read_annotations(folder, samples, has_annotations=True):
-    """sample token -> its annotation rows in file order; each gets its category's name as "category_name"."""
-    category = by_token(read_table(folder, "category", optional=not has_annotations), "category")
-    instance = by_token(read_table(folder, "instance", optional=not has_annotations), "instance")
-    attribute = by_token(read_table(folder, "attribute", optional=not has_annotations), "attribute")
-    rows = by_token(
-        read_table(folder, "sample_annotation", optional=not has_annotations),
-        "sample_annotation",
-        ("prev", "next", "visibility_token"),
-    )
-    by_sample = {}
-    for token, row in rows.items():
-        what = f"sample_annotation {token}"
-        sample = _field(row, "sample_token", what)
-        _get(samples, sample, "sample", what)
-        track = _get(instance, _field(row, "instance_token", what), "instance", what)
-        kind = _get(category, _field(track, "category_token", f"instance {track['token']}"), "category", what)
-        row["category_name"] = _field(kind, "name", f"category {kind['token']}", str)
-        row["attributes"] = [
-            _get(attribute, t, "attribute", what)["name"] for t in _field(row, "attribute_tokens", what, list)
-        ]
-        _finite(_field(row, "translation", what), (3,), f"{what}: translation")
-        _finite(_field(row, "size", what), (3,), f"{what}: size")
-        if not _finite(_field(row, "rotation", what), (4,), f"{what}: rotation").any():
-            raise SourceError(f"{what}: rotation is the zero quaternion")
-        by_sample.setdefault(sample, []).append(row)
-    return by_sample, rows
+def _pixels(row, name, what):
+    """Height or width as the table has it; 0 where it says nothing."""
+    value = row.get(name) or 0
+    return value if value == 0 else field_of(row, name, what, int)

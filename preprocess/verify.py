@@ -1,5 +1,6 @@
 """python -m preprocess.verify: read everything again and name what is wrong."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -7,35 +8,44 @@ import sys
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import simplejpeg
-from tqdm import tqdm
+import numpy as np
 
-from common.cameras import CAMERAS, LIDAR_FIELDS, RADAR_FIELDS
+from common.addresses import split
+from common.cameras import CAMERAS, LIDAR_FIELDS, RADAR_FIELDS, RADARS
+from common.errors import CannotList, Missing
+from common.keys import keyframe_key
+from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
 from common.record import (
-    BOX_DTYPE,
     BOXES_MEMBER,
-    CAMERA_DTYPE,
     CAMERAS_MEMBER,
     SAMPLE,
-    SCHEMA_VERSION,
     RecordError,
-    decode_json,
+    decode_boxes,
+    decode_cameras,
     decode_points,
-    decode_rows,
     image_member,
     lidar_member,
     member_order,
+    parse_sample,
     radar_member,
 )
-from common.shard_index import ShardError, build_index, dump_index, load_index
+from common.shard_index import ShardError, build_index, dump_index, open_index
+from common.shard_set import SPLITS, find_shards, is_folder
+from common.stores import local_copy, open_store, parse_options
 from preprocess.errors import SourceError
+from preprocess.images import check_image
 from preprocess.keyframe import build_record
 from preprocess.manifest import read_skipped
-from preprocess.plan import Options, Planner
-from preprocess.store import LocalStore
+from preprocess.options import Options
+from preprocess.plan import Planner
+from preprocess.plausible import check_boxes, check_camera, check_rigid
+from preprocess.pointclouds import lidar_problem, radar_problem
+from preprocess.progress import Progress
+from preprocess.steps import check_keyframe_step, check_offset, check_sweep_step
 
 SAMPLE_FIELDS = frozenset(
     "boxes cameras facts global_T_ego index lidar log next prev radar scene schema timestamp_us token".split()
@@ -43,56 +53,110 @@ SAMPLE_FIELDS = frozenset(
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("shards", nargs=-1, required=True)
 @click.option("--against", type=click.Path(path_type=Path), help="compare every byte with this nuScenes folder")
 @click.option("--workers", default=os.cpu_count(), type=click.IntRange(1), help="processes", show_default=True)
-def main(folder, against, workers):
-    """Check the shards of FOLDER: indexes, checksums, every member, scenes, manifests. Exit code 1 if anything is wrong."""
+@click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
+def main(shards, against, workers, store_options):
+    """Check SHARDS (a folder, tars, a pattern, a manifest; addresses too): indexes, checksums, every member, scenes, manifests.
+
+    Exit code 1 if anything is wrong.
+    """
     try:
-        problems, keyframes, shards = verify(folder, against, workers)
-    except (SourceError, ShardError, OSError, BrokenProcessPool) as error:
-        problems, keyframes, shards = [" ".join(str(error).split())], 0, 0
+        problems, keyframes, count = verify(shards, against, workers, parse_options(store_options))
+    except (ValueError, OSError, BrokenProcessPool) as error:
+        problems, keyframes, count = [" ".join(str(error).split())], 0, 0
     for problem in problems:
         click.echo(f"error: {problem}", err=True)
-    click.echo(f"{shards} shards, {keyframes} keyframes: {f'{len(problems)} problems' if problems else 'all is well'}")
+    click.echo(f"{count} shards, {keyframes} keyframes: {f'{len(problems)} problems' if problems else 'all is well'}")
     sys.exit(bool(problems))
 
 
-def verify(folder, against=None, workers=1):
+def verify(patterns, against=None, workers=1, options=None):
     """(problems, keyframes, shards): problems is a list of lines, empty if all is well.
 
+    Args:
+        patterns: what common.shard_set.find_shards takes. Of a folder everything in it is checked, else what is named.
+        against: nuScenes folder. options: of the stores.
     Raises SourceError where there is nothing to check, or for a folder to compare with that cannot be read.
     """
-    folder = Path(folder)
-    tars = sorted(folder.glob("*.tar"))
+    folders = _folders(patterns, options)
+    tars = [(folder.store, name) for folder in folders for name in folder.names]
     if not tars:
-        raise SourceError(f"{folder}: no shards there")
+        raise SourceError(f"{folders[0].store.path('')}: no shards there")
     problems, sound = [], {}
     sources = _sources(against, tars) if against else {}
-    arguments = [(tar, against, sources.get(tar.name)) for tar in tars]
+    arguments = [(store, name, against, sources.get((store.address, name))) for store, name in tars]
     if workers > 1 and len(tars) > 1:
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            results = list(tqdm(pool.map(_check_shard, arguments), total=len(tars), unit="shard", desc="verify"))
+            results = _counted(pool.map(_check_shard, arguments), len(tars))
     else:
-        results = [_check_shard(a) for a in tqdm(arguments, unit="shard", desc="verify")]
-    for tar, (wrong, index) in zip(tars, results, strict=True):
+        results = _counted(map(_check_shard, arguments), len(tars))
+    for (store, name), (wrong, index) in zip(tars, results, strict=True):
         problems += wrong
         if index is not None:
-            sound[tar.name] = index
-    for path in folder.glob("*.idx.json"):
-        tar = path.with_name(path.name.removesuffix(".idx.json") + ".tar")
-        if not tar.exists():
-            problems.append(f"{tar}: is missing, its index is there")
-    problems += _check_manifests(folder, sound, {t.name for t in tars})
-    problems += _check_scenes(sound)
+            sound[store.address, name] = index
+    for folder in folders:
+        problems += folder.check({name: i for (at, name), i in sound.items() if at == folder.store.address})
+    problems += _check_scenes(list(sound.values()))
     return problems, sum(len(i.keys) for i in sound.values()), len(tars)
 
 
+def _counted(results, total):
+    with Progress(total, "shard", "verify") as bar:
+        return list(bar.over(results))
+
+
+def _folders(patterns, options):
+    """The _Folder of each folder that patterns name, or name shards of."""
+    patterns = [patterns] if isinstance(patterns, (str, Path)) else list(patterns)
+    if len(patterns) == 1 and is_folder(patterns[0]):
+        store = open_store(str(patterns[0]).rstrip("/") or "/", options)
+        try:
+            there = store.list()
+        except CannotList:
+            there = [split(tar)[1] for tar in find_shards(patterns, options=options)]
+            there += [manifest_name(s) for s in SPLITS if store.exists(manifest_name(s))]
+        return [_Folder(store, [n for n in there if n.endswith(".tar")], there)]
+    names = {}
+    for tar in find_shards(patterns, options=options, strict=False):
+        folder, name = split(tar)
+        names.setdefault(folder, []).append(name)
+    return [_Folder(open_store(folder or ".", options), own, None) for folder, own in names.items()]
+
+
+@dataclass
+class _Folder:
+    """Shards of a folder that are to be checked, and every name in it where all of it is."""
+
+    store: object
+    names: list
+    there: list | None
+
+    def check(self, sound):
+        """Problems of its manifests and strays. sound: tar name -> ShardIndex of the shards that could be read."""
+        problems = []
+        for name in self.there or ():
+            tar = name.removesuffix(".idx.json") + ".tar"
+            if name.endswith(".idx.json") and tar not in self.names:
+                problems.append(f"{self.store.path(tar)}: is missing, its index is there")
+        return problems + list(_check_manifests(self, sound))
+
+
 def _check_shard(arguments):
-    """(problems, index or None) of one shard."""
-    tar, against, source = arguments
+    """(problems, index or None) of one shard; of a remote one after fetching it."""
+    store, name, against, source = arguments
     try:
-        index = load_index(tar, verify=True)
+        with local_copy(store, name) as tar:
+            problems, index = _check_local(tar, store, name, against, source)
+        return [problem.replace(str(tar), str(store.path(name))) for problem in problems], index
+    except ShardError as error:
+        return [str(error)], None
+
+
+def _check_local(tar, store, name, against, source):
+    try:
+        index, _ = open_index(store, name, verify=True)
         rebuilt = build_index(tar)
     except (ShardError, RecordError) as error:
         return [str(error)], None
@@ -104,13 +168,15 @@ def _check_shard(arguments):
     with tarfile.open(tar) as archive:
         for key, members in _samples(archive):
             try:
-                scene = _check_sample(key, members)
-                scenes.setdefault(scene["name"], (scene["nbr_samples"], []))[1].append(key)
+                sample = _check_sample(key, members)
+                scene = sample["scene"]
+                seen = scenes.setdefault(scene["name"], _Scene(scene["nbr_samples"], index.schema))
+                seen.add(key, sample)
                 if source is not None:
                     _compare(key, members, source, against)
-            except (RecordError, SourceError, KeyError, TypeError, IndexError) as error:
+            except (RecordError, SourceError, KeyError, TypeError) as error:
                 problems.append(f"{tar}: {key}: {error}")
-    problems += _whole(tar, scenes)
+    problems += _whole(tar, scenes, read_skipped(store, name.removesuffix(".tar")))
     return problems, index
 
 
@@ -128,108 +194,145 @@ def _samples(archive):
 
 
 def _check_sample(key, members):
-    """Decode every member of a record. Returns its scene; raises RecordError."""
-    sample = decode_json(members[SAMPLE])
-    if sample["schema"] != SCHEMA_VERSION or not set(sample) >= SAMPLE_FIELDS:
-        raise RecordError(f"{SAMPLE}: not of schema {SCHEMA_VERSION}")
-    if key != f"{sample['scene']['name']}_{sample['index']:04d}":
+    """Decode every member of a record and check it as preprocessing checks its source. Returns sample.json.
+
+    Raises RecordError or SourceError.
+    """
+    sample = parse_sample(members[SAMPLE])
+    if not set(sample) >= SAMPLE_FIELDS:
+        raise RecordError(f"{SAMPLE}: lacks {min(SAMPLE_FIELDS - set(sample))}")
+    if key != keyframe_key(sample["scene"]["name"], sample["index"], sample["schema"]):
         raise RecordError(f"{SAMPLE}: belongs to another key")
     cameras = [c["channel"] for c in sample["cameras"]]
     expected = member_order([c for c in CAMERAS if c in cameras], len(sample["lidar"]), len(sample["radar"]))
     if list(members) != expected:
         odd = sorted(set(members) ^ set(expected)) or ["their order"]
         raise RecordError(f"its members are not those that {SAMPLE} lists: {', '.join(odd)}")
-    rows = decode_rows(members[CAMERAS_MEMBER], CAMERA_DTYPE, CAMERAS_MEMBER)
-    if len(rows) != len(cameras):
-        raise RecordError(f"{CAMERAS_MEMBER}: {len(rows)} rows for {len(cameras)} cameras")
-    boxes = decode_rows(members[BOXES_MEMBER], BOX_DTYPE, BOXES_MEMBER)
-    if any(len(column) != len(boxes) for column in sample["boxes"].values()):
-        raise RecordError(f"{BOXES_MEMBER}: not as many rows as {SAMPLE} has boxes")
+    rows = decode_cameras(members[CAMERAS_MEMBER], sample)
     for camera, row in zip(cameras, rows, strict=True):
-        try:
-            pixels = simplejpeg.decode_jpeg(members[image_member(camera)], "RGB")
-        except ValueError as error:
-            raise RecordError(f"{image_member(camera)}: does not decode ({error})") from None
-        if pixels.shape[:2] != (row["height"], row["width"]):
+        size = check_image(members[image_member(camera)], image_member(camera))
+        if size != (row["height"], row["width"]):
             raise RecordError(f"{image_member(camera)}: its size is not that of {CAMERAS_MEMBER}")
-    names = [(lidar_member(k), len(LIDAR_FIELDS)) for k in range(len(sample["lidar"]))]
-    names += [(radar_member(k), len(RADAR_FIELDS) + 2) for k in range(len(sample["radar"]))]
-    for name, fields in names:
-        if len(decode_points(members[name], name)) != fields:
-            raise RecordError(f"{name}: does not have {fields} fields")
-    return sample["scene"]
+        check_offset(sample["timestamp_us"], int(row["timestamp_us"]), image_member(camera))
+        check_camera(row["intrinsics"], row["ego_T_cam"], f"{CAMERAS_MEMBER}: {camera}")
+        check_rigid(row["global_T_ego"], f"{CAMERAS_MEMBER}: global_T_ego of {camera}")
+    check_rigid(np.array(sample["global_T_ego"], np.float64), f"{SAMPLE}: global_T_ego")
+    check_boxes(decode_boxes(members[BOXES_MEMBER], sample), BOXES_MEMBER)
+    for k in range(len(sample["lidar"])):
+        name = lidar_member(k)
+        _no_problem(name, lidar_problem(decode_points(members[name], name, len(LIDAR_FIELDS))))
+    for k in range(len(sample["radar"])):
+        name = radar_member(k)
+        points = decode_points(members[name], name, len(RADAR_FIELDS) + 2)
+        _no_problem(name, radar_problem(points) or _radar_number_problem(points[-1], sample["radar"][k]))
+    for sweeps in [sample["lidar"], *_by_channel(sample["radar"])]:
+        for newer, older in itertools.pairwise(sweeps):
+            check_sweep_step(older["timestamp_us"], newer["timestamp_us"], f"{SAMPLE}: sweep {older['token']}")
+    return sample
 
 
-def _whole(tar, scenes):
-    skipped = {s["key"] for s in read_skipped(LocalStore(tar.parent), tar.name.removesuffix(".tar"))}
-    for name, (count, keys) in scenes.items():
-        want = [key for i in range(count) if (key := f"{name}_{i:04d}") not in skipped]
-        if keys != want:
-            missing = [key for key in want if key not in keys]
+def _no_problem(name, problem):
+    if problem is not None:
+        raise RecordError(f"{name}: {problem}")
+
+
+def _radar_number_problem(numbers, files):
+    there = {RADARS.index(f["channel"]) for f in files if f["channel"] in RADARS}
+    strange = set(np.unique(numbers).tolist()) - there
+    return f"a point is of radar {min(strange):g}, which {SAMPLE} does not list" if strange else None
+
+
+def _by_channel(radar):
+    """Sweeps of each radar, newest first."""
+    channels = {}
+    for file in itertools.chain.from_iterable(radar):
+        channels.setdefault(file["channel"], []).append(file)
+    return channels.values()
+
+
+class _Scene:
+    """What was met of a scene: keys in tar order; its samples must follow each other as a car's do."""
+
+    def __init__(self, count, schema):
+        self.count, self.schema, self.keys, self.last = count, schema, [], None
+
+    def add(self, key, sample):
+        self.keys.append(key)
+        last, self.last = self.last, sample
+        if last is not None and sample["index"] == last["index"] + 1:
+            check_keyframe_step(last["timestamp_us"], sample["timestamp_us"], SAMPLE)
+
+
+def _whole(tar, scenes, skipped):
+    skipped = {s["key"] for s in skipped}
+    for name, scene in scenes.items():
+        want = [key for i in range(scene.count) if (key := keyframe_key(name, i, scene.schema)) not in skipped]
+        if scene.keys != want:
+            missing = [key for key in want if key not in scene.keys]
             yield f"{tar}: {name} is not whole: {missing[0] if missing else 'its order is wrong'}"
 
 
-def _check_manifests(folder, sound, there):
-    problems, listed = [], {}
-    for path in sorted(folder.glob("*.manifest.json")):
+def _check_manifests(folder, sound):
+    """Problems of a _Folder's manifests; those of the named shards only, where not the whole folder is checked."""
+    listed, whole = set(), folder.there is not None
+    splits = dict.fromkeys(name.rpartition("-")[0] for name in folder.names)
+    names = [n for n in folder.there if n.endswith(SUFFIX)] if whole else [manifest_name(s) for s in splits if s]
+    for name in names:
+        path = folder.store.path(name)
         try:
-            manifest = json.loads(path.read_bytes())
-            entries = {s["name"]: s for s in manifest["shards"]}
-            if manifest["keyframes"] != sum(s["keyframes"] for s in entries.values()):
-                problems.append(f"{path}: its keyframes do not add up")
-        except (ValueError, KeyError, TypeError) as error:
-            problems.append(f"{path}: damaged manifest ({error}); run preprocess.run again")
+            manifest = parse_manifest(folder.store.read(name, MAX_MANIFEST_BYTES), path)
+        except Missing:
             continue
-        listed |= entries
-        for name, entry in entries.items():
-            index = sound.get(name)
-            if name not in there:
-                problems.append(f"{folder / name}: listed in {path.name}, but missing; run preprocess.run again")
+        except ShardError as error:
+            yield str(error)
+            continue
+        listed |= set(manifest.by_name)
+        for entry in manifest.shards:
+            tar, index = folder.store.path(entry.name), sound.get(entry.name)
+            if whole and entry.name not in folder.names:
+                yield f"{tar}: listed in {name}, but missing; run preprocess.run again"
             elif index is not None and (
-                (entry["sha256"], entry["bytes"], entry["keyframes"], entry["scenes"])
+                (entry.sha256, entry.bytes, entry.keyframes, entry.scenes)
                 != (index.tar_sha256, index.tar_bytes, len(index.keys), [s for s, _, _ in index.scenes])
             ):
-                problems.append(f"{folder / name}: is not the shard that {path.name} lists; run preprocess.run again")
-    problems += [f"{folder / name}: in no manifest" for name in sorted(there - set(listed))]
-    return problems
+                yield f"{tar}: is not the shard that {name} lists; run preprocess.run again"
+    if whole:
+        yield from (f"{folder.store.path(name)}: in no manifest" for name in folder.names if name not in listed)
 
 
-def _check_scenes(sound):
+def _check_scenes(indexes):
     problems, owner = [], {}
-    for name, index in sorted(sound.items()):
+    for index in indexes:
         for scene, _, _ in index.scenes:
             if scene in owner:
                 problems.append(f"{index.tar}: {scene} is in {owner[scene]} too")
-            owner[scene] = name
-    facts = {
-        json.dumps({k: v for k, v in i.facts.items() if k not in ("split", "recipe_sha256")}) for i in sound.values()
-    }
+            owner[scene] = Path(index.tar).name
+    facts = {json.dumps({k: v for k, v in i.facts.items() if k not in ("split", "recipe_sha256")}) for i in indexes}
     if len(facts) > 1:
         problems.append("the shards were made with different options")
     return problems
 
 
 def _sources(against, tars):
-    """shard name -> (facts, {key: KeyframeRecipe}) of the nuScenes folder."""
+    """(address of the folder, shard name) -> (facts, {key: KeyframeRecipe}) of the nuScenes folder."""
     out, planner = {}, None
-    for tar in tars:
+    for store, tar in tars:
         try:
-            index = load_index(tar)
+            index, _ = open_index(store, tar)
         except ShardError:
             continue  # told by the check of the shard itself
         facts = index.facts
         if planner is None:
-            hw = tuple(facts["image_size"]) if facts["image_size"] else None
-            planner = Planner(
-                against, facts["version"], Options(facts["sweeps"], hw, facts["jpeg_quality"] or 90), "skip"
-            )
+            planner = Planner(against, facts["version"], Options.from_facts(facts), "skip")
             scenes = {scene["name"]: scene for scene in planner.scenes}
         frames = {}
         for name, _, _ in index.scenes:
             if name not in scenes:
-                raise SourceError(f"{tar}: {name} is not in {against}")
-            frames |= {frame.key: frame for frame in planner.scene_keyframes(scenes[name])}
-        out[tar.name] = (facts, frames)
+                raise SourceError(f"{index.tar}: {name} is not in {against}")
+            for frame in planner.scene_keyframes(scenes[name]):
+                frame.facts["schema"] = index.schema
+                frames[frame.key] = frame
+        out[store.address, tar] = (facts, frames)
     return out
 
 

@@ -1,12 +1,19 @@
 """Fixtures: the real keyframe and the golden arrays where they lie beside the checkout."""
 
+import os
+import re
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from preprocess.synth.folder import Folder
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -59,6 +66,16 @@ def real_shards(realframe, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small_world(tmp_path_factory):
+    """nuScenes folder of four small scenes of three keyframes with one sweep between; the last is a val scene."""
+    folder = Folder(tmp_path_factory.mktemp("small-world"), "v1.0-mini", 5, image_hw=(90, 160))
+    for number, name in enumerate(("scene-0061", "scene-0553", "scene-0655", "scene-0103")):
+        folder.add_scene(number, name, 3, 1)
+    folder.close()
+    return folder.out
+
+
+@pytest.fixture(scope="session")
 def synth_world(tmp_path_factory):
     """nuScenes folder of the generated world: five train scenes and a val scene of four keyframes, two sweeps between."""
     out = tmp_path_factory.mktemp("world")
@@ -71,5 +88,62 @@ def synth_shards(synth_world, tmp_path_factory):
     """Two train shards and one val shard of the generated world, three sweeps each."""
     out = tmp_path_factory.mktemp("synth-shards")
     options = "--sweeps 3 --train-shards 2 --val-shards 1 --workers 1".split()
+    run_module("preprocess.run", "--version", "v1.0-mini", "--dataroot", synth_world, "--out", out, *options)
+    return out
+
+
+class S3Server:
+    """A moto server in a process of its own: bucket, and the requests that it has answered."""
+
+    bucket = "bevshards"
+
+    def __init__(self, folder):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self._log = folder / "requests.log"
+        port = self.endpoint.rpartition(":")[2]
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port]
+        with open(self._log, "wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                bucket = urllib.request.Request(f"{self.endpoint}/{self.bucket}", method="PUT")
+                urllib.request.urlopen(bucket, timeout=5).read()
+                return
+            except OSError:
+                assert time.monotonic() < deadline and self.process.poll() is None
+                time.sleep(0.1)
+
+    def requests(self, text):
+        """Lines of the log, such as `"GET /bevshards/a.tar HTTP/1.1" 206 -`, that hold a text."""
+        plain = re.sub(r"\x1b\[[\d;]*m", "", self._log.read_text())  # the server colours them
+        return [line for line in plain.splitlines() if text in line]
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """S3Server whose endpoint and credentials are in the environment, as users have them."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    wanted = {
+        "AWS_ENDPOINT_URL": server.endpoint,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    yield server
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    server.process.kill()
+    server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def s3_shards(s3, synth_world):
+    """Address of the shards of synth_shards, written by preprocess.run."""
+    out = f"s3://{s3.bucket}/shards"
+    options = "--sweeps 3 --train-shards 2 --val-shards 1 --workers 2".split()
     run_module("preprocess.run", "--version", "v1.0-mini", "--dataroot", synth_world, "--out", out, *options)
     return out

@@ -16,8 +16,9 @@ from tests.test_trainer import fails
 from train import checkpoint
 from train.command import options_command
 from train.model import Segnet
+from train.model.backbone import load_backbone
 from train.options import GROUPS, Options, as_dict, coerce
-from train.setup import load_backbone, make_model
+from train.setup import make_network
 
 
 def given(*words):
@@ -160,14 +161,14 @@ def test_backbone_weights_from_a_file(tmp_path, encoder_type):
     path = tmp_path / "weights.pth"
     torch.save(source.state_dict(), path)
     options = Options(encoder_type=encoder_type, backbone_weights=str(path))
-    model = make_model(options)
+    model, _ = make_network(options)
     load_backbone(model, options)
     state = [value for value in model.encoder.state_dict().values()]
     for weight in (first, deep):
         assert any(value.shape == weight.shape and torch.equal(value, weight) for value in state)
     other = Options(encoder_type="res101", backbone_weights=str(path))
     with pytest.raises(ValueError, match="not those of res101"):
-        load_backbone(make_model(other), other)
+        load_backbone(make_network(other)[0], other)
     path.write_bytes(b"cut")
     with pytest.raises(ValueError, match="not readable weights"):
         load_backbone(model, options)

@@ -6,10 +6,11 @@ import torch
 
 from common.vox import VoxUtil
 from tests.test_order import loaders
-from train.forward import run_model
+from train.forward import run_network
 from train.model import Segnet
 from train.model.camera_mean import camera_mean
 from train.model.segnet import Flips
+from train.model.simple_bev import SimpleBev
 
 VOX = VoxUtil(16, 2, 24, scene_centroid=torch.tensor([[0.0, 1.0, 0.0]]), bounds=(-24, 24, -4, 4, -16, 16))
 
@@ -135,22 +136,44 @@ def test_geometry_stays_float32_under_autocast(synth_shards, dtype):
         assert torch.equal(getattr(batch, name), getattr(plain, name)), name
 
 
-def test_points_of_a_ragged_batch_are_each_samples_own(synth_shards):
+def test_what_the_network_is_given_is_the_same_under_bf16(synth_shards, monkeypatch):
+    """Camera geometry and voxels to the last bit; only the network's own arithmetic is rounded."""
+    batch = next(iter(loaders(synth_shards, nsweeps=3)[0]))
+    vox = VoxUtil(50, 2, 50, torch.tensor([[0.0, 1.0, 0.0]]), (-50, 50, -5, 5, -50, 50))
+    net = SimpleBev(50, 2, 50, use_radar=True, use_lidar=True, latent_dim=8, encoder_type="res50").eval()
+    seen = segnet_inputs(net, monkeypatch)
+    with torch.no_grad():
+        run_network(net, batch, vox)
+        run_network(net, batch, vox, autocast=torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16):
+            run_network(net, batch, vox)
+    for plain, rounded, wrapped in zip(*seen, strict=True):
+        assert plain is rounded or (plain.dtype == torch.float32 and torch.equal(plain, rounded))
+        assert plain is wrapped or torch.equal(plain, wrapped)
+
+
+def segnet_inputs(net, monkeypatch):
+    """The list that will hold Segnet's arguments of every call of `net`."""
+    seen, forward = [], Segnet.forward
+    monkeypatch.setattr(Segnet, "forward", lambda self, *args, **kw: seen.append(args) or forward(self, *args, **kw))
+    return seen
+
+
+def test_points_of_a_ragged_batch_are_each_samples_own(synth_shards, monkeypatch):
     train, _ = loaders(synth_shards, nsweeps=3)
     batch = next(iter(train))
     vox = VoxUtil(50, 2, 50, torch.tensor([[0.0, 1.0, 0.0]]), (-50, 50, -5, 5, -50, 50))
-    net = Segnet(50, 2, 50, use_radar=True, use_lidar=True, latent_dim=8, encoder_type="res50").eval()
-    seen = []
-    net.register_forward_pre_hook(lambda _, args: seen.append(args[4]))
+    net = SimpleBev(50, 2, 50, use_radar=True, use_lidar=True, latent_dim=8, encoder_type="res50").eval()
+    seen = segnet_inputs(net, monkeypatch)
     with torch.no_grad():
-        run_model(net, batch, vox)
+        run_network(net, batch, vox)
     alone = loaders(synth_shards, nsweeps=3, bsz=1)[0]
     by_token = {b.tokens[0][0]: b for b in alone}  # the same draws: they depend on the sample alone
     for row, tokens in enumerate(batch.tokens):
         with torch.no_grad():
-            run_model(net, by_token[tokens[0]], vox)
-        assert torch.equal(seen[-1][0], seen[0][row])
-    assert batch.num_lidar.unique().numel() > 1 and seen[0].sum() > 100
+            run_network(net, by_token[tokens[0]], vox)
+        assert torch.equal(seen[-1][4][0], seen[0][4][row])
+    assert batch.num_lidar.unique().numel() > 1 and seen[0][4].sum() > 100
 
 
 def test_protocols_and_categories(synth_shards):

@@ -1,5 +1,6 @@
 """shards/README.md and the code say the same about the format."""
 
+import io
 import json
 import re
 import tarfile
@@ -8,22 +9,30 @@ import numpy as np
 import pytest
 import zstandard
 
-from common.cameras import CAMERAS
+from common.cameras import CAMERAS, RADAR_FIELDS, RADARS
 from common.record import (
     BOX_DTYPE,
     CAMERA_DTYPE,
     FEW_POINTS,
+    MAX_IMAGE_PIXELS,
+    MAX_JSON_BYTES,
+    MAX_PLANES_BYTES,
     SCHEMA_VERSION,
     RecordError,
+    decode_boxes,
+    decode_cameras,
     decode_planes,
     decode_points,
     decode_rows,
+    encode_json,
     encode_points,
     encode_rows,
     member_order,
     merge_planes,
+    parse_sample,
 )
-from common.shard_index import load_index
+from common.shard_index import ABSENT, ShardError, build_index, dump_index, index_path, load_index, parse_index
+from preprocess.verify import verify
 from tests.conftest import REPOSITORY
 
 SPECIFICATION = (REPOSITORY / "shards" / "README.md").read_text()
@@ -100,3 +109,64 @@ def test_round_trips(count):
     for damaged in (b"", encode_points(points)[:-1], b"\0" * 40):
         with pytest.raises(RecordError):
             decode_points(damaged, "x")
+
+
+def test_the_reader_of_the_specification_reads_what_ours_does(synth_shards):
+    source = re.search(r"```python\n(.*?)```", SPECIFICATION, re.DOTALL)[1]
+    assert len(source.splitlines()) <= 25
+    namespace = {}
+    exec(compile(source, "shards/README.md", "exec"), namespace)
+    tar = synth_shards / "val-000.tar"
+    index, data = load_index(tar), tar.read_bytes()
+    records = list(namespace["read_shard"](tar))
+    assert [key for key, *_ in records] == index.keys
+    for row, (_, sample, cameras, boxes, images, points) in enumerate(records):
+        ours = {
+            name: data[start : start + size]
+            for name, start, size in zip(
+                index.members, index.offsets[row].tolist(), index.sizes[row].tolist(), strict=True
+            )
+            if size != ABSENT
+        }
+        assert sample == parse_sample(ours["sample.json"])
+        assert cameras.tobytes() == decode_cameras(ours["cameras.npy.zst"], sample).tobytes()
+        assert boxes.tobytes() == decode_boxes(ours["boxes.npy.zst"], sample).tobytes()
+        assert images == {name.removesuffix(".jpg"): ours[name] for name in ours if name.endswith(".jpg")}
+        planes = [name for name in ours if ".planes" in name]
+        assert len(planes) == len(points) == len(sample["lidar"]) + len(sample["radar"])
+        for name in planes:
+            np.testing.assert_array_equal(points[name.removesuffix(".planes.zst")], decode_points(ours[name], name))
+
+
+def test_radar_fields_and_numbers_are_specified():
+    fields = re.search(r"The 18 radar fields: ([^.]*)\.", SPECIFICATION)[1]
+    assert tuple(fields.split(", ")) == RADAR_FIELDS
+    numbers = re.search(r"The radars' numbers: ([^.]*)\.", SPECIFICATION)[1]
+    assert numbers == ", ".join(f"{n} {name}" for n, name in enumerate(RADARS))
+
+
+def test_facts_and_bounds_are_specified(synth_shards):
+    facts = load_index(synth_shards / "val-000.tar").facts
+    described = SPECIFICATION[SPECIFICATION.index("`facts` holds") :]
+    assert all(f"`{name}`" in described for name in [*facts, "channels", "lidar_columns", "reference", "annotated"])
+    bounds = (MAX_JSON_BYTES >> 20, MAX_PLANES_BYTES >> 20, MAX_IMAGE_PIXELS // 10**6)
+    assert all(f"{bound} M" in SPECIFICATION or f"{bound} million" in SPECIFICATION for bound in bounds)
+
+
+def test_shards_of_schema_1_are_read(synth_shards, tmp_path):
+    """The bytes of schema 1 differ in the number alone where names are nuScenes' own."""
+    with tarfile.open(synth_shards / "val-000.tar") as old, tarfile.open(tmp_path / "val-000.tar", "w") as new:
+        for member in old:
+            data = old.extractfile(member).read()
+            if member.name.endswith("sample.json"):
+                data = encode_json(json.loads(data) | {"schema": 1})
+                member.size = len(data)
+            new.addfile(member, io.BytesIO(data))
+    index = build_index(tmp_path / "val-000.tar")
+    assert index.schema == 1
+    index_path(index.tar).write_bytes(dump_index(index))
+    assert load_index(index.tar, verify=True).schema == 1
+    assert all("in no manifest" in problem for problem in verify(tmp_path)[0])
+    raw = json.loads(dump_index(index)) | {"schema": 3}
+    with pytest.raises(ShardError, match="schema 3"):
+        parse_index(json.dumps(raw).encode(), index.tar)

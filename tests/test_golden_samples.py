@@ -5,7 +5,7 @@ import pytest
 
 from common.geometry import apply_4x4, cam0_T_cams, merge_rt, rigid_inverse
 from train.data import compile_data, make_vox_util
-from train.data.reader import IndexedReader
+from train.data.sources import LocalSource
 from train.data.windows import windows
 from train.forward import sensor_voxels
 from train.model import Segnet
@@ -117,7 +117,7 @@ def test_windows_equal_lineage(real_shards, golden, length, temporal):
         name = f"{split}_L{length}_ta{temporal}"
         if name not in arrays:
             continue
-        reader = IndexedReader([f"{real_shards}/{split}-000.tar"])
+        reader = LocalSource([f"{real_shards}/{split}-000.tar"])
         ours = [
             [reader.tokens[i] for i in w] for w in windows(reader.scene_of, length, bool(temporal) and split == "train")
         ]

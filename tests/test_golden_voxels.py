@@ -9,7 +9,7 @@ from PIL import Image
 
 from common.vox import VoxUtil
 from train.augment import crop_and_resize
-from train.data.reader import IndexedReader
+from train.data.sources import LocalSource
 
 BOUNDS = (-50, 50, -5, 5, -50, 50)
 
@@ -54,7 +54,7 @@ def test_shared_voxel_keeps_the_last_point_and_padding_none():
 @pytest.mark.parametrize("plan", range(4))
 def test_nearest_equals_the_lineage(real_shards, golden, plan):
     arrays = golden("augment.npz")
-    reader = IndexedReader([real_shards / "train-000.tar"])
+    reader = LocalSource([real_shards / "train-000.tar"])
     number = reader.tokens.index(str(arrays["token"]))
     data = reader.read(number, ["CAM_FRONT.jpg"])["CAM_FRONT.jpg"]
     image = torch.from_numpy(np.array(Image.open(io.BytesIO(bytes(data)))))
@@ -70,7 +70,7 @@ def test_intrinsics_follow_the_crop(real_shards, golden, plan):
     from common.record import CAMERA_DTYPE, CAMERAS_MEMBER, decode_rows
 
     arrays = golden("augment.npz")
-    reader = IndexedReader([real_shards / "train-000.tar"])
+    reader = LocalSource([real_shards / "train-000.tar"])
     number = reader.tokens.index(str(arrays["token"]))
     rows = decode_rows(reader.read(number, [CAMERAS_MEMBER])[CAMERAS_MEMBER], CAMERA_DTYPE, CAMERAS_MEMBER)
     intrinsics = torch.from_numpy(rows["intrinsics"].astype(np.float32))

@@ -15,26 +15,21 @@ import pytest
 
 from common.cameras import RADARS
 from common.shard_index import build_index, load_index
+from common.stores import open_store
 from preprocess.errors import SourceError
 from preprocess.plan import Options, Planner
 from preprocess.pointclouds import parse_radar
-from preprocess.store import open_store
-from preprocess.synth.folder import Folder
 from preprocess.verify import verify
 from tests.conftest import REPOSITORY, run_module
+from tests.preprocessing import command, contents, fails, rewrite, table
 from train.data import compile_data
 
 SCENES = {"scene-0061": 3, "scene-0553": 3, "scene-0655": 3, "scene-0103": 3}  # the last is a val scene
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Four small scenes of v1.0-mini with one sweep between keyframes."""
-    folder = Folder(tmp_path_factory.mktemp("small-world"), "v1.0-mini", 5, image_hw=(90, 160))
-    for number, (name, samples) in enumerate(SCENES.items()):
-        folder.add_scene(number, name, samples, 1)
-    folder.close()
-    return folder.out
+@pytest.fixture(scope="session")
+def world(small_world):
+    return small_world
 
 
 @pytest.fixture
@@ -43,27 +38,11 @@ def copy(world, tmp_path):
     return shutil.copytree(world, tmp_path / "copy")
 
 
-def command(dataroot, out, *more):
-    fixed = ["--version", "v1.0-mini", "--sweeps", "2"] if "--version" not in more else ["--sweeps", "2"]
-    return ["preprocess.run", *fixed, "--dataroot", dataroot, "--out", out, *more]
-
-
 @pytest.fixture(scope="module")
 def shards(world, tmp_path_factory):
     out = tmp_path_factory.mktemp("small-shards")
     run_module(*command(world, out, "--workers", 1))
     return out
-
-
-def contents(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"}
-
-
-def fails(*arguments, **options):
-    result = run_module(*arguments, check=False, **options)
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert result.returncode == 1 and len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
-    return lines[0]
 
 
 def test_worker_count_changes_no_byte(world, shards, tmp_path):
@@ -174,16 +153,6 @@ def test_points_that_are_not_finite(copy, tmp_path):
     points[1] = np.nan
     points.tofile(victim)
     assert victim.name in fails(*command(copy, tmp_path / "out"))
-
-
-def table(folder, name):
-    return folder / "v1.0-mini" / f"{name}.json"
-
-
-def rewrite(folder, name, change):
-    rows = json.loads(table(folder, name).read_bytes())
-    change(rows)
-    table(folder, name).write_text(json.dumps(rows))
 
 
 @pytest.mark.parametrize(

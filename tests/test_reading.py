@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import gc
 import http.server
+import json
 import os
 import shutil
 import socket
@@ -13,12 +14,18 @@ import time
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from common.shard_index import ShardError, build_index, dump_index, index_path
+from preprocess.synth.folder import Folder
+from tests.conftest import run_module
 from tests.test_order import CONF, GRID, equal, loaders
 from train.data import DataError, compile_data
-from train.data import stream as streaming
-from train.data.stream import stream_order
+from train.data.buffers import BufferPool
+from train.data.sources import SourceConfig, open_source
+from train.data.sources.pipe import stream_order
 
 MEMBERS = ("imgs", "lidar_data", "radar_data", "seg_bev")
 
@@ -62,7 +69,7 @@ def test_streams_give_the_records_that_files_give(synth_shards, server, kind):
         import fsspec
 
         fsspec.filesystem("memory").put(f"{synth_shards}/train-*", "/stream/")
-    streamed = stream_of(patterns[kind], reader="stream" if kind == "local" else "auto", shuffle=False)
+    streamed = stream_of(patterns[kind], reader="auto" if kind == "pipe" else "stream", shuffle=False)
     indexed = stream_of(patterns["local"], shuffle=False)
     assert streamed.reader.is_stream and not indexed.reader.is_stream
     count = 0
@@ -98,20 +105,6 @@ def test_stream_order_is_pure_and_complete(buffer):
     again, _ = stream_order(shard_of, windows, 1, 0, True, buffer)
     other, _ = stream_order(shard_of, windows, 1, 1, True, buffer)
     assert (order == again).all() and (order != other).any()
-
-
-def test_cache_is_filled_once_and_bounded(folder, tmp_path):
-    pattern = f"pipe:cat {folder}/train-<000..001>.tar"
-    cache = tmp_path / "cache"
-    first = [b.tokens for b in stream_of(pattern, cache_dir=cache)]
-    assert len(list(cache.iterdir())) == 2
-    for tar in folder.glob("train-*.tar"):
-        tar.unlink()
-    assert [b.tokens for b in stream_of(pattern, cache_dir=cache)] == first
-    size = max(p.stat().st_size for p in cache.iterdir())
-    small = streaming._Cache(cache, size)
-    small._make_room(size // 2)
-    assert sum(p.stat().st_size for p in cache.iterdir()) <= size
 
 
 @pytest.mark.parametrize("ahead", [1, 5])
@@ -181,6 +174,7 @@ def test_a_member_that_does_not_decode_names_shard_and_key(folder, on_device):
     data[start : start + int(index.sizes[1, column])] = bytes(int(index.sizes[1, column]))
     tar.write_bytes(data)
     index_path(tar).write_bytes(dump_index(build_index(tar)))
+    (folder / "train.manifest.json").unlink()  # it would tell already that this is another tar
     loader = every_camera(folder)
     message = run_out(encoded_to_the_device(loader) if on_device else loader)
     assert "train-000.tar" in message and index.keys[1] in message and "CAM_FRONT.jpg" in message
@@ -190,12 +184,11 @@ def every_camera(folder):
     return compile_data(f"{folder}/train-*.tar", None, {**CONF, "ncams": 6}, **GRID, bsz=4, nworkers=2)[0]
 
 
-def test_a_stalled_source_is_given_up(synth_shards, monkeypatch):
-    monkeypatch.setattr(streaming, "STALL_S", 1.0)
+def test_a_stalled_source_is_given_up(synth_shards):
     half = (synth_shards / "train-000.tar").stat().st_size // 2
     command = f"head -c {half} {synth_shards}/train-000.tar; sleep 600"
     loader = stream_of(f"{synth_shards}/train-000.tar", reader="stream")
-    loader.reader.indexes[0].tar = f"pipe:{command}"
+    loader.reader.addresses[0], loader.reader.stall_s = f"pipe:{command}", 1.0
     started = time.monotonic()
     assert "nothing arrived" in run_out(loader)
     assert time.monotonic() - started < 10
@@ -204,13 +197,14 @@ def test_a_stalled_source_is_given_up(synth_shards, monkeypatch):
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/train-000.tar"
-        with pytest.raises(ShardError, match="cannot be read"):
-            stream_of(address)
+        for reader in ("stream", "auto"):
+            with pytest.raises(ShardError, match="given up after 2 tries"):
+                open_source(address, SourceConfig(reader, attempts=2, pause_s=0.01, stall_s=0.3))
 
 
 def test_a_command_that_fails(synth_shards):
     loader = stream_of(f"{synth_shards}/train-000.tar", reader="stream")
-    loader.reader.indexes[0].tar = "pipe:false"
+    loader.reader.addresses[0] = "pipe:false"
     assert "pipe:false" in run_out(loader)
     with pytest.raises(ShardError, match="index"):
         stream_of("pipe:cat nowhere.tar")
@@ -251,11 +245,12 @@ def test_nothing_is_left_behind(folder, reader, end):
     assert not our_threads() and open_files() <= before
 
 
-def test_memory_stays_flat(synth_shards):
-    def resident_mb():
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+def resident_mb():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
+
+def test_memory_stays_flat(synth_shards):
     loader = stream_of(f"{synth_shards}/train-*.tar")
     for _ in range(4):
         list(loader)
@@ -264,6 +259,50 @@ def test_memory_stays_flat(synth_shards):
         for _batch in loader:
             pass
     assert resident_mb() - before < 60  # 240 samples of 27 MB of pixels each went through
+
+
+def shards_of_sizes(folder, image_hw, other_hw):
+    """Shards of four keyframes whose source images are of image_hw, CAM_BACK's of other_hw."""
+    world = Folder(folder / "world", "v1.0-mini", 0, image_hw)
+    world.add_scene(0, "scene-0061", 4, 0)
+    world.close()
+    table = folder / "world" / "v1.0-mini" / "sample_data.json"
+    rows = json.loads(table.read_text())
+    for row in rows:
+        if "/CAM_BACK/" in row["filename"] and other_hw != image_hw:
+            row["height"], row["width"] = other_hw
+            path = folder / "world" / row["filename"]
+            Image.open(path).resize(other_hw[::-1]).save(path)
+    table.write_text(json.dumps(rows))
+    options = "--version v1.0-mini --sweeps 1 --train-shards 1 --workers 1".split()
+    run_module("preprocess.run", *options, "--dataroot", folder / "world", "--out", folder)
+    return folder
+
+
+@pytest.mark.parametrize("other_hw", [(720, 1280), (1080, 1440)])
+def test_buffers_are_used_again_for_every_image_size(tmp_path, other_hw):
+    shards = shards_of_sizes(tmp_path, (720, 1280), other_hw)
+    loader = stream_of(f"{shards}/train-*.tar", nsweeps=1, bsz=2)
+    for _ in range(3):
+        list(loader)
+    before, made = resident_mb(), loader._buffers.made
+    for _ in range(15):
+        for batch in loader:
+            assert batch.imgs.max() > 0.1
+    assert resident_mb() - before < 60 and loader._buffers.made <= max(made, 8 * 6)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=60), st.integers(1, 5))
+def test_there_are_never_more_buffers_than_were_in_use_at_once(sizes, held):
+    pool, taken = BufferPool(), []
+    for n, size in enumerate(sizes):
+        if len(taken) == held:
+            pool.give([taken.pop(0)[0]])
+        array = pool.take((size, 7), np.float32)
+        array[:] = n
+        taken.append((array, n))
+        assert all((a == value).all() for a, value in taken) and array.shape == (size, 7)
+    assert pool.made <= held
 
 
 class Late:
@@ -278,13 +317,12 @@ class Late:
 
 def test_a_slow_consumer_keeps_its_buffers(synth_shards):
     loader = stream_of(f"{synth_shards}/train-*.tar")
-    ring = loader._ring
-    event, buffer = Late(), ring.take((2, 3))
-    ring.give_after(event, [buffer])
-    assert ring.take((2, 3)) is not buffer  # its copy is still under way
+    buffers = loader._buffers
+    event, array = Late(), buffers.take((2, 3))
+    buffers.give([array], event)
+    assert not np.shares_memory(buffers.take((2, 3)), array)  # its copy is still under way
     event.passed = True
-    ring.give_after(None, [])
-    assert ring.take((2, 3)) is buffer
+    assert np.shares_memory(buffers.take((3, 2)), array)
     slow = []
     for batch in loader:
         time.sleep(0.2)
@@ -298,6 +336,8 @@ def test_wrong_readers_are_told(synth_shards):
     with pytest.raises(ValueError, match="auto, indexed, stream"):
         stream_of(f"{synth_shards}/train-*.tar", reader="magic")
     with pytest.raises(ValueError, match="only be streamed"):
-        stream_of("http://127.0.0.1/train-000.tar", reader="indexed")
+        stream_of("pipe:cat train-000.tar", reader="indexed")
+    with pytest.raises(ValueError, match="cache_dir"):
+        stream_of(f"{synth_shards}/train-*.tar", reader="stream", cache_dir="x")
     train, _ = loaders(synth_shards, verify_reads=True)
     assert next(iter(train)).tokens

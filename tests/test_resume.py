@@ -27,6 +27,7 @@ from tests.conftest import REPOSITORY, run_module
 from train import checkpoint
 from train.distributed import World
 from train.model import Segnet
+from train.model.simple_bev import SimpleBev
 from train.optim import fetch_optimizer
 from train.options import Options
 from train.step import LossStep, over_processes
@@ -322,7 +323,7 @@ def train_on(rank, size, port, dtype, updates, path):
         dist.init_process_group("gloo")
         world = World(rank, size, torch.device("cpu"))
     torch.manual_seed(0)
-    net = Segnet(16, 2, 16, latent_dim=8, encoder_type="res50", rand_flip=True).to(dtype)
+    net = SimpleBev(16, 2, 16, latent_dim=8, encoder_type="res50", rand_flip=True).to(dtype)
     step = LossStep(net, VOX, None, world).to(dtype)
     parallel = over_processes(step)
     parallel.train()

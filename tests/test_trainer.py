@@ -9,7 +9,7 @@ import torch
 import webdataset
 
 from common.shard_index import ShardError, build_index, dump_index, index_path, load_index
-from common.shard_names import expand_ranges
+from common.shard_set import expand_ranges
 from tests.conftest import run_module
 from train import checkpoint
 from train.command import join_words

@@ -54,13 +54,13 @@ def _copied(value):
     return value
 
 
-def write(ckpt_dir, step, content, keep_latest):
-    """Write the dict of a checkpoint as save does; returns its path."""
+def write(ckpt_dir, step, content, keep_latest, name=None):
+    """Write the dict of a checkpoint as save does; returns its path. name: of the file, beside those of the steps."""
     if keep_latest < 1:
         raise ValueError(f"keep_latest is {keep_latest}; it must be at least 1")
     folder = Path(ckpt_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"model-{step:09d}.pth"
+    path = folder / (name or f"model-{step:09d}.pth")
     temporary = folder / f".{path.name}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
@@ -87,29 +87,54 @@ def _flush_folder(folder):
 
 
 class Writer:
-    """Writes snapshots in a background thread, one at a time; an error comes up at the next submit or at close.
+    """Writes snapshots in a background thread, one at a time; an error comes up at the next check, submit or close.
 
-    There is one for a folder at any time; what a killed one left half-written is removed.
+    There is one for a folder at any time; what a killed one left half-written is removed. mark: gets True when a write begins
+    and False once it has ended.
     """
 
-    def __init__(self, ckpt_dir, keep_latest):
-        self.folder, self.keep_latest = Path(ckpt_dir), keep_latest
+    def __init__(self, ckpt_dir, keep_latest, mark=lambda on: None):
+        self.folder, self.keep_latest, self._mark = Path(ckpt_dir), keep_latest, mark
         for half_written in self.folder.glob(".model-*.pth.*.tmp"):
             half_written.unlink()
         self._pool, self._last = ThreadPoolExecutor(1, "checkpoint"), None
 
-    def submit(self, step, content):
-        """Begin to write a snapshot once the one before is written; the path that it will have."""
-        if self._last is not None:
-            self._last.result()
-        self._last = self._pool.submit(write, self.folder, step, content, self.keep_latest)
-        return self.folder / f"model-{step:09d}.pth"
+    def submit(self, step, content, name=None):
+        """Begin to write a snapshot once the one before is written; the path that it will have. name: as in write."""
+        self.check()
+        self._mark(True)
+        self._last = self._pool.submit(self._write, step, content, name)
+        return self.folder / (name or f"model-{step:09d}.pth")
+
+    def _write(self, step, content, name):
+        try:
+            return write(self.folder, step, content, self.keep_latest, name)
+        finally:
+            self._mark(False)
+
+    def idle(self):
+        """Whether nothing is being written."""
+        return self._last is None or self._last.done()
+
+    def failed(self):
+        """Whether the last write has failed, and nobody has been told yet."""
+        return self._last is not None and self._last.done() and self._last.exception() is not None
+
+    def check(self):
+        """Wait for the last snapshot; raise, once, what writing it raised."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def finish(self):
+        """End the thread once the last snapshot is written; the error of that, if it was not raised yet."""
+        self._pool.shutdown(wait=True)
+        return self._last.exception() if self._last is not None else None
 
     def close(self):
         """Wait for the last snapshot. Raises what writing it raised."""
         self._pool.shutdown(wait=True)
-        if self._last is not None:
-            self._last.result()
+        self.check()
 
 
 def find(path_or_dir, step=None):

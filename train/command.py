@@ -8,10 +8,9 @@ import click
 import torch
 import yaml
 
-from train import checkpoint
-from train.data import DataError
-from train.distributed import PeerFailed, PeersLost, say
-from train.loop import NotFinite, Stopped
+from train import checkpoint, distributed, signals
+from train.distributed import say
+from train.errors import DataError, Interrupted, NotFinite, PeerFailed, PeersLost, Stopped
 from train.options import FREE_ON_RESUME, GROUPS, Options, coerce
 
 
@@ -142,24 +141,41 @@ def _known(recorded, source):
         raise ValueError(f"{source}: {error}") from None
 
 
+def launch(target, options):
+    """Run target(options, world) in a process a device, as the options say; see distributed.launch.
+
+    Raises ValueError: options that do not fit together, or this machine.
+    """
+    size = distributed.count_processes(options.device, options.device_ids)
+    options.validate(size)
+    device = distributed.pick_device(options.device, options.device_ids)
+    if options.sync_bn and device.type != "cuda":
+        raise ValueError("--sync_bn needs CUDA devices; leave it out")
+    devices = distributed.Devices(options.device, options.device_ids, size)
+    return distributed.launch(target, (options,), devices, fail_in_one_line)
+
+
 def fail_in_one_line(action):
     """Run action(); bad input ends with one line and exit code 1, a signal with its own code.
 
     What all ranks meet alike is said once, what one alone met by that one.
     """
     try:
-        return action()
-    except Stopped as stopped:
-        say(f"{stopped}")
-        sys.exit(stopped.code)
+        with signals.interrupting():
+            return action()
+    except (Stopped, Interrupted) as ended:
+        signals.ignore()
+        say(f"{ended}")
+        sys.exit(ended.code)
     except PeerFailed:
         sys.exit(1)
     except (ValueError, NotFinite, DataError, OSError, PeersLost, torch.OutOfMemoryError) as error:
         text = _one_line(error)
         if isinstance(error, torch.OutOfMemoryError):
             text = f"out of memory on the device; lower --batch_size or --res_scale ({text[:120]})"
-        speaker = "run" if isinstance(error, NotFinite) else "node" if isinstance(error, ValueError) else "process"
-        say(f"error: {text}", speaker)
+        # Before the ranks have met, they all read the same command line; a machine has its own disk.
+        same = "node" if isinstance(error, ValueError) and not distributed.joined() else "process"
+        say(f"error: {text}", "run" if isinstance(error, NotFinite) else same)
         sys.exit(1)
 
 

@@ -14,17 +14,15 @@ import click
 import torch
 import torch.distributed as dist
 
-TIMEOUT_S = 1800  # a rank that waits longer for the others gives up
+from train import signals
+from train.errors import PeerFailed, PeersLost
+
+FIRST_TIMEOUT_MIN = 10.0  # that a rank waits for the others until they have made their first step: kernels are built
+WAIT_S = 0.1  # between two times that the ranks ask each other
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-GRACE_S = 10.0  # after one process failed, the others get this long
+GRACE_S = 10.0  # after one process failed, or its save ended, another gets this long
 
-
-class PeerFailed(RuntimeError):
-    """Another rank failed, and says why itself."""
-
-
-class PeersLost(RuntimeError):
-    """The other ranks could not be met, or the connection to them broke; the message holds what the backend said."""
+_saving, _joined = None, False  # of this process: its launcher's flag of it, and whether it has met the other ranks
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,14 @@ class World:
     """This process's place: rank of size, and its device.
 
     control: process group of the CPU for what the ranks tell each other besides tensors; it never waits for a device.
+    timeout_min: that a rank waits for the others, once they have made their first step.
     """
 
     rank: int
     size: int
     device: torch.device
     control: object = None
+    timeout_min: float = FIRST_TIMEOUT_MIN
 
     @property
     def leads(self):
@@ -75,18 +75,47 @@ class World:
         return int(tensor)
 
     def together(self, action):
-        """What action() gives, on every rank. Where it fails on some, these raise their error and the others PeerFailed."""
+        """What action() gives, on every rank. Where it fails on some, these raise their error and the others PeerFailed.
+
+        Of ranks that fail with the same words, the first one alone raises them.
+        """
         value, error = None, None
         try:
             value = action()
         except Exception as failure:  # whatever it is, the others must hear of it
             error = failure
-        failed = self.any(int(error is not None))
-        if error is not None:
-            raise error
-        if failed:
-            raise PeerFailed
-        return value
+        if not self.any(int(error is not None)):
+            return value
+        texts = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+        if error is None or texts.index(texts[self.rank]) < self.rank:
+            raise PeerFailed from error
+        raise error
+
+    def wait(self, done):
+        """Return on every rank once done() is true on one. A rank that is lost meanwhile is noticed; waiting is no time-out."""
+        while not self.any(int(done())):
+            time.sleep(WAIT_S)
+
+    def first_step_done(self):
+        """From now on a rank that stays away is given up after timeout_min."""
+        if self.size > 1:
+            set_timeout = (
+                getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+            )  # before torch 2.13
+            for group in (None, self.control) if self.control is not None else (None,):
+                set_timeout(datetime.timedelta(minutes=self.timeout_min), group)
+
+
+def saving(on):
+    """Tell the launcher whether this process is writing what must not be lost: until it has, it is not killed."""
+    if _saving is not None:
+        flags, rank = _saving
+        flags[rank] = on
+
+
+def joined():
+    """Whether this process has met other ranks, so that what it meets from then on may be its own."""
+    return _joined
 
 
 def by_torchrun():
@@ -125,29 +154,49 @@ def pick_device(name, device_ids=()):
     return torch.device("cuda", wanted[local % len(wanted)])
 
 
-def launch(target, options):
-    """Run target(options, world) in a process a device: this one, torchrun's, or new ones.
+@dataclass(frozen=True)
+class Devices:
+    """Where a command runs. name, ids: of --device and --device_ids. size: processes in all. timeout_min: as in World."""
 
+    name: str
+    ids: tuple
+    size: int
+    timeout_min: float = FIRST_TIMEOUT_MIN
+
+
+def count_processes(name, ids):
+    """Processes that a command with these --device and --device_ids has in all: torchrun's, else one a device."""
+    if by_torchrun():
+        return int(os.environ["WORLD_SIZE"])
+    return len(ids) or (max(torch.cuda.device_count(), 1) if name in ("", "cuda") else 1)
+
+
+def launch(target, arguments, devices, guard):
+    """Run target(*arguments, world) in a process a device: this one, torchrun's, or new ones.
+
+    Args:
+        guard: function that runs a function and ends the process in one line where that fails; new processes need one.
     Returns:
         What target returned; None where new processes ran it. These end in one line, and so does this one.
     Raises:
-        ValueError: devices that are not there, a batch size that they do not divide.
+        ValueError: devices that are not there. PeersLost.
     """
-    ours = not by_torchrun()
-    size = len(options.device_ids) if ours else int(os.environ["WORLD_SIZE"])
-    if not size:
-        size = max(torch.cuda.device_count(), 1) if options.device in ("", "cuda") else 1
-    options.validate(size)
-    device = pick_device(options.device, options.device_ids)
-    if options.sync_bn and device.type != "cuda":
-        raise ValueError("--sync_bn needs CUDA devices; leave it out")
-    if ours and size > 1:
-        return spawn(_one_of_several, size, target, options)
+    if devices.size > 1 and not by_torchrun():
+        return spawn(_guarded, devices.size, target, arguments, devices, guard)
+    return _run_here(target, arguments, devices)
+
+
+def _guarded(target, arguments, devices, guard):
+    guard(lambda: _run_here(target, arguments, devices))
+
+
+def _run_here(target, arguments, devices):
+    device = pick_device(devices.name, devices.ids)
     try:
-        return target(options, _join(device, size))
+        return target(*arguments, _join(device, devices))
     except RuntimeError as error:
         # Gloo raises plain RuntimeErrors, with the path of its source in the text.
-        if size > 1 and (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+        if devices.size > 1 and (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
             raise PeersLost(f"rank {os.environ['RANK']} has no connection to the others ({str(error)[:300]})") from None
         raise
     finally:
@@ -155,64 +204,60 @@ def launch(target, options):
             dist.destroy_process_group()
 
 
-def _one_of_several(target, options):
-    from train.command import fail_in_one_line
-
-    fail_in_one_line(lambda: launch(target, options))
-
-
-def _join(device, size):
+def _join(device, devices):
     """This process's World on `device`, after meeting the others where there are others."""
+    global _joined
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not by_torchrun():
         return World(0, 1, device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    timeout = datetime.timedelta(seconds=TIMEOUT_S)
+    timeout = datetime.timedelta(minutes=max(FIRST_TIMEOUT_MIN, devices.timeout_min))
     dist.init_process_group(backend, timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout) if backend != "gloo" else None
-    return World(dist.get_rank(), size, device, control)
+    _joined = True
+    return World(dist.get_rank(), devices.size, device, control, devices.timeout_min)
 
 
 def spawn(target, size, *arguments):
     """Run target(*arguments) in `size` new processes that find each other; exits with the code of the first that fails.
 
-    SIGTERM and SIGINT are passed on.
+    Signals are passed on, and a process that is saving is waited for.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_spawned, args=(r, size, port, target, arguments)) for r in range(size)]
-    for process in processes:
-        process.start()
+    flags = context.RawArray("b", size)
+    processes = [context.Process(target=_spawned, args=(r, size, port, flags, target, arguments)) for r in range(size)]
 
     def pass_on(number, _frame):
         for process in processes:
             if process.is_alive():
                 os.kill(process.pid, number)
 
-    old = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        code = _wait(processes)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    with signals.handled(pass_on):
+        with signals.held():
+            for process in processes:
+                process.start()
+        code = _wait(processes, flags)
     if code < 0:
         say(f"error: one of the {size} processes was ended by signal {-code}")
     if code:
         sys.exit(code if code > 0 else 128 - code)
 
 
-def _wait(processes):
-    """Exit code of the first process that failed, 0 if none did; the others are ended."""
-    failed, deadline = 0, None
+def _wait(processes, saving):
+    """Exit code of the first process that failed, 0 if none did; the others are ended, those that are saving after that."""
+    failed, kept = 0, [0.0] * len(processes)  # when each process last had a reason to be there
     while any(p.is_alive() for p in processes):
         time.sleep(0.05)
-        failed = failed or next((p.exitcode for p in processes if p.exitcode), 0)
-        deadline = deadline or (failed and time.monotonic() + GRACE_S)
-        if deadline and time.monotonic() > deadline:
-            for process in processes:
+        now = time.monotonic()
+        for place, process in enumerate(processes):
+            if not failed or saving[place]:
+                kept[place] = now
+            elif now - kept[place] > GRACE_S:
                 process.kill()
+        failed = failed or next((p.exitcode for p in processes if p.exitcode), 0)
     return failed or next((p.exitcode for p in processes if p.exitcode), 0)
 
 
@@ -222,7 +267,9 @@ def _end_with_parent():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _spawned(rank, size, port, target, arguments):
+def _spawned(rank, size, port, flags, target, arguments):
+    global _saving
+    _saving = flags, rank
     _end_with_parent()
     os.environ |= {
         "RANK": str(rank),

@@ -1,49 +1,52 @@
 """python -m train.evaluate: IoU of a checkpoint over every validation sample."""
 
+import dataclasses
 import sys
+from dataclasses import fields
 
 import click
 import torch
 from tqdm import tqdm
 
 from train import checkpoint
-from train.command import from_config, options_command
-from train.distributed import launch
-from train.forward import run_model
-from train.metrics import intersection_union, iou
+from train.arithmetic import on_device, set_arithmetic
+from train.command import from_config, launch, options_command
+from train.distributed import World
+from train.evaluator import evaluate as evaluate_batches
+from train.metrics import iou
 from train.options import Options, coerce
-from train.setup import make_loaders, make_model
+from train.setup import check_same_network, make_loaders, make_network
+from train.step import LossStep
 
-# What the checkpoint's own options decide, unless the command line says otherwise.
-_OF_MODEL = (
-    *("encoder_type", "use_radar", "use_lidar", "use_metaradar", "do_rgbcompress", "latent_dim", "Z", "Y", "X"),
-    *("bounds", "centroid", "res_scale", "nsweeps", "use_radar_filters", "interpolation", "protocol", "min_visibility"),
-    *("target_categories", "refcam_id"),
-)
+# What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
+_OF_MODEL = ("sensors", "model", "labels", "grid", "res_scale", "interpolation", "refcam_id")
 
 
-def evaluate(model, loader, vox_util, autocast=None, progress=True):
-    """(2,) float64 intersection and union over every sample of the loader, in evaluation mode.
+def evaluate(network, loader, grid, autocast=None, progress=True):
+    """(2,) float64 intersection and union over every sample of the loader, in evaluation mode, in this process.
 
     Args:
-        autocast: dtype of the network's arithmetic; None for float32. progress: show a bar on a terminal.
+        network: see train/model/README.md. grid: VoxUtil. autocast: dtype of the network's arithmetic; None for float32.
+        progress: show a bar on a terminal.
+    Raises:
+        ValueError: the network gives no seg.
     """
-    model.eval()
-    kind = loader.stage.device.type
-    counts = torch.zeros(2, dtype=torch.float64, device=loader.stage.device)
-    shown = {"desc": "evaluate", "unit": "batch", "dynamic_ncols": True}
-    with torch.no_grad():
-        for batch in tqdm(loader, **shown, disable=not (progress and sys.stderr.isatty())):
-            with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
-                seg = run_model(model, batch, vox_util)[2].float()
-            counts += intersection_union(seg, batch.seg_bev[:, 0], batch.valid_bev[:, 0])
-    return counts.cpu()
+    device = loader.stage.device
+    counts = evaluate_batches(LossStep(network, grid, autocast), _shown(loader, progress), World(0, 1, device))[1]
+    if not len(counts):
+        raise ValueError(f"{type(network).__name__} gives no seg: there is no IoU")
+    return counts
+
+
+def _shown(loader, progress):
+    disable = not (progress and sys.stderr.isatty())
+    return tqdm(loader, desc="evaluate", unit="batch", dynamic_ncols=True, disable=disable)
 
 
 _OF_TRAINING = (
     *("run", "optimisation", "ckpt_dir", "save_freq", "keep_latest", "resume", "load_step", "load_optimizer", "seed"),
     *("sync_bn", "deterministic", "shuffle", "temporal_aug", "nworkers_val", "rand_flip", "rand_crop_and_resize"),
-    *("ncams", "do_shuffle_cams", "no_pretrained", "backbone_weights"),
+    *("ncams", "do_shuffle_cams", "no_pretrained", "backbone_weights", "keep_best"),
 )
 
 
@@ -63,9 +66,12 @@ def _read_options(given):
         raise ValueError("give --init_dir: a checkpoint file or a run's folder")
     content = checkpoint.read(given["init_dir"])
     recorded = content.get("options") or {}
-    own = {name: coerce(name, recorded[name]) for name in _OF_MODEL if name in recorded}
+    own = [f.name for f in fields(Options) if {f.name, f.metadata["group"]} & set(_OF_MODEL)]
+    own = {name: coerce(name, recorded[name]) for name in own if name in recorded}
     own["interpolation"] = checkpoint.interpolation(content)
-    return Options(**{**own, **given, "do_val": True})
+    options = Options(**{**own, **given, "do_val": True})
+    # As in the lineage; training's bf16 is for speed.
+    return dataclasses.replace(options, precision=options.precision or "fp32")
 
 
 def _evaluate_rank(options, world):
@@ -77,15 +83,17 @@ def _evaluate_rank(options, world):
 
 def _evaluated(options, world):
     """Step of the checkpoint, samples over all ranks, and (2,) counts of this rank's share."""
-    if not options.precision:
-        options.precision = "fp32"  # as in the lineage; training's bf16 is for speed
-    _, loader, vox_util = make_loaders(options, world.device, want_train=False, rank=world.rank, world_size=world.size)
-    model = make_model(options).to(world.device)
+    set_arithmetic(options, world.device)
     path = checkpoint.find(options.init_dir)
-    step = checkpoint.load_weights(path, checkpoint.read(path), model, options.ignore_load)
+    content = checkpoint.read(path)
+    check_same_network(path, content, options)
+    network, options = make_network(options)
+    _, loader, grid = make_loaders(options, world.device, want_train=False, rank=world.rank, world_size=world.size)
+    step = checkpoint.load_weights(path, content, on_device(network, world.device), options.ignore_load)
     if options.compile:
-        model.compile()
-    counts = evaluate(model, loader, vox_util, options.autocast_on(world.device), world.leads)
+        network.compile()
+    autocast = options.autocast_on(world.device)
+    counts = evaluate(network, loader, grid, autocast, world.leads) if len(loader) else torch.zeros(2).double()
     return step, len(loader.windows), counts
 
 

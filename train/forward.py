@@ -1,50 +1,89 @@
-"""A batch through the network: what training and evaluation share."""
+"""A batch through a network: what training, evaluation and pictures share."""
+
+import copy
+from collections.abc import Mapping
 
 import torch
 
-from common.geometry import apply_4x4, cam0_T_cams, merge_rt, rigid_inverse
+from common.geometry import apply_4x4, merge_rt, rigid_inverse
 
 NEAR_EGO_M = 1.0  # lidar points this close to the ego origin are dropped, as in the lineage
 RADAR_FEATURES = slice(3, 19)  # of radar_data's rows: all but the position
 
 
-def run_model(model, batch, vox_util, flips=None):
-    """Segnet's outputs for the first time step of a Batch. Points become voxels here, in float32. flips: see Segnet."""
-    ego_T_cam = merge_rt(batch.rots[:, 0], batch.trans[:, 0])
-    return model(
-        batch.imgs[:, 0] - 0.5,
-        batch.intrins[:, 0],
-        cam0_T_cams(ego_T_cam),
-        vox_util,
-        sensor_voxels(model, batch, rigid_inverse(ego_T_cam[:, 0]), vox_util),
-        flips=flips,
-    )
+def run_network(network, batch, grid, flips=None, autocast=None):
+    """The network's outputs, half-precision ones as float32.
 
-
-def sensor_voxels(net, batch, cam0_T_ego, vox_util):
-    """Voxels of the other sensors that a Segnet uses, from the Batch's first time step.
+    Points become voxels here, in float32 whatever the autocast: bfloat16 would move a point at 40 m by 13 cm.
 
     Args:
-        net: Segnet, or what has its use_radar, use_metaradar and use_lidar. cam0_T_ego: (B,4,4) float32.
+        network: see train/model/README.md. batch: Batch. grid: VoxUtil. flips: Flips, for a network that takes them.
+        autocast: dtype of the network's arithmetic; None for float32.
     Returns:
-        (B,D,Z,Y,X) float32: radar's channels, then lidar's; None for cameras only.
+        dict from name to tensor.
+    Raises:
+        ValueError: the network returned something else.
     """
-    parts = []
-    with torch.no_grad(), torch.autocast(cam0_T_ego.device.type, enabled=False):
-        if net.use_radar:
-            radar = batch.radar_data[:, 0].transpose(1, 2)
-            valid = _valid(radar, batch.num_radar[:, 0])
-            xyz = apply_4x4(cam0_T_ego, radar[..., :3])
-            if net.use_metaradar:
-                parts.append(vox_util.voxelize_xyz_and_feats(xyz, radar[..., RADAR_FEATURES], valid))
-            else:
-                parts.append(vox_util.voxelize_xyz(xyz, valid))
-        if net.use_lidar:
-            far = batch.lidar_data[:, 0].square().sum(1) > NEAR_EGO_M**2  # norm() is a hundred times as slow on the CPU
-            lidar = batch.lidar_data[:, 0].transpose(1, 2)
-            valid = _valid(lidar, batch.num_lidar[:, 0]) & far
-            parts.append(vox_util.voxelize_xyz(apply_4x4(cam0_T_ego, lidar), valid))
-    return torch.cat(parts, 1) if parts else None
+    kind = batch.rots.device.type
+    with torch.autocast(kind, enabled=False):
+        batch = with_voxels(batch, network.needs, grid)
+    with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
+        outputs = network(batch, grid) if flips is None else network(batch, grid, flips=flips)
+    if not isinstance(outputs, Mapping):
+        raise ValueError(
+            f"{type(network).__name__} returned a {type(outputs).__name__}; it is a mapping of names to tensors"
+        )
+    return {name: _widened(value) for name, value in outputs.items()}
+
+
+def _widened(value):
+    half = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if half else value
+
+
+def with_voxels(batch, needs, grid):
+    """The batch with radar_voxels (B,T,1 or 16,Z,Y,X) and lidar_voxels (B,T,1,Z,Y,X), float32 in cam0; the rest is shared.
+
+    T is needs.frames. Each is None where `needs` takes other than voxels, or the batch holds none.
+    """
+    out = copy.copy(batch)
+    out.radar_voxels = out.lidar_voxels = None
+    with torch.no_grad():
+        if needs.radar in (None, "voxels", "metaradar") and getattr(batch, "radar_data", None) is not None:
+            make = radar_features if needs.radar == "metaradar" else radar_occupancy
+            out.radar_voxels = torch.stack([make(batch, t, grid) for t in range(needs.frames)], 1)
+        if needs.lidar in (None, "voxels") and getattr(batch, "lidar_data", None) is not None:
+            out.lidar_voxels = torch.stack([lidar_occupancy(batch, t, grid) for t in range(needs.frames)], 1)
+    return out
+
+
+def radar_occupancy(batch, t, grid):
+    """(B,1,Z,Y,X) float32 in {0,1}: where keyframe t has radar points."""
+    xyz, _, valid = _radar(batch, t)
+    return grid.voxelize_xyz(xyz, valid)
+
+
+def radar_features(batch, t, grid):
+    """(B,16,Z,Y,X) float32: what the radars measured, all but the position; the last point of a voxel wins."""
+    xyz, radar, valid = _radar(batch, t)
+    return grid.voxelize_xyz_and_feats(xyz, radar[..., RADAR_FEATURES], valid)
+
+
+def lidar_occupancy(batch, t, grid):
+    """(B,1,Z,Y,X) float32 in {0,1}: where keyframe t has lidar points."""
+    far = batch.lidar_data[:, t].square().sum(1) > NEAR_EGO_M**2  # norm() is a hundred times as slow on the CPU
+    lidar = batch.lidar_data[:, t].transpose(1, 2)
+    valid = _valid(lidar, batch.num_lidar[:, t]) & far
+    return grid.voxelize_xyz(apply_4x4(_cam0_T_ego(batch, t), lidar), valid)
+
+
+def _radar(batch, t):
+    radar = batch.radar_data[:, t].transpose(1, 2)
+    return apply_4x4(_cam0_T_ego(batch, t), radar[..., :3]), radar, _valid(radar, batch.num_radar[:, t])
+
+
+def _cam0_T_ego(batch, t):
+    return rigid_inverse(merge_rt(batch.rots[:, t, 0], batch.trans[:, t, 0]))
 
 
 def _valid(points, counts):

@@ -1,38 +1,25 @@
-"""The training loop: updates of accumulated batches, one validation batch now and then, logs and checkpoints."""
+"""The training loop: updates of accumulated batches, validation now and then, checkpoints."""
 
-import signal
-import sys
 import time
-from collections import deque
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-from train import checkpoint
-from train.metrics import iou
-from train.options import as_dict
-from train.step import FIGURES, LossStep, over_processes
+from train import checkpoint, signals
+from train.arithmetic import on_device
+from train.curves import Curves, Pool
+from train.distributed import World, saving, say
+from train.errors import NotFinite, Stopped
+from train.evaluator import evaluate
+from train.model.interface import check_network
+from train.optim import fetch_optimizer, parameter_groups
+from train.options import Options, as_dict
+from train.step import TOTAL, LossStep, over_processes
 
-POOL = 10  # updates that the pooled figures average over
-LOGGED = ("grad_norm", "data_wait_percent", "samples_per_s", "read_mb_per_s")
-SHOWN = "data wait {data_wait_percent:.0f} %, {samples_per_s:.1f} samples/s, {read_mb_per_s:.0f} MB/s"
-# A log gets the lines alone.
-_BAR = {"dynamic_ncols": True, "disable": not sys.stderr.isatty()}
-
-
-class Stopped(RuntimeError):
-    """SIGTERM or SIGINT arrived and a checkpoint was saved; `code` is the exit code."""
-
-    def __init__(self, code):
-        super().__init__("stopped by a signal; a checkpoint was saved")
-        self.code = code
-
-
-class NotFinite(RuntimeError):
-    """The loss became NaN or infinite; the message names step and samples."""
+BEST = "model-best.pth"
+LOST = 255  # no signal's number: rank 0's last write failed
 
 
 def batches(loader):
@@ -43,208 +30,259 @@ def batches(loader):
             yield None
 
 
-class Pool:
-    """Figures of the last POOL entries; `entries` of another pool continue it."""
+@dataclass
+class Update:
+    """An update that the device may still be busy with: its figures are on their way to the host.
 
-    def __init__(self, entries=()):
-        self.entries = deque(entries, maxlen=POOL)
+    own: this rank's, a row a batch, on the device. sums: the same summed over ranks, on the CPU once `arrived` has passed.
+    samples: tokens of each batch. shown: what is known of it without the device.
+    """
 
-    def add(self, figures, counts):
-        self.entries.append((figures, counts))
+    step: int
+    own: torch.Tensor
+    sums: torch.Tensor
+    arrived: object
+    samples: list
+    shown: dict
 
-    def means(self):
-        """Mean of each figure, and IoU of the summed counts."""
-        out = {k: sum(f[k] for f, _ in self.entries) / len(self.entries) for k in self.entries[0][0]}
-        return out | {"iou": iou(sum(c for _, c in self.entries))}
+    def is_finite(self):
+        """Whether loss and gradient are, on all ranks; waits for the device."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return bool(self.sums.isfinite().all())
 
 
 class Trainer:
     """One run: what it needs, and its update step.
 
     Args:
-        options: Options. name: of the run. model: Segnet on its device. world: distributed.World.
-        loaders: (train, val or None, VoxUtil), as make_loaders gives them.
-        pools: entries of the pools t and v, as `save` kept them.
+        options: Options. network: see train/model/README.md. loaders: (train, val or None, VoxUtil) of make_loaders.
+        name: of the run and its folders; without it the experiment's.
+        optimizer, scheduler: without them those of the options. world: distributed.World; without it this process alone.
+        pools, best: as a checkpoint kept them.
+    Raises:
+        ValueError: what is wrong with an argument.
     """
 
-    def __init__(self, options, name, model, optimizer, scheduler, loaders, world, pools):
-        self.options, self.name, self.model, self.world = options, name, model, world
+    def __init__(
+        self, options, network, loaders, *, name="", optimizer=None, scheduler=None, world=None, pools=None, best=None
+    ):
+        _check_arguments(options, network, loaders)
+        self.options, self.network, self.name = options, network, name or options.exp_name
+        self.train_loader, self.val_loader, grid = loaders
+        self.world = world or World(0, 1, self.train_loader.stage.device)
+        on_device(network, self.world.device)
+        if optimizer is None:
+            chosen = (options.lr, options.weight_decay, options.max_iters, options.use_scheduler)
+            optimizer, scheduler = fetch_optimizer(parameter_groups(network), *chosen)
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.train_loader, self.val_loader, vox_util = loaders
-        self.folder = Path(options.ckpt_dir) / name
-        self.pools = {w: Pool(pools.get(w, ())) for w in "tv"}
+        self.folder = Path(options.ckpt_dir) / self.name
+        self.pools = {w: Pool((pools or {}).get(w, ())) for w in "tv"}
+        self.best = best
+        autocast = options.autocast_on(self.world.device)
+        self.step = LossStep(network, grid, autocast, self.world, options.seed, options.rand_flip)
         if options.compile:
-            model.compile()
-        autocast = options.autocast_on(world.device)
-        self.step = LossStep(model, vox_util, autocast, world, options.seed).to(world.device)
-        self.parallel = over_processes(self.step)
+            network.compile()
+        if options.rand_flip and not self.step.flips:
+            say("note: the network takes no flips (its forward has no parameter of that name), and trains without them")
+        self.parallel = None  # over processes: made with the first batch, which shows what the loss reaches
+        # The host runs an update ahead of a device that works by itself.
+        self.runs_ahead = self.world.device.type == "cuda"
+        self._pending = None
 
     def run(self, first_step=0):
-        """Train to max_iters; returns the last checkpoint's path. Raises Stopped after a signal."""
-        leads = self.world.leads
-        writers = {}
-        if leads:
-            where = f"{self.options.log_dir}/{self.name}"
-            names = "tv" if self.val_loader is not None else "t"
-            writers = {w: SummaryWriter(f"{where}/{w}", purge_step=first_step + 1) for w in names}
+        """Train to max_iters; returns the last checkpoint's path. Raises Stopped after a signal, NotFinite."""
         train = batches(self.train_loader)
         val = batches(self.val_loader) if self.val_loader is not None else None
-        path, saver = None, checkpoint.Writer(self.folder, self.options.keep_latest) if leads else None
-        bar = {**_BAR, "disable": _BAR["disable"] or not leads}
-        try:
-            steps = range(first_step + 1, self.options.max_iters + 1)
-            with _signals() as caught, tqdm(steps, desc="train", unit="update", **bar) as steps:
-                for step in steps:
-                    figures = self.update(step, train)
-                    if self._validates(step):
-                        self._validate(val)
-                    if leads:
-                        self._log(writers, step, figures, steps)
-                    stop = self.world.any(caught[0] if caught else 0)
-                    if step % self.options.save_freq == 0 or step == self.options.max_iters or stop:
+        saver = checkpoint.Writer(self.folder, self.options.keep_latest, saving) if self.world.leads else None
+        steps = range(first_step + 1, self.options.max_iters + 1)
+        where, parts = f"{self.options.log_dir}/{self.name}", "t" if val is None else "tv"
+        self.curves = Curves(self.name, where, self.pools, parts, steps, self.world.leads)
+        path, stop = None, 0
+        with signals.collected() as caught:  # until the last write is on the disk
+            try:
+                for step in self.curves.bar:
+                    self._iterate(step, train, val, saver)
+                    stop = self.world.any(caught[0] if caught else LOST if saver and saver.failed() else 0)
+                    if self._saves(step) or stop:
+                        self._finish()
                         path = self.save(step, saver)
                     if stop:
-                        raise Stopped(128 + stop)
-        finally:
-            if saver:
-                saver.close()
-            train.close()
-            if val:
-                val.close()
-            for writer in writers.values():
-                writer.close()
+                        break
+                    if step == first_step + 1:
+                        self.world.first_step_done()
+                self._saved(saver)
+                if stop:
+                    raise Stopped(128 + stop)
+            finally:
+                self._finish(ended=True)
+                if saver and (lost := saver.finish()):
+                    say(f"error: {lost}")
+                train.close()
+                if val:
+                    val.close()
+                self.curves.close()
         return path
 
-    def save(self, step, saver):
-        """Hand the state after `step` to the background writer; the path it will have."""
-        if not self.world.leads:
-            return None
-        state = {"options": as_dict(self.options), "pools": {w: list(pool.entries) for w, pool in self.pools.items()}}
-        for prefix, loader in (("", self.train_loader), ("val_", self.val_loader)):
-            if loader is not None:
-                state |= {f"{prefix}loader": loader.state_dict(), f"{prefix}samples": len(loader.windows)}
-        return saver.submit(step, checkpoint.snapshot(step, self.model, self.optimizer, self.scheduler, **state))
+    def _saved(self, saver):
+        """Wait on all ranks until rank 0's last write has ended: one that went away might take rank 0 with it.
+
+        Raises what the write raised on rank 0, PeerFailed on the others.
+        """
+        self.world.wait(lambda: saver is not None and saver.idle())
+        self.world.together(lambda: saver and saver.check())
+
+    def _iterate(self, step, train, val, saver):
+        """One update, and what of the one before was left until the device had something to do."""
+        started = time.monotonic()
+        update = self.update(step, train)
+        self._finish()
+        self._pending = update
+        validates = val is not None and self._validates(step)
+        draws = step % self.options.log_freq == 0 or step == 1
+        at_once = validates or draws or self._saves(step) or not self.runs_ahead
+        if at_once:
+            self._count(update)
+        seconds, samples = time.monotonic() - started, self.options.batch_size * self.options.grad_acc
+        update.shown |= {
+            "itime": seconds,
+            "data_wait_percent": 100 * update.shown["rtime"] / seconds,
+            "samples_per_s": samples / seconds,
+            "read_mb_per_s": update.shown.pop("read_mb") / seconds,
+        }
+        if validates:
+            self._validate(val)
+        if at_once:
+            self._finish()
+        if draws:
+            self.curves.pictures(step, self.batch, self.outputs)
+        if validates and self.options.keep_best:
+            if self.world.any(int(self.world.together(self._is_best))):
+                self.save(step, saver, BEST)
 
     def update(self, step, train):
-        """One optimizer update of grad_acc batches; figures of its speed and loss.
+        """One optimizer update of grad_acc batches, handed to the device without waiting for it; an Update.
 
         Random numbers of the network (dropped paths) are a function of seed, step and rank: nothing to save.
         """
         torch.manual_seed((self.options.seed * 1_000_003 + step) * 4099 + self.world.rank)
-        started, waited, read_before = time.monotonic(), 0.0, self.train_loader.reader.bytes_read
-        self.parallel.train()
+        waited, read_before = 0.0, self.train_loader.reader.bytes_read
+        self.step.train()
         self.optimizer.zero_grad(set_to_none=True)
         figures, tokens = [], []
         for number in range(1, self.options.grad_acc + 1):
             before = time.monotonic()
             self.batch = self.world.together(lambda: next(train))
             waited += time.monotonic() - before
+            if self.parallel is None:
+                self.parallel = over_processes(self.step, self.batch)
             # Gradients are summed over the batches first, and over the ranks once.
             last = number == self.options.grad_acc
             with nullcontext() if last or self.parallel is self.step else self.parallel.no_sync():
-                loss, values, self.logits = self.parallel(self.batch)
+                loss, values, self.outputs = self.parallel(self.batch)
                 loss.backward()
             figures.append(values)
             tokens.append([token for window in self.batch.tokens for token in window])
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.grad_clip)
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
-        means, counts = self._reduced(step, torch.stack(figures), norm, tokens)
-        seconds, samples = time.monotonic() - started, self.options.batch_size * self.options.grad_acc
-        self.pools["t"].add({**means, "time_per_batch": seconds, "time_per_el": seconds / samples}, counts)
-        return {
+        own = torch.stack(figures)
+        own = torch.cat([own, norm.double().expand(len(own), 1)], 1)
+        shown = {
             "rtime": waited,
-            "itime": seconds,
-            "loss": means["total_loss"],
-            "grad_norm": norm.item(),
-            "data_wait_percent": 100 * waited / seconds,
-            "samples_per_s": samples / seconds,
-            "read_mb_per_s": (self.train_loader.reader.bytes_read - read_before) / seconds / 1e6,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "read_mb": (self.train_loader.reader.bytes_read - read_before) / 1e6,
         }
+        return Update(step, own, *_on_its_way(self.world.sum(own)), tokens, shown)
 
-    def _reduced(self, step, figures, norm, tokens):
-        """Means of FIGURES over an update's batches and ranks, and its counts. The update waits for the device here, once.
+    def _count(self, update):
+        """Wait for the update's figures. Raises NotFinite, on all ranks, before anything is saved."""
+        if update.is_finite():
+            return
+        own = update.own.cpu().isfinite().all(1).tolist()
+        bad = [token for ours, fine in zip(update.samples, own, strict=True) if not fine for token in ours]
+        bad = [token for ours in self.world.gather(bad) for token in ours]
+        what = "loss" if not update.sums[:, :-1].isfinite().all() else "gradient"
+        raise NotFinite(
+            f"the {what} is not finite at step {update.step}; samples {', '.join(bad)}; lower --lr, or look at them"
+        )
 
-        Raises NotFinite, on all ranks, before anything is saved.
-        """
-        figures = torch.cat([figures, norm.double().expand(len(figures), 1)], 1)
-        sums = self.world.sum(figures).cpu()
-        if not sums.isfinite().all():
-            own = figures.cpu().isfinite().all(1).tolist()
-            bad = [token for ours, fine in zip(tokens, own, strict=True) if not fine for token in ours]
-            bad = [token for ours in self.world.gather(bad) for token in ours]
-            what = "loss" if not sums[:, :-1].isfinite().all() else "gradient"
-            raise NotFinite(
-                f"the {what} is not finite at step {step}; samples {', '.join(bad)}; lower --lr, or look at them"
-            )
-        means = sums[:, : len(FIGURES)].mean(0) / self.world.size
-        return dict(zip(FIGURES, means.tolist(), strict=True)), sums[:, len(FIGURES) : -1].sum(0)
+    def _finish(self, ended=False):
+        """Pool and show the figures of the update that is pending. ended: something else has ended the run."""
+        update, self._pending = self._pending, None
+        if update is None or (ended and not update.is_finite()):
+            return
+        self._count(update)
+        means, _ = self.step.split(update.sums[:, :-1].mean(0) / self.world.size, training=True)
+        counts = update.sums[:, len(means) : -1].sum(0)
+        seconds, samples = update.shown["itime"], self.options.batch_size * self.options.grad_acc
+        self.pools["t"].add({**means, "time_per_batch": seconds, "time_per_el": seconds / samples}, counts)
+        grad_norm = update.sums[0, -1].item() / self.world.size
+        shown = update.shown | {"loss": means[TOTAL], "grad_norm": grad_norm}
+        validated = self.val_loader is not None and self._validates(update.step)
+        self.curves.show(update.step, shown, validated)
 
     def _validates(self, step):
-        return self.val_loader is not None and (step % self.options.val_freq == 0 or step == 1)
+        return step % self.options.val_freq == 0 or step == 1
+
+    def _saves(self, step):
+        return step % self.options.save_freq == 0 or step == self.options.max_iters
 
     def _validate(self, val):
         """val_batches batches, going round the val set; a rank without a share of one only adds its zeros."""
         whole = self.options.val_batches == "all"
         wanted = self.val_loader.num_global_batches if whole else int(self.options.val_batches)
-        self.parallel.eval()
-        self.world.follow_leader(self.model.buffers())  # batch-norm statistics: what a checkpoint of now would hold
-        sums = torch.zeros(len(FIGURES) + 3, dtype=torch.float64, device=self.world.device)
-        with torch.no_grad():
-            for _ in range(wanted):
-                batch = self.world.together(lambda: next(val))
-                if batch is not None:
-                    figures = self.step(batch)[1]
-                    sums += torch.cat([figures, figures.new_ones(1)])
-        sums = self.world.sum(sums).cpu()
-        means = sums[: len(FIGURES)] / sums[-1].clamp(min=1)
-        self.pools["v"].add(dict(zip(FIGURES, means.tolist(), strict=True)), sums[len(FIGURES) : -1])
+        self.world.follow_leader(self.network.buffers())  # batch-norm statistics: what a checkpoint of now would hold
+        taken = (self.world.together(lambda: next(val)) for _ in range(wanted))
+        self.pools["v"].add(*evaluate(self.step, taken, self.world))
 
-    def _log(self, writers, step, figures, bar):
-        self._write(writers["t"], step, self.pools["t"])
-        for name in LOGGED:
-            writers["t"].add_scalar(f"_/{name}", figures[name], step)
-        writers["t"].add_scalar("_/current_lr", self.optimizer.param_groups[0]["lr"], step)
-        if self._validates(step):
-            self._write(writers["v"], step, self.pools["v"])
-        if step % self.options.log_freq == 0 or step == 1:
-            self._pictures(writers["t"], step)
-        bar.set_postfix_str(SHOWN.format(**figures), refresh=False)
-        bar.write(self._line(step, figures))
+    def save(self, step, saver, name=None):
+        """Hand the state after `step` to the background writer; the path it will have. name: of the file, not the step's."""
+        self._saved(saver)
+        if not self.world.leads:
+            return None
+        state = {"options": as_dict(self.options), "pools": {w: list(pool.entries) for w, pool in self.pools.items()}}
+        if self.best is not None:
+            state["best"] = self.best
+        for prefix, loader in (("", self.train_loader), ("val_", self.val_loader)):
+            if loader is not None:
+                state |= {f"{prefix}loader": loader.state_dict(), f"{prefix}samples": len(loader.windows)}
+        content = checkpoint.snapshot(step, self.network, self.optimizer, self.scheduler, **state)
+        return saver.submit(step, content, name)
 
-    @staticmethod
-    def _write(writer, step, pool):
-        for name, value in pool.means().items():
-            writer.add_scalar(f"pooled/{name}", value, step)
-        figures, counts = pool.entries[-1]
-        for name, value in {**figures, "iou": iou(counts)}.items():
-            writer.add_scalar(f"stats/{name}", value, step)
+    def _is_best(self):
+        """Whether, on the leading rank, this validation is better than all before: a higher IoU, a lower anything else."""
+        if not self.world.leads:
+            return False
+        metric, figures = self.options.keep_best, self.pools["v"].last()
+        if metric not in figures:
+            raise ValueError(f"--keep_best {metric}: validation gives {', '.join(figures)}")
+        value = figures[metric]
+        better = self.best is None or (value > self.best if metric == "iou" else value < self.best)
+        if better:
+            self.best = value
+        return better
 
-    def _pictures(self, writer, step):
-        """The first sample of the last batch: its cameras, the truth, what counts, and the prediction."""
-        batch = self.batch
-        writer.add_images("inputs/cameras", batch.imgs[0, 0], step)
-        writer.add_image("outputs/seg_bev_g", batch.seg_bev[0, 0], step)
-        writer.add_image("outputs/valid_bev_g", batch.valid_bev[0, 0], step)
-        writer.add_image("outputs/seg_bev_e", self.logits[0].float().sigmoid(), step)
 
-    def _line(self, step, figures):
-        text = (
-            f"{self.name}; step {step:06d}/{self.options.max_iters:d}; rtime {figures['rtime']:.2f}; "
-            f"itime {figures['itime']:.2f}; loss {figures['loss']:.5f}; iou_t {self.pools['t'].means()['iou']:.3f}"
+def _on_its_way(sums):
+    """(the tensor on the CPU, an event that passes once it is there or None)."""
+    if sums.device.type != "cuda":
+        return sums.cpu(), None
+    host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
+    host.copy_(sums, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event
+
+
+def _check_arguments(options, network, loaders):
+    if not isinstance(options, Options):
+        raise ValueError(f"Trainer(options, network, loaders): options is a {type(options).__name__}, not Options")
+    check_network(network)
+    if not (isinstance(loaders, tuple) and len(loaders) == 3):
+        raise ValueError(
+            "Trainer(options, network, loaders): loaders is (train, val or None, grid), as make_loaders gives"
         )
-        return text + (f"; iou_v {self.pools['v'].means()['iou']:.3f}" if self.pools["v"].entries else "")
-
-
-@contextmanager
-def _signals():
-    """A list that SIGTERM and SIGINT are put into; handlers are put back afterwards."""
-    caught = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    old = [signal.signal(n, lambda number, _frame: caught.append(number)) for n in numbers]
-    try:
-        yield caught
-    finally:
-        for number, handler in zip(numbers, old, strict=True):
-            signal.signal(number, handler)
+    if options.keep_best and loaders[1] is None:
+        raise ValueError(f"--keep_best {options.keep_best} needs a validation; give --do_val True and val shards")

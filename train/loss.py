@@ -1,4 +1,8 @@
-"""Losses of the benchmark (Simple-BEV): segmentation, centre heat, and offsets, weighed by learned log-variances."""
+"""Losses of the benchmark (Simple-BEV): segmentation, centre heat and offsets, as masked means.
+
+The cells that a mean counts follow from the labels alone. A loss asks its normaliser for all of its denominators at once,
+so that several processes, whose means are then those of all their cells, exchange their counts once a batch.
+"""
 
 import torch
 from torch import nn
@@ -6,24 +10,32 @@ from torch.nn import functional as F
 
 COUNT_FLOOR = 1e-6
 CE_FACTOR = 10.0
+POS_WEIGHT = 2.13
+TERMS = {"seg": "ce_loss", "center": "center_loss", "offset": "offset_loss"}  # of the network's outputs
 
 
-def own_cells(count):
-    """The denominator of masked_mean in one process."""
-    return count + COUNT_FLOOR
+class Normaliser:
+    """Counts of cells -> what sums over these cells are divided by: normaliser(a, b) gives two tensors, normaliser(a) one.
 
-
-def masked_mean(values, mask, denominator=own_cells):
-    """Mean of values where mask is 1; nearly 0 where it is 1 nowhere.
-
-    denominator: own count -> what to divide by; with over_ranks the results' average over ranks is the mean of all cells.
+    world: distributed.World over whose cells the means go: the average over ranks of the results is the mean of all cells,
+    and each call is one collective, whatever it carries. None for this process alone.
     """
-    return (values * mask).sum() / denominator(mask.sum())
+
+    def __init__(self, world=None):
+        self.world = world
+
+    def __call__(self, *counts):
+        """counts: scalar tensors of one dtype."""
+        if self.world is None or self.world.size == 1:
+            out = tuple(count + COUNT_FLOOR for count in counts)
+        else:
+            out = ((self.world.sum(torch.stack(counts)) + COUNT_FLOOR) / self.world.size).unbind()
+        return out[0] if len(counts) == 1 else out
 
 
-def over_ranks(world):
-    """The denominator of masked_mean where `world` is a distributed.World: one rank's share of all ranks' cells."""
-    return lambda count: (world.sum(count) + COUNT_FLOOR) / world.size
+def masked_mean(values, mask, denominator=None):
+    """Mean of values where mask is 1; nearly 0 where it is 1 nowhere. denominator: a Normaliser's, for mask.sum()."""
+    return (values * mask).sum() / (mask.sum() + COUNT_FLOOR if denominator is None else denominator)
 
 
 class SimpleLoss(nn.Module):
@@ -33,36 +45,74 @@ class SimpleLoss(nn.Module):
         super().__init__()
         self.register_buffer("pos_weight", torch.tensor([float(pos_weight)]), persistent=False)
 
-    def forward(self, ypred, ytgt, valid, denominator=own_cells):
+    def forward(self, ypred, ytgt, valid, denominator=None):
         """Three tensors (B,1,Z,X) -> scalar; denominator as in masked_mean."""
         each = F.binary_cross_entropy_with_logits(ypred, ytgt, pos_weight=self.pos_weight, reduction="none")
         return masked_mean(each, valid, denominator)
 
 
-def balanced_mse_loss(pred, gt, valid=None, denominator=own_cells):
+def balanced_mse_loss(pred, gt, valid=None, denominators=(None, None)):
     """Half the sum of the mean squared errors where gt > 0.5 and where gt < 0.5, over valid cells."""
     squared = F.mse_loss(pred, gt, reduction="none")
-    valid = torch.ones_like(gt) if valid is None else valid
-    positive, negative = (gt > 0.5).float() * valid, (gt < 0.5).float() * valid
-    return (masked_mean(squared, positive, denominator) + masked_mean(squared, negative, denominator)) * 0.5
+    masks = _halves(gt, torch.ones_like(gt) if valid is None else valid)
+    positive, negative = (masked_mean(squared, m, d) for m, d in zip(masks, denominators, strict=True))
+    return (positive + negative) * 0.5
 
 
-def total_loss(model, outputs, batch, seg_loss, denominator=own_cells):
-    """The benchmark's sum; may be negative, since each term carries half its learned log-variance.
+def _halves(gt, valid):
+    return (gt > 0.5).float() * valid, (gt < 0.5).float() * valid
+
+
+def benchmark_terms(outputs, batch, normaliser):
+    """The benchmark's terms of those outputs that there are, not weighed against each other.
 
     Args:
-        model: holder of ce_weight, center_weight and offset_weight. outputs: of Segnet. batch: Batch with T = 1.
+        outputs: mapping with any of seg (B,1,Z,X) logits, center (B,1,Z,X) in [0,1], offset (B,2,Z,X) cells.
+        batch: Batch; its first keyframe's labels count. normaliser: Normaliser.
     Returns:
-        (scalar, dict of the weighed terms without their log-variances, detached).
+        dict of the scalars ce_loss, center_loss, offset_loss.
+    Raises:
+        ValueError: outputs has none of them, or maps of another shape than the labels'.
     """
-    _, _, seg, center, offset = outputs
-    seg_gt, valid = batch.seg_bev[:, 0], batch.valid_bev[:, 0]
-    ce = CE_FACTOR * seg_loss(seg, seg_gt, valid, denominator) * torch.exp(-model.ce_weight)
-    center_term = balanced_mse_loss(center, batch.center_bev[:, 0], None, denominator)
-    center_term = center_term / (2 * torch.exp(model.center_weight))
-    error = (offset - batch.offset_bev[:, 0]).abs().sum(1, keepdim=True)
-    offset_term = masked_mean(error, seg_gt * valid, denominator) / (2 * torch.exp(model.offset_weight))
-    loss = ce + center_term + offset_term
-    loss = loss + 0.5 * (model.ce_weight + model.center_weight + model.offset_weight)
-    terms = {"ce_loss": ce.detach(), "center_loss": center_term.detach(), "offset_loss": offset_term.detach()}
-    return loss, terms
+    labels = {name: getattr(batch, f"{name}_bev")[:, 0] for name in TERMS if name in outputs}
+    if not labels:
+        raise ValueError(
+            f"the network returned {', '.join(outputs) or 'nothing'}, and none of {', '.join(TERMS)}; "
+            "return one of these, or give it a loss of its own"
+        )
+    for name, label in labels.items():
+        if outputs[name].shape != label.shape:
+            raise ValueError(
+                f"the network's {name} is {tuple(outputs[name].shape)}, the labels are {tuple(label.shape)}"
+            )
+    valid = batch.valid_bev[:, 0]
+    masks = {}
+    if "seg" in labels:
+        masks["seg"] = valid
+    if "center" in labels:
+        masks["positive"], masks["negative"] = _halves(labels["center"], torch.ones_like(labels["center"]))
+    if "offset" in labels:
+        masks["offset"] = batch.seg_bev[:, 0] * valid
+    counts = normaliser(*(mask.sum() for mask in masks.values()))
+    share = dict(zip(masks, counts if len(masks) > 1 else (counts,), strict=True))
+    terms = {}
+    if "seg" in labels:
+        weight = outputs["seg"].new_full(
+            (1,), POS_WEIGHT
+        )  # filled on the device: a tensor of a number would be sent there
+        each = F.binary_cross_entropy_with_logits(outputs["seg"], labels["seg"], pos_weight=weight, reduction="none")
+        terms["ce_loss"] = CE_FACTOR * masked_mean(each, valid, share["seg"])
+    if "center" in labels:
+        halves = share["positive"], share["negative"]
+        terms["center_loss"] = balanced_mse_loss(outputs["center"], labels["center"], None, halves)
+    if "offset" in labels:
+        error = (outputs["offset"] - labels["offset"]).abs().sum(1, keepdim=True)
+        terms["offset_loss"] = masked_mean(error, masks["offset"], share["offset"])
+    return terms
+
+
+def default_loss(outputs, batch, normaliser):
+    """(total, terms) of a network without a loss of its own: Simple-BEV's weights at their start, not learned."""
+    terms = benchmark_terms(outputs, batch, normaliser)
+    terms = {name: value if name == "ce_loss" else 0.5 * value for name, value in terms.items()}
+    return sum(terms.values()), terms

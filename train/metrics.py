@@ -1,5 +1,7 @@
 """Intersection over union, summed over samples before it is divided."""
 
+import math
+
 import torch
 
 
@@ -12,6 +14,8 @@ def intersection_union(seg_logits, seg_bev, valid_bev):
 
 
 def iou(counts):
-    """IoU of summed counts; 0 where nothing was predicted or true."""
+    """IoU of summed counts; 0 where nothing was predicted or true, NaN of no counts."""
+    if not len(counts):
+        return math.nan
     both, either = counts.tolist()
     return both / either if either else 0.0

@@ -46,6 +46,7 @@ class Options:
     ckpt_dir: str = _option("checkpoints", "folder of the runs' checkpoint folders", "checkpoints")
     save_freq: int = _option(1000, "updates between checkpoints", "checkpoints", least=1)
     keep_latest: int = _option(2, "checkpoints kept", "checkpoints", least=1)
+    keep_best: str = _option("", "also keep the best by this figure of validation: iou, total_loss ...", "checkpoints")
     resume: str = _option("", "go on exactly in this run's folder, with its options", "checkpoints")
     init_dir: str = _option("", "weights from this checkpoint file or folder", "checkpoints")
     ignore_load: tuple = _option((), "with --init_dir: not weights whose names hold one of these", "checkpoints")
@@ -55,7 +56,7 @@ class Options:
     device_ids: tuple = _option(
         (), "CUDA devices, a process each; without it all; with --device cpu: processes", "devices"
     )
-    precision: str = _option("", "bf16 or fp32; without it fp32, but bf16 to train on CUDA", "devices")
+    precision: str = _option("", "bf16, fp32 or tf32; without it fp32, but bf16 to train on CUDA", "devices")
     sync_bn: bool = _option(False, "batch-norm statistics over all CUDA devices, not of each", "devices")
     compile: bool = _option(False, "torch.compile the network", "devices")
     deterministic: bool = _option(False, "only deterministic kernels, where torch has them", "devices")
@@ -90,6 +91,8 @@ class Options:
     use_radar_filters: bool = _option(False, "the devkit's default radar filters", "sensors")
     use_metaradar: bool = _option(False, "radar with its 16 features", "sensors")
     use_lidar: bool = _option(False, "lidar occupancy", "sensors")
+    model: str = _option("simple_bev", "the network: simple_bev or package.module:factory", "model")
+    model_args: str = _option("", "its own arguments: JSON, or a file of it", "model")
     encoder_type: str = _option("res101", f"one of {', '.join(ENCODERS)}", "model")
     do_rgbcompress: bool = _option(True, "compress height by convolution, else by sum", "model")
     latent_dim: int = _option(128, "channels of the features", "model", least=1)
@@ -125,8 +128,8 @@ class Options:
             raise ValueError("--use_metaradar needs --use_radar")
         if self.encoder_type not in ENCODERS:
             raise ValueError(f"--encoder_type {self.encoder_type}: it is one of {', '.join(ENCODERS)}")
-        if self.precision not in ("", "bf16", "fp32"):
-            raise ValueError(f"--precision {self.precision}: it is bf16 or fp32")
+        if self.precision not in ("", "bf16", "fp32", "tf32"):
+            raise ValueError(f"--precision {self.precision}: it is bf16 or fp32, or tf32 on CUDA")
         if self.dset not in ("", "trainval", "mini"):
             raise ValueError(f"--dset {self.dset}: it is trainval or mini")
         if self.val_batches != "all" and not (self.val_batches.isdigit() and int(self.val_batches)):
@@ -186,7 +189,7 @@ def coerce(name, value):
 
 # What --resume may be given anew; the rest makes the experiment or the order of its samples.
 FREE_ON_RESUME = frozenset(
-    "max_iters log_freq do_val val_freq val_batches log_dir config save_freq keep_latest resume device device_ids precision "
-    "sync_bn compile deterministic shards val_shards data_dir dset nworkers nworkers_val reader verify_reads cache_dir "
-    "cache_gb".split()
+    "max_iters log_freq do_val val_freq val_batches log_dir config save_freq keep_latest keep_best resume device device_ids "
+    "precision sync_bn compile deterministic shards val_shards data_dir dset nworkers nworkers_val reader verify_reads "
+    "cache_dir cache_gb".split()
 )

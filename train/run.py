@@ -1,21 +1,25 @@
 """python -m train.run: shards -> a trained network."""
 
 import dataclasses
-import os
+import json
+import pickle
 import time
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
 
 from train import checkpoint
-from train.command import from_config, from_run, options_command
-from train.distributed import launch, say
+from train.arithmetic import on_device, set_arithmetic
+from train.command import from_config, from_run, launch, options_command
+from train.distributed import say
 from train.loop import Trainer
-from train.optim import fetch_optimizer, load_moments, stand_at
+from train.model.interface import model_arguments, name_of
+from train.optim import fetch_optimizer, load_moments, parameter_groups, stand_at
 from train.options import Options, as_dict
-from train.setup import load_backbone, make_loaders, make_model
+from train.setup import check_same_network, make_loaders, make_network
 
 
 def model_name(batch_size, grad_acc, lr, use_scheduler, exp_name, now):
@@ -48,56 +52,77 @@ def read_options(given):
     return Options(**given)
 
 
-def train(options):
-    """Train as the options say, a process a device; returns the last checkpoint's path (None of new processes)."""
-    return launch(train_rank, options)
+def train(options, build=None):
+    """Train as the options say, a process a device; returns the last checkpoint's path (None of new processes).
+
+    build: the network's factory, in the place of --model. It is recorded by the name under which it can be imported.
+
+    Raises ValueError for wrong arguments, among them a factory that new processes cannot import.
+    """
+    if not isinstance(options, Options):
+        raise ValueError(f"train(options, build=…): options is a {type(options).__name__}, not Options")
+    if build is not None:
+        options = _named_after(build, options)
+    arguments = model_arguments(options.model_args)  # a file's content is recorded, not its name
+    options = dataclasses.replace(options, model_args=json.dumps(arguments) if arguments else "")
+    return launch(partial(train_rank, build=build), options)
 
 
-def train_rank(options, world):
+def _named_after(build, options):
+    name = name_of(build)
+    if options.model not in (name, Options().model):
+        raise ValueError(f"--model {options.model}, but build is {name}; leave one out")
+    try:
+        pickle.dumps(build)
+    except Exception:
+        if len(options.device_ids) > 1:
+            raise ValueError(f"build: {name} cannot be imported by new processes; define it in a file") from None
+    return dataclasses.replace(options, model=name)
+
+
+def train_rank(options, world, build=None):
     """One process's part of a run."""
-    parts, step, folder = world.together(lambda: _prepare(options, world))
+    parts, options, step, folder = world.together(lambda: _prepare(options, world, build))
     if step >= options.max_iters:
         done = folder or options.init_dir
         say(f"note: {done} has its {options.max_iters} updates; --max_iters says how far to go on")
         return checkpoint.find(done)
     if folder is None:
-        folder = world.gather(_new_folder(options) if world.leads else None)[0]
+        folder = world.gather(world.together(lambda: _new_folder(options) if world.leads else None))[0]
     # Fed back, the run's own config begins a run of its own.
     options = dataclasses.replace(options, ckpt_dir=str(folder.parent), resume="", config="")
-    if world.leads:
-        (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(options), sort_keys=False))
-    return Trainer(options, folder.name, world=world, **parts).run(step)
+    config = yaml.safe_dump(as_dict(options), sort_keys=False)
+    world.together(lambda: world.leads and (folder / "config.yaml").write_text(config))
+    return Trainer(options, name=folder.name, world=world, **parts).run(step)
 
 
-def _prepare(options, world):
+def _prepare(options, world, build):
     """What this rank trains with.
 
     Returns:
-        (loaders, network and the like, as Trainer takes them; the updates behind it; the resumed run's folder or None).
+        (loaders, network and the like, as Trainer takes them; the options with what the network needs; the updates behind it;
+        the resumed run's folder or None).
     """
-    if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.manual_seed(options.seed)
-    torch.use_deterministic_algorithms(options.deterministic, warn_only=True)
+    set_arithmetic(options, world.device)
+    network, options = make_network(options, build)
     loaders = make_loaders(options, world.device, rank=world.rank, world_size=world.size)
-    model = make_model(options)
-    if not options.init_dir and not options.resume:
-        load_backbone(model, options)
-    model.to(world.device)
+    if not options.init_dir and not options.resume and hasattr(network, "load_pretrained"):
+        network.load_pretrained(options)
     if options.sync_bn and world.size > 1:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    network = on_device(network, world.device)
     optimizer, scheduler = fetch_optimizer(
-        model.parameters(), options.lr, options.weight_decay, options.max_iters, options.use_scheduler
+        parameter_groups(network), options.lr, options.weight_decay, options.max_iters, options.use_scheduler
     )
-    step, folder, pools = 0, None, {}
+    step, folder, kept = 0, None, {}
     if options.resume:
-        step, folder, pools = _resume(options, model, optimizer, loaders)
+        step, folder, kept = _resume(options, network, optimizer, loaders)
     elif options.init_dir:
-        step = _load_init(options, model, optimizer)
+        step = _load_init(options, network, optimizer)
     if scheduler is not None and step < options.max_iters:
         stand_at(scheduler, step)
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "loaders": loaders, "pools": pools}
-    return parts, step, folder
+    parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler, "loaders": loaders, **kept}
+    return parts, options, step, folder
 
 
 def _new_folder(options):
@@ -114,10 +139,11 @@ def _new_folder(options):
             time.sleep(1)
 
 
-def _resume(options, model, optimizer, loaders):
-    """Put everything where the newest checkpoint of options.resume left it; (step, folder, pools)."""
+def _resume(options, network, optimizer, loaders):
+    """Put everything where the newest checkpoint of options.resume left it; (step, folder, what else the Trainer kept)."""
     path = checkpoint.find(options.resume)
     content = checkpoint.read(path)
+    check_same_network(path, content, options)
     for loader, where, samples in zip(loaders, ("loader", "val_loader"), ("samples", "val_samples"), strict=False):
         if loader is None or where not in content:
             continue
@@ -127,16 +153,18 @@ def _resume(options, model, optimizer, loaders):
                 "give the same ones, or begin another run with --init_dir and --load_step"
             )
         loader.load_state_dict(content[where])
-    step = checkpoint.load_weights(path, content, model)
+    step = checkpoint.load_weights(path, content, network)
     load_moments(optimizer, content["optimizer_state_dict"])
-    return step, path.parent, content.get("pools", {})
+    return step, path.parent, {name: content[name] for name in ("pools", "best") if name in content}
 
 
-def _load_init(options, model, optimizer):
+def _load_init(options, network, optimizer):
     """Weights of options.init_dir, and what load_optimizer and load_step ask for; the step to go on from."""
     path = checkpoint.find(options.init_dir)
     content = checkpoint.read(path)
-    step = checkpoint.load_weights(path, content, model, options.ignore_load)
+    if not options.ignore_load:
+        check_same_network(path, content, options)
+    step = checkpoint.load_weights(path, content, network, options.ignore_load)
     if options.load_optimizer:
         if "optimizer_state_dict" not in content:
             raise ValueError(f"{path}: holds no optimizer; leave out --load_optimizer")

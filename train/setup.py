@@ -1,82 +1,40 @@
-"""Options -> model, grid and loaders."""
+"""Options -> network, grid and loaders."""
 
 import os
 
 import torch
 
-from common.shard_names import expand_shards, val_beside
+from common.shard_set import find_beside, find_shards
 from train.data import compile_data, make_vox_util
 from train.distributed import say
-from train.model import Segnet
+from train.model.interface import build_network, complete, find_network
+from train.options import Options
+
+DEFAULT = Options().model  # which older runs, that record none, had
 
 
-def make_model(options):
-    """Segnet of the options, weights from torch's generator."""
-    return Segnet(
-        options.Z,
-        options.Y,
-        options.X,
-        use_radar=options.use_radar,
-        use_lidar=options.use_lidar,
-        use_metaradar=options.use_metaradar,
-        do_rgbcompress=options.do_rgbcompress,
-        rand_flip=options.rand_flip,
-        latent_dim=options.latent_dim,
-        encoder_type=options.encoder_type,
-    )
+def make_network(options, build=None, device="cpu"):
+    """The network of --model, or of a factory, on a device; and the options with the sensors that it needs.
+
+    Raises ValueError: there is no such network, or it contradicts the options.
+    """
+    grid = make_vox_util(options.grid, device)
+    torch.manual_seed(options.seed)
+    network = build_network(build or find_network(options.model), options, grid)
+    needs, options = complete(network.needs, options)
+    if needs != network.needs:
+        network.needs = needs
+    return network.to(device), options
 
 
-def load_backbone(model, options):
-    """ImageNet weights into the encoder, from a file or torchvision. Raises ValueError where they can't be had."""
-    if options.no_pretrained:
-        return
-    if options.backbone_weights:
-        try:
-            weights = torch.load(options.backbone_weights, map_location="cpu", weights_only=True)
-        except Exception as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{options.backbone_weights}: not readable weights ({reason})") from None
-    else:
-        weights = _download(options.encoder_type)
-    _fill_encoder(model.encoder, weights, options.encoder_type)
-
-
-def _download(encoder_type):
-    from torch.hub import load_state_dict_from_url
-    from torchvision.models import ResNet50_Weights, ResNet101_Weights
-
-    try:
-        if encoder_type.startswith("res"):
-            weights = {"res50": ResNet50_Weights, "res101": ResNet101_Weights}[encoder_type]
-            return weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-        from efficientnet_pytorch.utils import url_map
-
-        return load_state_dict_from_url(url_map[f"efficientnet-{encoder_type[3:]}"], progress=False)
-    except OSError as error:
+def check_same_network(path, content, options):
+    """Raise ValueError where the checkpoint `content`, read from `path`, records another network than the options'."""
+    recorded = content.get("options")
+    if recorded is not None and recorded.get("model", DEFAULT) != options.model:
         raise ValueError(
-            f"ImageNet weights of {encoder_type} cannot be downloaded ({error}); "
-            "give --backbone_weights FILE or --no_pretrained"
-        ) from None
-
-
-def _fill_encoder(encoder, weights, encoder_type):
-    target = encoder.backbone.state_dict()
-    if encoder_type.startswith("res"):
-        places = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2")
-        renamed = {}
-        for name, value in weights.items():
-            head, _, rest = name.partition(".")
-            if head in places:
-                renamed[f"{places.index(head)}.{rest}"] = value
-        coarse = {k.removeprefix("layer3."): v for k, v in weights.items() if k.startswith("layer3.")}
-        pairs = ((encoder.backbone, renamed), (encoder.layer3, coarse))
-    else:
-        pairs = ((encoder.backbone, {k: v for k, v in weights.items() if k in target}),)
-    for module, state in pairs:
-        try:
-            module.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"the ImageNet weights are not those of {encoder_type}: {error}") from None
+            f"{path}: a checkpoint of the network {recorded.get('model', DEFAULT)}, not of {options.model}; "
+            "give its own --model, or another checkpoint"
+        )
 
 
 def _share_of_cores(name, wanted):
@@ -88,20 +46,28 @@ def _share_of_cores(name, wanted):
     return -(-min(wanted, cores) // processes)
 
 
-def make_loaders(options, device, want_train=True, rank=0, world_size=1):
-    """(train, val) loaders and VoxUtil on the device; val is None without do_val. Raises ValueError."""
+def _shards(options, want_train):
+    """(train, val) ShardSets of the options; None where they are not wanted."""
     train, val = None, None
     if want_train:
-        train = expand_shards(options.shards or (f"{options.data_dir}/train-*.tar",))
+        train = find_shards(options.shards or (f"{options.data_dir}/train-*.tar",), "train")
     if options.do_val:
         if options.val_shards:
-            val = expand_shards(options.val_shards)
+            val = find_shards(options.val_shards, "val")
         elif want_train:
-            val = val_beside(train)
+            val = find_beside(train, "val")
         else:
-            val = expand_shards(options.shards or (f"{options.data_dir}/val-*.tar",))
+            val = find_shards(options.shards or (f"{options.data_dir}/val-*.tar",), "val")
         if not val:
-            raise ValueError("no val-*.tar beside the train shards; give --val_shards or --do_val False")
+            raise ValueError("no val shards beside the train shards; give --val_shards or --do_val False")
+    for note in (note for shards in (train, val) if shards is not None for note in shards.notes):
+        say(f"note: {note}")
+    return train, val
+
+
+def make_loaders(options, device, want_train=True, rank=0, world_size=1):
+    """(train, val) loaders and VoxUtil on the device; val is None without do_val. Raises ValueError."""
+    train, val = _shards(options, want_train)
     threads = _share_of_cores("nworkers", options.nworkers)
     # In evaluation there is but one loader, and --nworkers counts its threads, as in the lineage's.
     threads_val = _share_of_cores("nworkers_val", options.nworkers_val) if want_train else threads

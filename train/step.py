@@ -6,56 +6,104 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.data.order import FLIP_STREAM, sample_rng
-from train.forward import run_model
-from train.loss import SimpleLoss, over_ranks, own_cells, total_loss
+from train.forward import run_network
+from train.loss import Normaliser, default_loss
 from train.metrics import intersection_union
-from train.model import Flips
+from train.model.float32 import in_float32
+from train.model.interface import Flips, takes_flips
 
-POS_WEIGHT = 2.13
-LOG_VARIANCES = ("ce_weight", "center_weight", "offset_weight")
-FIGURES = ("total_loss", "ce_loss", "center_loss", "offset_loss", *LOG_VARIANCES)
+TOTAL = "total_loss"
 
 
 class LossStep(nn.Module):
-    """Batch -> (loss, (9,) float64 of FIGURES, intersection and union, logits (B,1,Z,X)); all but the loss detached.
+    """Batch -> (loss, figures, outputs); all but the loss detached.
+
+    The loss and its terms are the network's own where it has a `loss`, else the benchmark's of the outputs there are.
+    figures (n,) float64: those that `names` lists, the total first, then intersection and union where there is a seg.
 
     Args:
-        model: Segnet. vox_util: VoxUtil. autocast: dtype of the network's arithmetic, None for float32.
+        network: see train/model/README.md. grid: VoxUtil. autocast: dtype of the network's arithmetic, None for float32.
         world: distributed.World over whose cells the masked means go in training; None for this process alone.
         seed: of the flips, which like all draws of a sample are a function of (seed, epoch, sample).
+        rand_flip: flip in training, where the network takes flips.
     """
 
-    def __init__(self, model, vox_util, autocast=None, world=None, seed=0):
+    def __init__(self, network, grid, autocast=None, world=None, seed=0, rand_flip=True):
         super().__init__()
-        self.model, self.vox_util, self.autocast = model, vox_util, autocast
+        if autocast is not None:
+            in_float32(network)
+        self.network, self.grid, self.autocast = network, grid, autocast
         self.world, self.seed = world, seed
-        self.shared = over_ranks(world) if world is not None else own_cells
-        self.seg_loss = SimpleLoss(POS_WEIGHT)
+        self.flips = rand_flip and takes_flips(network)
+        self.loss = getattr(network, "loss", default_loss)
+        self._names = {}
+
+    def names(self, training):
+        """Names of the figures but for the counts, of training or evaluation; empty before the first batch."""
+        return self._names.get(training, ())
 
     def forward(self, batch):
-        with torch.autocast(batch.rots.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            outputs = run_model(self.model, batch, self.vox_util, self._flips(batch))
-        outputs = tuple(o if o.dtype == torch.float64 else o.float() for o in outputs)
-        denominator = self.shared if self.training else own_cells
-        loss, terms = total_loss(self.model, outputs, batch, self.seg_loss, denominator)
-        terms["total_loss"] = loss.detach()
-        terms |= {name: getattr(self.model, name).detach() for name in LOG_VARIANCES}
-        counts = intersection_union(outputs[2], batch.seg_bev[:, 0], batch.valid_bev[:, 0])
-        figures = torch.cat([torch.stack([terms[name].double() for name in FIGURES]), counts])
-        return loss, figures, outputs[2].detach()
+        outputs = run_network(self.network, batch, self.grid, self._flips(batch), self.autocast)
+        normaliser = Normaliser(self.world if self.training else None)
+        with torch.autocast(batch.rots.device.type, enabled=False):
+            loss, terms = self.loss(outputs, batch, normaliser)
+        self._check(loss, terms)
+        figures = [loss, *(torch.as_tensor(value, device=loss.device) for value in terms.values())]
+        figures = torch.stack([value.detach().double() for value in figures])
+        if "seg" in outputs:
+            counts = intersection_union(outputs["seg"], batch.seg_bev[:, 0], batch.valid_bev[:, 0])
+            figures = torch.cat([figures, counts])
+        return loss, figures, {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in outputs.items()}
+
+    def split(self, figures, training):
+        """(dict of loss and terms, (2,) or (0,) counts) of a vector of figures of training or evaluation."""
+        names = self.names(training)
+        return dict(zip(names, figures[: len(names)].tolist(), strict=True)), figures[len(names) :]
+
+    def _check(self, loss, terms):
+        names = self._names.setdefault(self.training, (TOTAL, *terms))
+        if names != (TOTAL, *terms):
+            raise ValueError(f"the loss gave {', '.join(terms)}; before it were {', '.join(names[1:])}; they must stay")
+        if loss.dim():
+            raise ValueError(f"the loss is {tuple(loss.shape)}; it is a scalar, and its terms are")
 
     def _flips(self, batch):
-        if not (self.training and self.model.rand_flip):
+        if not (self.training and self.flips):
             return None
-        each = 2 + batch.imgs.shape[2]
+        each = 2 + batch.rots.shape[2]
         draws = [sample_rng(self.seed, batch.epoch, sample, FLIP_STREAM).random(each) for sample in batch.indices]
-        return Flips.of(torch.from_numpy(np.stack(draws)))
+        return Flips.of(torch.from_numpy(np.stack(draws))).to(batch.rots.device)
 
 
-def over_processes(step):
-    """The LossStep wrapped so that its gradients are averaged over the processes of its world; itself in one process."""
+def over_processes(step, batch=None):
+    """The LossStep wrapped so that its gradients are averaged over the processes of its world; itself in one process.
+
+    batch: one to find out with whether the loss reaches every parameter; without it, it must.
+    """
     if step.world is None or step.world.size == 1:
         return step
-    # No loss reaches this head, as in the lineage. Said so, the gradients' exchange needs no search for unused parameters.
-    step.model.decoder.feat_head.requires_grad_(False)
-    return DistributedDataParallel(step)
+    search = batch is not None and bool(step.world.any(int(bool(unreached(step, batch)))))
+    # Batch-norm statistics are each rank's own; evaluation and checkpoints take rank 0's.
+    return DistributedDataParallel(
+        step, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=search
+    )
+
+
+def unreached(step, batch):
+    """Parameters that no gradient reaches from this batch's loss; neither buffers nor random numbers are changed."""
+    wanted = {id(p): p for p in step.parameters() if p.requires_grad}
+    kept = [b.clone() for b in step.buffers()]
+    devices = [batch.rots.device] if batch.rots.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        loss = step(batch)[0]
+    for buffer, value in zip(step.buffers(), kept, strict=True):
+        buffer.data.copy_(value)
+    seen, front = set(), [loss.grad_fn]
+    while front:
+        node = front.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        front += [below for below, _ in node.next_functions]
+        wanted.pop(id(getattr(node, "variable", None)), None)
+    return list(wanted.values())

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import click
-from tqdm import tqdm
 
 from preprocess.errors import SourceError
 from preprocess.plan import official_splits
 from preprocess.synth.folder import Folder
+from preprocess.synth.progress import progress
 
 
 @click.command(context_settings={"show_default": True})
@@ -30,7 +30,7 @@ def main(out, scenes, samples, sweeps, version, seed, tables_only):
         if (out / version).exists():
             raise SourceError(f"{out / version} exists already; remove it or choose another --out")
         folder = Folder(out, version, seed, tables_only=tables_only)
-        for number, name in enumerate(tqdm(names, desc="world", unit="scene", dynamic_ncols=True)):
+        for number, name in enumerate(progress(names, "world", "scene")):
             folder.add_scene(number, name, samples, sweeps)
         folder.close()
     except (SourceError, OSError) as error:

@@ -11,20 +11,28 @@ from pyquaternion import Quaternion
 
 from common.cameras import CAMERAS, LIDAR, RADARS
 from preprocess.frames import inverse
-from preprocess.synth import sensors
-from preprocess.synth.world import BUILDING, KEYFRAME_S, KINDS, Scene
+from preprocess.synth import cameras, sensors
+from preprocess.synth.look import Look
+from preprocess.synth.things import ATTRIBUTES, BUILDING, KINDS
+from preprocess.synth.traffic import sights
+from preprocess.synth.world import KEYFRAME_S, Scene
 
 TABLES = (
     *("attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map", "sample"),
     *("sample_annotation", "sample_data", "scene", "sensor", "visibility"),
 )
-START_US = 1_540_000_000_000_000
 ANNOTATED_M = 55.0
 
 
 def token(*parts):
     """32 hex digits that depend on nothing but the parts."""
     return hashlib.md5("/".join(map(str, parts)).encode(), usedforsecurity=False).hexdigest()
+
+
+def _upright(pose):
+    """Quaternion w, x, y, z of a pose that is turned about Z alone."""
+    half = np.arctan2(pose[1, 0], pose[0, 0]) / 2
+    return [float(np.cos(half)), 0.0, 0.0, float(np.sin(half))]
 
 
 class Folder:
@@ -49,18 +57,16 @@ class Folder:
             rows["category"].append({"token": token("category", name), "name": name, "description": ""})
         for level, name in enumerate(("v0-40", "v40-60", "v60-80", "v80-100"), 1):
             rows["visibility"].append({"token": str(level), "level": name, "description": ""})
-        for name in ("vehicle.moving", "vehicle.parked", "pedestrian.moving", "pedestrian.standing"):
+        for name in ATTRIBUTES:
             rows["attribute"].append({"token": token("attribute", name), "name": name, "description": ""})
-        (self.out / "maps").mkdir(exist_ok=True)
-        Image.new("L", (64, 64)).save(self.out / "maps" / "synth.png")
 
     def add_scene(self, number, name, samples, sweeps):
         """Drive one scene of `samples` keyframes, `sweeps` lidar and radar sweeps before each but the first."""
         scene = Scene(self.seed, number, samples * KEYFRAME_S)
-        log = token("log", name)
-        self.tables["log"].append(
-            dict(token=log, logfile=f"synth-{number}", vehicle="synth", date_captured="2026-01-01", location="synth")
-        )
+        log = self._log(name, scene.conditions)
+        if not self.tables_only:
+            self.painter = cameras.Painter(scene, Look(scene, self.image_hw), self.image_hw)
+            self.ground = sensors.GroundShine(scene.roads)
         self._calibrate(name)
         self.samples = [token("sample", name, k) for k in range(samples)]
         self.last = dict.fromkeys(self.channels)
@@ -73,7 +79,7 @@ class Folder:
             self.tables["sample"].append(
                 dict(
                     token=own,
-                    timestamp=self._time(number, k),
+                    timestamp=self._time(scene, k),
                     scene_token=token("scene", name),
                     prev=self.samples[k - 1] if k else "",
                     next=self.samples[k + 1] if k + 1 < samples else "",
@@ -88,17 +94,30 @@ class Folder:
                 first_sample_token=self.samples[0],
                 last_sample_token=self.samples[-1],
                 name=name,
-                description="generated",
+                description=scene.conditions.describe(sights(scene)),
             )
         )
 
-    def _time(self, number, k):
-        return START_US + number * 100_000_000 + round(k * KEYFRAME_S * 1e6)
+    def _log(self, name, conditions):
+        """Enter a log of its own for a scene; its token."""
+        self.tables["log"].append(
+            dict(
+                token=token("log", name),
+                logfile=conditions.logfile,
+                vehicle=conditions.vehicle,
+                date_captured=f"{conditions.begin:%Y-%m-%d}",
+                location=conditions.location,
+            )
+        )
+        return token("log", name)
+
+    def _time(self, scene, k):
+        return scene.conditions.timestamp_us + round(k * KEYFRAME_S * 1e6)
 
     def _calibrate(self, scene):
         for channel in self.channels:
             matrix = self._mounting(channel)
-            camera = sensors.intrinsics(channel, self.image_hw).tolist() if channel in CAMERAS else []
+            camera = cameras.intrinsics(channel, self.image_hw).tolist() if channel in CAMERAS else []
             self.tables["calibrated_sensor"].append(
                 dict(
                     token=token("calibration", scene, channel),
@@ -111,7 +130,7 @@ class Folder:
 
     def _mounting(self, channel):
         if channel in CAMERAS:
-            return sensors.ego_T_camera(channel)
+            return cameras.ego_T_camera(channel)
         return sensors.EGO_T_LIDAR if channel == LIDAR else sensors.ego_T_radar(channel)
 
     def _moment(self, scene, number, name, at, sample, is_key):
@@ -119,14 +138,14 @@ class Folder:
         seconds = at * KEYFRAME_S
         rng = np.random.default_rng((self.seed, number, round(at * 1000)))
         ego = scene.ego(seconds)
-        poses = np.array([t.pose(seconds) for t in scene.things])
-        when = self._time(number, at)
+        poses = scene.poses(seconds)
+        when = self._time(scene, at)
         pose = token("pose", name, at)
         self.tables["ego_pose"].append(
             dict(
                 token=pose,
                 timestamp=when,
-                rotation=Quaternion(matrix=ego[:3, :3]).elements.tolist(),
+                rotation=_upright(ego),
                 translation=ego[:3, 3].tolist(),
             )
         )
@@ -134,12 +153,14 @@ class Folder:
         counts = np.zeros((len(scene.things), 4), np.int64)  # seen and possible pixels, lidar and radar points
         points, hits = np.zeros((0, 5), "<f4"), np.zeros(0, int)
         if not self.tables_only:
-            points, hits = sensors.lidar_sweep(scene.things, poses, ego @ sensors.EGO_T_LIDAR, rng)
+            points, hits = sensors.lidar_sweep(scene.things, poses, ego @ sensors.EGO_T_LIDAR, self.ground, rng)
         counts[:, 2] = np.bincount(hits + 1, minlength=len(scene.things) + 1)[1:]
         self._data(LIDAR, "pcd.bin", points.tobytes(), row)
-        velocity = scene.speed * ego[:2, 0]
+        seen, velocities = np.flatnonzero(counts[:, 2]), (None, None)
+        if len(seen):
+            velocities = scene.velocities(seconds), scene.ego_velocity(seconds)
         for channel in RADARS:
-            data, numbers = sensors.radar_sweep(scene, poses, hits, ego, channel, velocity, rng)
+            data, numbers = sensors.radar_sweep(scene, poses, seen, ego, channel, *velocities, rng)
             np.add.at(counts[:, 3], np.array(numbers, int), 1)
             self._data(channel, "pcd", data, row)
         if is_key:
@@ -150,11 +171,11 @@ class Folder:
     def _camera(self, scene, poses, ego, channel, row, counts, rng):
         data = b""
         if not self.tables_only:
-            cam_T_global = inverse(ego @ sensors.ego_T_camera(channel))
-            matrix = sensors.intrinsics(channel, self.image_hw)
-            faces = sensors.faces_in_camera(scene.things, poses, cam_T_global, matrix)
-            counts[:, :2] += sensors.count_pixels(faces, self.image_hw, len(scene.things))
-            image = sensors.render(scene, faces, self.image_hw, rng)
+            cam_T_global = inverse(ego @ cameras.ego_T_camera(channel))
+            matrix = cameras.intrinsics(channel, self.image_hw)
+            faces = cameras.faces_in_camera(scene.sizes, poses, cam_T_global, matrix)
+            counts[:, :2] += cameras.count_pixels(faces, self.image_hw, len(scene.things))
+            image = self.painter.render(channel, faces, poses, ego, rng)
             data = simplejpeg.encode_jpeg(image, quality=85, colorsubsampling="420")
         self._data(channel, "jpg", data, row)
 
@@ -190,15 +211,7 @@ class Folder:
                 continue
             seen, possible, lidar, radar = counts[n].tolist()
             share = seen / possible if possible else 0.0
-            kind = thing.category.split(".")[0].replace("human", "pedestrian")
-            moving = (
-                ("moving" if thing.speed else "parked")
-                if kind == "vehicle"
-                else "moving"
-                if thing.speed
-                else "standing"
-            )
-            attributes = [token("attribute", f"{kind}.{moving}")] if kind in ("vehicle", "pedestrian") else []
+            attributes = [token("attribute", thing.attribute)] if thing.attribute else []
             row = dict(
                 token=token("annotation", name, sample, n),
                 sample_token=self.samples[sample],
@@ -207,7 +220,7 @@ class Folder:
                 attribute_tokens=attributes,
                 translation=poses[n, :3, 3].tolist(),
                 size=thing.wlh.tolist(),
-                rotation=Quaternion(axis=[0, 0, 1], angle=thing.yaw).elements.tolist(),
+                rotation=_upright(poses[n]),
                 prev="",
                 next="",
                 num_lidar_pts=lidar,
@@ -232,14 +245,14 @@ class Folder:
 
     def close(self):
         """Write the 13 tables."""
-        self.tables["map"].append(
-            dict(
-                token=token("map"),
-                category="semantic_prior",
-                filename="maps/synth.png",
-                log_tokens=[row["token"] for row in self.tables["log"]],
+        (self.out / "maps").mkdir(exist_ok=True)
+        for location in sorted({row["location"] for row in self.tables["log"]}):
+            filename = f"maps/{token('map', location)}.png"
+            Image.new("L", (64, 64)).save(self.out / filename)
+            logs = [row["token"] for row in self.tables["log"] if row["location"] == location]
+            self.tables["map"].append(
+                dict(token=token("map", location), category="semantic_prior", filename=filename, log_tokens=logs)
             )
-        )
         folder = self.out / self.version
         folder.mkdir(exist_ok=True)
         for name, rows in self.tables.items():

@@ -12,7 +12,7 @@ from train.augment import crop_and_resize
 from train.data import make_frame_options
 from train.data.frame import decode_frame
 from train.data.polygons import draw_maps, footprints
-from train.data.reader import IndexedReader
+from train.data.sources import LocalSource
 from train.model.camera_mean import camera_mean
 from train.targets import bev_targets
 
@@ -24,7 +24,7 @@ def rows(shard, decode_ms, device="cpu"):
     batch = 16 if device == "cuda" else 1
     vox = VoxUtil(*GRID[2], scene_centroid=torch.tensor([GRID[0]], device=device), bounds=GRID[1])
     options = make_frame_options(GRID, 3, True, True, False, "simple_bev", 1, ("vehicle",))
-    reader = IndexedReader([shard])
+    reader = LocalSource([shard])
     number = min(3, len(load_index(shard).keys) - 1)
     frame = decode_frame(reader.read(number, options.members(CAMERAS)), CAMERAS, options)
     lrt = _boxes()

@@ -13,7 +13,7 @@ from common.shard_index import dump_index, index_path, load_index
 from tests.bench.measure import Row, best_ms, paired_ms
 from train.data import Loader, make_frame_options
 from train.data.draws import AugmentConfig
-from train.data.reader import IndexedReader
+from train.data.sources import LocalSource
 from train.data.windows import windows
 
 GRID = ((0.0, 1.0, 0.0), (-50, 50, -5, 5, -50, 50), (200, 8, 200))
@@ -33,7 +33,7 @@ class NoStage:
 
 def loader(shards, nworkers, decode=True, lidar=True):
     options = make_frame_options(GRID, 3, lidar, lidar, False, "simple_bev", 1, ("vehicle",), decode_images=decode)
-    reader = IndexedReader(shards)
+    reader = LocalSource(shards)
     return Loader(
         reader,
         windows(reader.scene_of),
@@ -83,13 +83,13 @@ def _plain(shards):
 
 _OPEN = """
 import os, sys, time
-import train.data.reader as reader
+from train.data.sources import LocalSource
 
 def resident_mb():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 before, start = resident_mb(), time.perf_counter()
-opened = reader.IndexedReader(sys.argv[1:])
+opened = LocalSource(sys.argv[1:])
 print(time.perf_counter() - start, resident_mb() - before, len(opened))
 """
 

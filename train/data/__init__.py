@@ -1,28 +1,25 @@
 """Shards -> batches on the device."""
 
 import dataclasses
-from functools import partial
 
 import numpy as np
 import torch
 
 from common.cameras import CAMERAS
 from common.record import lidar_member, radar_member
-from common.shard_names import expand_shards, is_url
 from common.vox import VoxUtil
 from train.augment import INTERPOLATIONS
 from train.data.batch import Batch
 from train.data.device_stage import DeviceStage
 from train.data.draws import AugmentConfig
 from train.data.frame import FrameOptions
-from train.data.loader import DataError, Loader
-from train.data.reader import IndexedReader
-from train.data.stream import StreamReader
+from train.data.loader import Loader
+from train.data.sources import SourceConfig, open_source
 from train.data.windows import windows
+from train.errors import DataError
 
 __all__ = ["Batch", "DataError", "Loader", "compile_data", "make_loader"]
 
-READERS = ("auto", "indexed", "stream")
 PROTOCOLS = ("simple_bev", "min_visibility")
 
 
@@ -59,19 +56,20 @@ def compile_data(
     verify_reads=False,
     cache_dir=None,
     cache_gb=100.0,
+    store_options=None,
 ):
     """Loaders of training and evaluation batches; the arguments are Simple-BEV's, and ours after the star.
 
     Args:
-        shards, val_shards: path, glob, range or a list of them; either may be None.
+        shards, val_shards: path or address of tars, a glob, range, folder, manifest, a list of them, or a ShardSet (see
+            common.shard_set.find_shards); either may be None.
         data_aug_conf: the lineage's dict: final_dim (h, w), resize_lim, crop_offset, cams, ncams.
         centroid: (1, 3) scene centroid in cam0, metres. bounds: XMIN XMAX YMIN YMAX ZMIN ZMAX around it. res_3d: (Z, Y, X).
         bsz: samples a batch over all ranks. nworkers, nworkers_val: threads; 0 loads in the caller's.
         nsweeps: lidar and radar sweeps, keyframe included. seqlen, temporal_aug: see train.data.windows.
         refcam_id: slot of the reference camera in evaluation, and in training without do_shuffle_cams.
         protocol, min_visibility, target_categories: see train.data.frame.FrameOptions.
-        reader: "indexed" for local files, "stream" for what comes from front to back, "auto" by the shards' names.
-        verify_reads: compare checksums while reading. cache_dir, cache_gb: where streamed shards are kept, and how many.
+        reader, verify_reads, cache_dir, cache_gb, store_options: see train.data.sources.SourceConfig.
     Returns:
         (train_loader, val_loader); None where no shards were given. Batches are augmented and on `device`.
     Raises:
@@ -102,7 +100,7 @@ def compile_data(
         rank=rank,
         world_size=world_size,
         device=device,
-        make_reader=partial(_make_reader, reader, verify_reads, cache_dir, cache_gb),
+        source_config=SourceConfig(reader, verify_reads, cache_dir, cache_gb, store_options),
     )
     train = val = None
     if shards is not None:
@@ -127,18 +125,11 @@ def compile_data(
             temporal_aug=False,
             **shared,
         )
+        if not val.windows:
+            raise ValueError(
+                f"the val shards hold no sample of {seqlen} keyframes; lower seqlen or give other val_shards"
+            )
     return train, val
-
-
-def _make_reader(kind, verify_reads, cache_dir, cache_gb, shards):
-    if kind not in READERS:
-        raise ValueError(f"reader {kind!r}; it is one of {', '.join(READERS)}")
-    remote = [s for s in shards if is_url(s)]
-    if kind == "indexed" and remote:
-        raise ValueError(f"{remote[0]} can only be streamed; give reader stream or auto")
-    if kind == "stream" or remote:
-        return StreamReader(shards, verify_reads, cache_dir=cache_dir, cache_bytes=int(cache_gb * 1e9))
-    return IndexedReader(shards, verify_reads)
 
 
 def _check_modalities(reader, options):
@@ -217,14 +208,14 @@ def make_loader(
     rank,
     world_size,
     device,
-    make_reader=IndexedReader,
+    source_config=None,
 ):
-    """One Loader over the shards; make_reader: from their names. Raises ValueError."""
+    """One Loader over the shards; source_config: SourceConfig. Raises ValueError."""
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation {interpolation!r}; it is one of {', '.join(INTERPOLATIONS)}")
     if batch_size < 1 or batch_size % world_size:
         raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {world_size} devices")
-    reader = make_reader(expand_shards(shards))
+    reader = open_source(shards, source_config, "train" if is_train else "val")
     if reader.facts.get("annotated") is False:
         raise ValueError(
             f"{reader.facts['version']} shards have no annotations, so nothing to train on or compare with"

@@ -5,21 +5,20 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
-from common.cameras import RADAR_FIELDS, RADARS
+from common.cameras import LIDAR_FIELDS, RADAR_FIELDS
 from common.record import (
-    BOX_DTYPE,
     BOXES_MEMBER,
-    CAMERA_DTYPE,
     CAMERAS_MEMBER,
     SAMPLE,
     RecordError,
-    decode_json,
+    decode_boxes,
+    decode_cameras,
     decode_planes,
     decode_points,
-    decode_rows,
     image_member,
     lidar_member,
     merge_planes,
+    parse_sample,
     radar_member,
 )
 from train.data.polygons import cam_T_ego, draw_maps, footprints
@@ -64,13 +63,14 @@ class FrameOptions:
 class Frame:
     """One keyframe on the CPU; shapes as in Batch without B and T.
 
-    images: (S,H,W,3) uint8, or S encoded JPEGs. lidar: (6, V) x, y, z, intensity, ring, lag. numbers, valid: label maps
-    of draw_maps. boxes: lrt (N,19), visible (N,), instance tokens.
+    images: (S,H,W,3) uint8, or S images where sizes differ, or S encoded JPEGs; buffers: the arrays they lie in. lidar: (6, V)
+    x, y, z, intensity, ring, lag. numbers, valid: label maps of draw_maps. boxes: lrt (N,19), visible (N,), instance tokens.
     """
 
     token: str
     scene: str
     images: object
+    buffers: list
     stored_hw: list
     intrinsics: np.ndarray
     ego_T_cam: np.ndarray
@@ -85,24 +85,24 @@ class Frame:
     valid: np.ndarray
 
 
-def decode_frame(members, cams, options, image_buffer=None):
+def decode_frame(members, cams, options, take=np.empty):
     """Build a Frame.
 
     Args:
         members: dict from member name to bytes. cams: camera names in slot order, the reference camera first.
-        image_buffer: (S,H,W,3) uint8 to decode into; a new array if None or of another size.
+        take: gives arrays of a shape and dtype to decode into.
     Raises:
         RecordError: a member is missing or damaged.
     """
     try:
-        sample = decode_json(members[SAMPLE])
+        sample = parse_sample(members[SAMPLE])
         channels = [c["channel"] for c in sample["cameras"]]
-        rows = decode_rows(members[CAMERAS_MEMBER], CAMERA_DTYPE, CAMERAS_MEMBER)
+        rows = decode_cameras(members[CAMERAS_MEMBER], sample)
         missing = [c for c in cams if c not in channels]
         if missing:
             raise RecordError(f"has no {missing[0]}; leave that camera out of cams")
         rows = rows[[channels.index(c) for c in cams]]
-        boxes = decode_rows(members[BOXES_MEMBER], BOX_DTYPE, BOXES_MEMBER)
+        boxes = decode_boxes(members[BOXES_MEMBER], sample)
         ego_T_cam = rows["ego_T_cam"].astype(np.float32)
         keep = _targets(boxes, sample["boxes"]["category"], options)
         boxes = boxes[keep]
@@ -110,10 +110,12 @@ def decode_frame(members, cams, options, image_buffer=None):
         lrt = boxes["ego_lrt"].astype(np.float32)
         numbers, valid = _label_maps(lrt, visible, ego_T_cam[0], options)
         lidar, num_lidar0 = _lidar(members, sample, options)
+        images, buffers = _images(members, cams, rows, options, take)
         return Frame(
             token=sample["token"],
             scene=sample["scene"]["name"],
-            images=_images(members, cams, rows, options, image_buffer),
+            images=images,
+            buffers=buffers,
             stored_hw=list(zip(rows["height"].tolist(), rows["width"].tolist(), strict=True)),
             intrinsics=rows["intrinsics"].astype(np.float32),
             ego_T_cam=ego_T_cam,
@@ -149,38 +151,48 @@ def _label_maps(lrt, visible, ego_T_cam0, options):
     return draw_maps(footprints(lrt_cam, options.mem_T_cam), visible, options.grid_zx)
 
 
-def _images(members, cams, rows, options, buffer):
+def _images(members, cams, rows, options, take):
+    """Images, as Frame has them, and the arrays that were taken for them: one, or one a camera where sizes differ."""
     encoded = [members[image_member(c)] for c in cams]
     if not options.decode_images:
-        return encoded
-    sizes = {(int(h), int(w)) for h, w in zip(rows["height"], rows["width"], strict=True)}
-    height, width = next(iter(sizes))
-    one_size = len(sizes) == 1
-    if not one_size or buffer is None or buffer.shape[1:3] != (height, width):
-        buffer = np.empty((len(cams), height, width, 3), np.uint8) if one_size else [None] * len(cams)
-    for slot, data in enumerate(encoded):
-        image = decode_image(data, cams[slot], (rows["height"][slot], rows["width"][slot]), buffer[slot])
-        if not one_size:
-            buffer[slot] = image
-    return buffer
+        return encoded, []
+    sizes = list(zip(rows["height"].tolist(), rows["width"].tolist(), strict=True))
+    for data, camera, size in zip(encoded, cams, sizes, strict=True):
+        check_image_size(data, camera, size)
+    if len(set(sizes)) == 1:
+        images = take((len(cams), *sizes[0], 3), np.uint8)
+        buffers = [images]
+    else:
+        images = buffers = [take((*size, 3), np.uint8) for size in sizes]
+    for data, camera, size, image in zip(encoded, cams, sizes, images, strict=True):
+        decode_image(data, camera, size, image)
+    return images, buffers
 
 
 def decode_image(data, camera, stored_hw, buffer=None):
     """(H,W,3) uint8 of a JPEG, in `buffer` if given. Raises RecordError if it is damaged or of another size."""
+    check_image_size(data, camera, stored_hw)
     try:
-        image = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
+        return simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
     except ValueError as error:
         raise RecordError(f"{image_member(camera)}: does not decode ({error})") from None
-    if image.shape[:2] != tuple(stored_hw):
-        raise RecordError(f"{image_member(camera)}: {image.shape[:2]} pixels, cameras.npy says otherwise")
-    return image
+
+
+def check_image_size(data, camera, stored_hw):
+    """Raise RecordError for a JPEG whose header claims another size: it decides how much memory decoding takes."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise RecordError(f"{image_member(camera)}: not a JPEG image ({error})") from None
+    if (height, width) != tuple(stored_hw):
+        raise RecordError(f"{image_member(camera)}: {height}x{width} pixels, {CAMERAS_MEMBER} says otherwise")
 
 
 def _lidar(members, sample, options):
     if not options.use_lidar:
         return None, 0
     sweeps = sample["lidar"][: options.nsweeps]
-    clouds = [decode_planes(members[m], m) for m in map(lidar_member, range(len(sweeps)))]
+    clouds = [decode_planes(members[m], m, len(LIDAR_FIELDS)) for m in map(lidar_member, range(len(sweeps)))]
     if not clouds:
         raise RecordError("has no lidar; train without --use_lidar")
     ends = np.cumsum([0] + [cloud.shape[2] for cloud in clouds]).tolist()
@@ -195,12 +207,12 @@ def _radar(members, options):
     """(19, R) float32, radar by radar and newest sweep first within each, as the lineage concatenates them."""
     if not options.use_radar:
         return None
-    clouds = [decode_points(members[m], m) for k in range(options.nsweeps) if (m := radar_member(k)) in members]
+    names = [m for k in range(options.nsweeps) if (m := radar_member(k)) in members]
+    clouds = [decode_points(members[m], m, NUM_RADAR_ROWS + 1) for m in names]  # and the radar's number
     if not clouds:
         raise RecordError("has no radar; train without --use_radar")
     points = np.concatenate(clouds, axis=1)
     points = points[:, np.argsort(points[NUM_RADAR_ROWS], kind="stable")]  # row 19: the radar's place in RADARS
-    assert points.shape[0] == NUM_RADAR_ROWS + 1 and len(RADARS) >= 1
     points = points[:NUM_RADAR_ROWS]
     if options.use_radar_filters:
         keep = np.ones(points.shape[1], bool)

@@ -1,52 +1,19 @@
 """The loader: threads that fetch and decode ahead into a ring of buffers, and batches in an exact order."""
 
-import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
 
 from common.record import RecordError
 from common.shard_index import ShardError
+from train.data.buffers import BufferPool
 from train.data.draws import draw
 from train.data.frame import decode_frame, decode_image
 from train.data.order import num_batches, rank_batch, sample_rng
+from train.errors import DataError
 
 BATCHES_AHEAD = 2  # being decoded while one is consumed
-
-
-class DataError(RuntimeError):
-    """A sample could not be loaded; the message names shard and key."""
-
-
-class _ImageRing:
-    """Image buffers that are used again: fresh memory for 26 MB a frame would cost more than decoding into it.
-
-    On CUDA they are pinned, and copies from them run on after the device stage has returned: a buffer goes back only when
-    the event recorded behind its copies has passed, which is asked, never waited for.
-    """
-
-    def __init__(self, pinned):
-        self._pinned, self._free, self._lock = pinned, {}, threading.Lock()
-        self._in_copy = deque()  # (event, buffers)
-
-    def give_after(self, event, buffers):
-        """Take the buffers back once `event` (anything with query()) has passed; at once where it is None."""
-        with self._lock:
-            self._in_copy.append((event, buffers))
-            while self._in_copy and (self._in_copy[0][0] is None or self._in_copy[0][0].query()):
-                for buffer in self._in_copy.popleft()[1]:
-                    self._free.setdefault(buffer.shape, []).append(buffer)
-
-    def take(self, shape):
-        with self._lock:
-            stack = self._free.get(shape)
-            if stack:
-                return stack.pop()
-        if self._pinned:
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
-        return np.empty(shape, np.uint8)
 
 
 class Loader:
@@ -56,7 +23,7 @@ class Loader:
     load_state_dict() continues there without reading what came before.
 
     Args:
-        reader: IndexedReader or StreamReader. windows: lists of keyframe numbers.
+        reader: a source (see train.data.sources). windows: lists of keyframe numbers.
         frame_options, augment, stage: what to load and how.
         batch_size: samples over all ranks. nworkers: threads; 0 loads in the caller's.
         is_train: augment, and drop the last partial batch; else every sample once.
@@ -88,7 +55,7 @@ class Loader:
         self.epoch, self.position = 0, 0
         self.batches_ahead = BATCHES_AHEAD
         self._running = 0
-        self._ring = _ImageRing(pinned=stage.device.type == "cuda")
+        self._buffers = BufferPool(pinned=stage.device.type == "cuda")
 
     def __len__(self):
         return num_batches(len(self.windows), self.batch_size, self.rank, self.world_size, drop_last=self.is_train)
@@ -167,10 +134,7 @@ class Loader:
     def _load(self, number, cams):
         try:
             members = self.reader.read(number, self.frame_options.members(cams))
-            buffer = None
-            if self.frame_options.decode_images:
-                buffer = self._ring.take((len(cams), *self.stored_hw(number), 3))
-            return decode_frame(members, cams, self.frame_options, buffer)
+            return decode_frame(members, cams, self.frame_options, self._buffers.take)
         except ShardError as error:
             raise DataError(str(error)) from error
         except RecordError as error:
@@ -197,17 +161,13 @@ class Loader:
             except RecordError as error:
                 raise self._bad_record(number, error) from None
 
-    def stored_hw(self, number):
-        """Height and width that most images of the shards have; others get buffers of their own."""
-        size = self.reader.facts.get("image_size")
-        return tuple(size) if size else (900, 1600)
-
     def _recycle(self, windows):
         event = None
         if self.stage.device.type == "cuda":
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(self.stage.device))
         frames = [frame for window in windows for frame in window]
-        self._ring.give_after(event, [f.images for f in frames if isinstance(f.images, np.ndarray)])
+        if self.frame_options.decode_images:
+            self._buffers.give([image for frame in frames for image in frame.buffers], event)
         for frame in frames:
-            frame.images = None
+            frame.images = frame.buffers = None

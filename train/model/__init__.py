@@ -1,5 +1,6 @@
-"""The Simple-BEV network."""
+"""Networks, and the interface that they have in common."""
 
-from train.model.segnet import Flips, Segnet
+from train.model.interface import Flips, Needs, find_network
+from train.model.segnet import Segnet
 
-__all__ = ["Flips", "Segnet"]
+__all__ = ["Flips", "Needs", "Segnet", "find_network"]

@@ -1,15 +1,15 @@
 """Segnet: cameras, and radar or lidar where given, to a BEV segmentation (Harley et al., Simple-BEV, ICRA 2023)."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from common.geometry import rigid_inverse, scale_intrinsics
-from train.model.camera_mean import camera_mean
+from train.model.bev_flips import flip_where
+from train.model.camera_mean import UNPROJECTIONS, camera_mean
 from train.model.decoder import Decoder
 from train.model.encoders import make_encoder
+from train.model.interface import Flips
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -17,27 +17,24 @@ IMAGE_MULTIPLE = 16  # of the encoders' coarsest level
 METARADAR_CHANNELS = 16
 
 
-@dataclass(frozen=True)
-class Flips:
-    """Which inputs to flip: image (B,S), bev_x (B,) along X, bev_z (B,) along Z; bool, on any device."""
+class HeightConv(nn.Conv2d):
+    """A convolution whose weight counts its first channels height by height within a feature, as the lineage's does, and
+    whose input counts them feature by feature within a height: the order in which the camera mean lies in memory.
 
-    image: torch.Tensor
-    bev_x: torch.Tensor
-    bev_z: torch.Tensor
+    Args: as Conv2d's, and features and heights: of the input's first features * heights channels; others stay in place.
+    """
 
-    @classmethod
-    def of(cls, draws):
-        """From (B, 2 + S) uniform draws in [0,1): each flip with probability 1/2."""
-        bits = draws < 0.5
-        return cls(bits[:, 2:], bits[:, 0], bits[:, 1])
+    def __init__(self, features, heights, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.features, self.heights = features, heights
 
-    def to(self, device):
-        return Flips(*(v.to(device, non_blocking=True) for v in (self.image, self.bev_x, self.bev_z)))
-
-
-def _flip_where(which, x, dim):
-    """x, with the items flipped along `dim` where `which` says so; never in place, never waiting for the device."""
-    return torch.where(which.reshape(which.shape + (1,) * (x.dim() - which.dim())), x.flip(dim), x)
+    def forward(self, x):
+        # A weight of some MB is put in order here rather than a volume of some hundred.
+        first, others = self.weight.split(
+            [self.features * self.heights, self.in_channels - self.features * self.heights], 1
+        )
+        first = first.unflatten(1, (self.features, self.heights)).transpose(1, 2).flatten(1, 2)
+        return self._conv_forward(x, torch.cat([first, others], 1), self.bias)
 
 
 class Segnet(nn.Module):
@@ -50,8 +47,9 @@ class Segnet(nn.Module):
         do_rgbcompress: False sums camera features over height instead of a convolution; cameras alone heed it.
         rand_flip: in training, flip images and features back, and BEV features and the decoder's feature back.
         latent_dim: channels of the features. encoder_type: res101, res50, effb0 or effb4.
+        unprojection: "fused" or "plain", see camera_mean; an attribute that may be set at any time.
     Raises:
-        ValueError: metaradar without radar, or an unknown encoder.
+        ValueError: metaradar without radar, or an unknown encoder or unprojection.
     """
 
     def __init__(
@@ -67,20 +65,23 @@ class Segnet(nn.Module):
         rand_flip=False,
         latent_dim=128,
         encoder_type="res101",
+        unprojection="fused",
     ):
         super().__init__()
         if use_metaradar and not use_radar:
             raise ValueError("use_metaradar needs use_radar")
+        if unprojection not in UNPROJECTIONS:
+            raise ValueError(f"unprojection {unprojection!r}; it is one of {', '.join(UNPROJECTIONS)}")
         self.Z, self.Y, self.X = Z, Y, X
         self.use_radar, self.use_lidar, self.use_metaradar = use_radar, use_lidar, use_metaradar
         self.rand_flip, self.latent_dim, self.encoder_type = rand_flip, latent_dim, encoder_type
-        self.do_rgbcompress = do_rgbcompress
+        self.do_rgbcompress, self.unprojection = do_rgbcompress, unprojection
         self.encoder = make_encoder(encoder_type, latent_dim)
         compressed = latent_dim * Y + self._radar_bev_channels() + (Y if use_lidar else 0)
         self.bev_compressor = None
         if do_rgbcompress or use_radar or use_lidar:
             self.bev_compressor = nn.Sequential(
-                nn.Conv2d(compressed, latent_dim, kernel_size=3, padding=1, bias=False),
+                HeightConv(latent_dim, Y, compressed, latent_dim, kernel_size=3, padding=1, bias=False),
                 nn.InstanceNorm2d(latent_dim),
                 nn.GELU(),
             )
@@ -121,17 +122,16 @@ class Segnet(nn.Module):
             cams_T_cam0 = rigid_inverse(cam0_T_camXs.float())
             scale = (feats.shape[-1] / padded_hw[1], feats.shape[-2] / padded_hw[0])
             pix_T_cam0 = scale_intrinsics(pix_T_cams.float(), *scale) @ cams_T_cam0
-        volume = camera_mean(feats.unflatten(0, (batch, cameras)), pix_T_cam0, cams_T_cam0, vox_util)
-        if flips is not None:
-            volume = _flip_where(flips.bev_z, _flip_where(flips.bev_x, volume, -1), -3)
-            if rad_occ_mem0 is not None:
-                rad_occ_mem0 = _flip_where(flips.bev_z, _flip_where(flips.bev_x, rad_occ_mem0, -1), -3)
+        feats = feats.unflatten(0, (batch, cameras))
+        volume = camera_mean(feats, pix_T_cam0, cams_T_cam0, vox_util, flips, self.unprojection)
+        if flips is not None and rad_occ_mem0 is not None:
+            rad_occ_mem0 = flip_where(flips.bev_z, flip_where(flips.bev_x, rad_occ_mem0, -1), -3)
 
         unflip = None
         if flips is not None:
 
             def unflip(x):
-                return _flip_where(flips.bev_x, _flip_where(flips.bev_z, x, -2), -1)
+                return flip_where(flips.bev_x, flip_where(flips.bev_z, x, -2), -1)
 
         return self.decoder(self._compress(volume, rad_occ_mem0), unflip)
 
@@ -142,23 +142,20 @@ class Segnet(nn.Module):
             raise ValueError(f"rad_occ_mem0 has {given} channels, the sensors in use need {wanted}")
 
     def _encode(self, images, flips):
-        """(B*S,3,H,W) -> features, and the image size that they stand for: H, W rounded up to multiples of 16."""
+        """(B*S,3,H,W) -> features of the flipped images, and the size they stand for: H, W rounded up to multiples of 16."""
         images = (images + 0.5 - self.mean) / self.std
-        if flips is not None:
-            images = _flip_where(flips.image.flatten(), images, -1)
-        # The mean colour, on the right and below, where it moves no pixel.
+        # The mean colour, on the right and below, where it moves no pixel; flipped with the image, so that features flip back.
         rows, columns = images.shape[-2:]
         images = F.pad(images, (0, -columns % IMAGE_MULTIPLE, 0, -rows % IMAGE_MULTIPLE))
-        feats = self.encoder(images)
         if flips is not None:
-            feats = _flip_where(flips.image.flatten(), feats, -1)
-        return feats, images.shape[-2:]
+            images = flip_where(flips.image.flatten(), images, -1)
+        return self.encoder(images), images.shape[-2:]
 
     def _compress(self, volume, voxels):
         """(B,C,Z,Y,X) camera features and voxels of other sensors -> (B,latent_dim,Z,X)."""
         if self.bev_compressor is None:
             return volume.sum(3)
-        parts = [volume.transpose(2, 3).flatten(1, 2)]
+        parts = [volume.permute(0, 3, 1, 2, 4).flatten(1, 2)]  # (B,Y*C,Z,X); no copy of a fused camera mean
         if self.use_radar:
             channels = METARADAR_CHANNELS if self.use_metaradar else 1
             radar = voxels[:, :channels]
@@ -166,4 +163,4 @@ class Segnet(nn.Module):
             parts.append(flat)
         if self.use_lidar:
             parts.append(voxels[:, -1:].transpose(2, 3).flatten(1, 2))
-        return self.bev_compressor(torch.cat(parts, 1))
+        return self.bev_compressor(torch.cat(parts, 1) if len(parts) > 1 else parts[0])

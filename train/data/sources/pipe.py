@@ -1,6 +1,6 @@
-"""The streaming reader: shards that come once, from front to back, through pipe: commands, http(s), or fsspec addresses.
+"""The source of what can only be read from front to back: pipe: commands, and any other shards with reader "stream".
 
-Their indexes, small, are read first, so the order of an epoch is known before the first byte of a tar arrives. One thread
+Indexes, small, are read first, so the order of an epoch is known before the first byte of a tar arrives. One thread
 a running epoch walks the tars and keeps the records that are still wanted; read() waits for them. Records, order and
 resume are therefore as exact as with local files; what differs is that the shuffle reaches only as far as its buffer,
 and that a resumed epoch reads the shard it stood in from its beginning.
@@ -8,69 +8,65 @@ and that a resumed epoch reads the shard it stood in from its beginning.
 
 import io
 import os
-import re
 import signal
 import subprocess
+import tarfile
 import threading
-import urllib.request
-import zlib
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from common.shard_index import ABSENT, ShardError, parse_index
+from common import addresses
+from common.errors import ShardError
+from common.shard_index import ABSENT, MAX_INDEX_BYTES, parse_index
+from common.shard_set import check_listed, find_shards, in_parallel
+from common.stores import open_store
 from train.data.order import ORDER_STREAM
-from train.data.reader import KeyframeTable
-
-STALL_S = 30.0  # without a byte for this long, a remote read is given up
-
-
-def index_address(url):
-    """Address of the index that belongs to the tar at `url`; in a pipe: command the name is replaced."""
-    out, count = re.subn(r"\.tar(?=$|[\s'\"?])", ".idx.json", url)
-    if not count:
-        raise ShardError(f"{url}: cannot tell where its index is; its name must hold .tar")
-    return out
+from train.data.sources.table import KeyframeTable
 
 
 @contextmanager
-def open_address(url, on_process=lambda process: None):
-    """A binary stream of an address. Raises ShardError, OSError; a pipe: command that fails is an error at its end.
+def open_stream(address, shards, on_process=lambda process: None):
+    """A binary stream of an address of a ShardSet. Raises ShardError; a pipe: command that fails is an error at its end.
 
     on_process is given the process of a pipe: command, so that another thread can end it.
     """
-    if url.startswith("pipe:"):
-        process = subprocess.Popen(
-            url.removeprefix("pipe:"), shell=True, stdout=subprocess.PIPE, start_new_session=True
-        )
-        on_process(process)
-        try:
-            yield process.stdout
-            if process.stdout.read(1) == b"" and process.wait() != 0:
-                raise ShardError(f"{url}: the command ended with exit code {process.returncode}")
-        finally:
-            _kill(process)
-            process.stdout.close()
-            process.wait()
-    elif url.startswith(("http://", "https://")):
-        with urllib.request.urlopen(url, timeout=STALL_S) as response:
-            yield response
-    elif "://" in url:
-        try:
-            import fsspec
-        except ImportError:
-            raise ShardError(f"{url}: needs fsspec; pip install fsspec and what it wants for this protocol") from None
-        try:
-            opened = fsspec.open(url, "rb")
-        except (ValueError, ImportError) as error:
-            raise ShardError(f"{url}: {error}") from None
-        with opened as stream:
-            yield stream
-    else:
-        with open(url, "rb") as stream:
-            yield stream
+    if not addresses.is_pipe(address):
+        folder, name = addresses.split(address)
+        store = open_store(folder or ".", shards.options, shards.retry)
+        yield io.BufferedReader(_Pieces(store.chunks(name)))
+        return
+    command = address[len("pipe:") :]
+    process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, start_new_session=True)
+    on_process(process)
+    try:
+        yield process.stdout
+        if process.stdout.read(1) == b"" and process.wait() != 0:
+            raise ShardError(f"{address}: the command ended with exit code {process.returncode}")
+    finally:
+        _kill(process)
+        process.stdout.close()
+        process.wait()
+
+
+class _Pieces(io.RawIOBase):
+    """A file of the pieces that an iterator gives."""
+
+    def __init__(self, pieces):
+        self._pieces, self._rest = pieces, memoryview(b"")
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
 
 
 def _kill(process):
@@ -103,31 +99,34 @@ def stream_order(shard_of, windows, seed, epoch, shuffle, buffer):
     return np.array(out, np.int64), shards
 
 
-class StreamReader(KeyframeTable):
-    """Keyframes of shards that can only be read from front to back. See KeyframeTable for the attributes.
+class PipeSource(KeyframeTable):
+    """Keyframes of shards that are read from front to back. See KeyframeTable for the attributes.
 
     Args:
-        shards: addresses. verify_reads: compare checksums. buffer: windows that the shuffle holds.
-        cache_dir, cache_bytes: keep shards there, the oldest going first; None does not.
+        shards: ShardSet, or what find_shards takes. verify_reads: compare checksums. buffer: windows that the shuffle holds.
     Raises:
         ShardError: an index that cannot be read.
     """
 
     is_stream = True
 
-    def __init__(self, shards, verify_reads=False, buffer=64, cache_dir=None, cache_bytes=100 << 30):
-        indexes = []
-        for url in shards:
-            try:
-                with open_address(index_address(url)) as stream:
-                    indexes.append(parse_index(stream.read(), url))
-            except OSError as error:
-                raise ShardError(f"{index_address(url)}: the index cannot be read ({error})") from None
-        super().__init__(indexes)
-        self.verify_reads, self.buffer = verify_reads, buffer
-        self.cache = _Cache(cache_dir, cache_bytes) if cache_dir else None
-        self.stall_s = STALL_S
+    def __init__(self, shards, verify_reads=False, buffer=64):
+        self.shards = find_shards(shards)
+        self.addresses = list(self.shards)
+        super().__init__(in_parallel(self._load_index, self.shards), verify_reads)
+        self.buffer, self.stall_s = buffer, self.shards.retry.stall_s
         self._session = None
+
+    def _load_index(self, tar):
+        address = addresses.index_address(tar)
+        try:
+            with open_stream(address, self.shards) as stream:
+                raw = stream.read(MAX_INDEX_BYTES)
+        except (OSError, ShardError) as error:
+            raise ShardError(f"the index cannot be read: {error}") from None
+        index = parse_index(raw, addresses.shown(tar))
+        check_listed(index, self.shards.entry(tar))
+        return index
 
     def order(self, windows, seed, epoch, shuffle):
         """Window numbers of an epoch."""
@@ -135,7 +134,7 @@ class StreamReader(KeyframeTable):
         order, self._shard_order = stream_order(shard_of, windows, seed, epoch, shuffle, self.buffer)
         return order
 
-    def begin(self, frames):
+    def begin(self, frames, members=None):
         """Start to read: `frames` are the keyframes wanted, in order, with repeats."""
         self.close()
         self._session = _Session(self, frames, self._shard_order)
@@ -143,7 +142,9 @@ class StreamReader(KeyframeTable):
     def read(self, number, members):
         """Bytes of the members that keyframe `number` has: waits for them. Raises ShardError, also when nothing comes."""
         record = self._session.take(number, self.stall_s)
-        return {m: record[m] for m in members if m in record}
+        shard, _ = self._locate(number)
+        columns = {m: self._column(shard, m) for m in members}
+        return {m: record[c] for m, c in columns.items() if c in record}
 
     def interrupt(self):
         """Stop reading; reads that wait raise."""
@@ -214,32 +215,27 @@ class _Session:
             self.changed.notify_all()
 
     def _read_shard(self, shard):
-        index = self.reader.indexes[shard]
-        start = int(self.reader._starts[shard])
+        index, start = self.reader.indexes[shard], int(self.reader._starts[shard])
         rows = {key: i for i, key in enumerate(index.keys)}
         missing = {i for i in range(len(rows)) if self.wanted.get(start + i)}
-        names = {name.lower(): name for name in index.members}  # webdataset folds the case of extensions
-        url = str(index.tar)
-        source = self.reader.cache.open(url, index) if self.reader.cache else open_address(url, self._remember)
+        address = self.reader.addresses[shard]
+        where = addresses.shown(address)
         try:
-            with source as stream:
-                counted = _Counted(stream, self)
-                for sample in group_by_keys(tar_file_expander([{"url": url, "stream": counted}])):
-                    row = rows.get(sample["__key__"])
+            with open_stream(address, self.reader.shards, self._remember) as stream:
+                for key, members in _samples(_Counted(stream, self)):
+                    row = rows.get(key)
                     if row in missing:
-                        record = {names[k.lower()]: v for k, v in sample.items() if k.lower() in names}
-                        self._check(index, row, record)
                         missing.discard(row)
-                        if not self._keep(start + row, record):
+                        if not self._keep(start + row, self._sound(shard, row, members)):
                             return
                     if not missing:
                         break
         except ShardError:
             raise
         except Exception as error:
-            raise ShardError(f"{url}: cannot be read on at {self._first(index, missing)} ({error})") from None
+            raise ShardError(f"{where}: cannot be read on at {self._first(index, missing)} ({error})") from None
         if missing:
-            raise ShardError(f"{url}: cut short at {self._first(index, missing)}; make it anew")
+            raise ShardError(f"{where}: cut short at {self._first(index, missing)}; make it anew")
 
     def _remember(self, process):
         self.process = process
@@ -248,19 +244,19 @@ class _Session:
     def _first(index, missing):
         return index.keys[min(missing)] if missing else "its end"
 
-    def _check(self, index, row, record):
+    def _sound(self, shard, row, members):
+        """Column -> bytes of a record's members, each as long as its index says."""
+        index, record = self.reader.indexes[shard], {}
         for column, name in enumerate(index.members):
             size = index.sizes[row, column]
             if size == ABSENT:
                 continue
-            data = record.get(name)
+            record[column] = data = members.get(name)
             if data is None or len(data) != size:
                 raise ShardError(f"{index.tar}: {index.keys[row]}.{name} is not what its index says")
-            if self.reader.verify_reads and zlib.crc32(data) != index.crc32[row, column]:
-                raise ShardError(
-                    f"{index.tar}: {index.keys[row]}.{name} has another checksum than its index says; "
-                    "check it with python -m preprocess.verify"
-                )
+            if self.reader.verify_reads:
+                self.reader._check(shard, row, column, data)
+        return record
 
     def _keep(self, number, record):
         """Hand over a record; waits while enough are held. False once stopped."""
@@ -298,36 +294,15 @@ class _Counted(io.RawIOBase):
         return data
 
 
-class _Cache:
-    """Shards kept on the local disk, at most `limit` bytes of them."""
-
-    def __init__(self, folder, limit):
-        self.folder, self.limit = Path(folder), limit
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    @contextmanager
-    def open(self, url, index):
-        """A stream of the shard, from the cache or, filling it, from its address."""
-        path = self.folder / f"{index.tar_sha256}.tar"
-        if not path.is_file() or path.stat().st_size != index.tar_bytes:
-            self._make_room(index.tar_bytes)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            try:
-                with open_address(url) as source, open(temporary, "wb") as file:
-                    while chunk := source.read(1 << 20):
-                        file.write(chunk)
-                if temporary.stat().st_size != index.tar_bytes:
-                    raise ShardError(f"{url}: {temporary.stat().st_size} bytes, its index says {index.tar_bytes}")
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        path.touch()
-        with open(path, "rb") as stream:
-            yield stream
-
-    def _make_room(self, size):
-        kept = sorted(self.folder.glob("*.tar"), key=lambda p: p.stat().st_mtime)
-        total = sum(p.stat().st_size for p in kept)
-        while kept and total + size > self.limit:
-            total -= kept[0].stat().st_size
-            kept.pop(0).unlink(missing_ok=True)
+def _samples(stream):
+    """(key, {member: bytes}) of each sample of a tar that comes from front to back."""
+    key, members = None, {}
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        for entry in archive:
+            own, _, name = entry.name.partition(".")
+            if own != key and members:
+                yield key, members
+                members = {}
+            key, members[name] = own, archive.extractfile(entry).read()
+    if members:
+        yield key, members

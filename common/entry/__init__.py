@@ -1,0 +1,52 @@
+"""The package `bevshards`: the command of that name, and the way to train, common and preprocess from any folder.
+
+It is installed under a name that nobody else has, since the folders' own names are common ones: a train.py of the user's would
+hide `train`. Importing it puts the checkout first on the path, for this process and those that it starts.
+"""
+
+import importlib.util
+import os
+import runpy
+import sys
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+ROOT = _HERE.parents[1] if _HERE.name == "entry" else _HERE.parent  # the checkout, or where a wheel was unpacked
+COMMANDS = {
+    "train": ("train.run", "shards -> a trained network"),
+    "evaluate": ("train.evaluate", "IoU of a checkpoint"),
+    "compare": ("train.compare", "two evaluations beside each other"),
+    "show": ("train.show", "pictures of a sample"),
+    "report": ("train.report", "a run as a page"),
+    "export": ("train.export", "a network for other runtimes"),
+    "demo": ("train.demo", "a small training, before and after"),
+    "shards": ("preprocess.run", "nuScenes -> shards"),
+    "verify": ("preprocess.verify", "read all of some shards again"),
+    "index": ("preprocess.index", "rebuild the index of a shard"),
+    "show-shards": ("preprocess.show", "what is in shards"),
+    "synth": ("preprocess.synth", "a generated nuScenes folder"),
+}
+
+
+def _first_on_the_path():
+    """This checkout before all else, and the current folder after all else: networks of the user's own lie there."""
+    root, here = str(ROOT), os.getcwd()
+    sys.path[:] = [root, *(p for p in sys.path if p not in (root, "", here)), here]
+
+
+def main():
+    """`bevshards COMMAND …`: the same as `python -m MODULE …` in the checkout."""
+    there = {name: entry for name, entry in COMMANDS.items() if importlib.util.find_spec(entry[0])}
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print("Usage: bevshards COMMAND [OPTIONS]\n\nCommands (each has --help):")
+        for known, (module, meaning) in there.items():
+            print(f"  {known:12} {meaning}; python -m {module}")
+        return
+    if name not in there:
+        sys.exit(f"error: {name} is no command; it is one of {', '.join(there)}")
+    sys.argv[:2] = [f"bevshards {name}"]
+    runpy.run_module(there[name][0], run_name="__main__", alter_sys=True)
+
+
+_first_on_the_path()

@@ -1,0 +1,349 @@
+"""What the user writes after --shards, and the shards that it means, checked against the manifests beside them."""
+
+import itertools
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from common import addresses
+from common.errors import CannotList, Missing, ShardError
+from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
+from common.retries import Retry
+from common.shard_index import open_index
+from common.stores import find, open_store
+
+SPLITS = ("train", "val", "test")
+OPENED_AT_ONCE = 16  # indexes in flight
+_RANGE = re.compile(r"[<{](\d+)\.\.(\d+)[>}]")
+_MAGIC = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """The shards of one split, or of whatever was named.
+
+    Attributes:
+        shards: addresses or paths of the tars, in order, none twice.
+        manifests: folder address -> {split: Manifest} of those manifests that list one of the shards.
+        options: of the stores (never printed). retry: of remote reads.
+        notes: lines that the user should see once.
+    """
+
+    shards: tuple
+    manifests: dict = field(default_factory=dict, repr=False)
+    options: dict | None = field(default=None, repr=False)
+    retry: Retry = Retry()
+    notes: tuple = ()
+
+    def __iter__(self):
+        return iter(self.shards)
+
+    def __len__(self):
+        return len(self.shards)
+
+    @property
+    def listed(self):
+        """Samples that the manifests list, whether they were asked for or not; 0 without a manifest."""
+        return sum(m.keyframes for splits in self.manifests.values() for m in splits.values())
+
+    def entry(self, tar):
+        """ManifestShard of one of the shards, or None."""
+        folder, name = addresses.split(tar)
+        manifests = self.manifests.get(folder, {}).values()
+        return next((m.by_name[name] for m in manifests if name in m.by_name), None)
+
+
+def expand_ranges(pattern):
+    """Every name that the `<000..099>` and `{000..099}` ranges of a pattern stand for, in order.
+
+    Widths are kept (`<08..11>` gives 08, 09, 10, 11). Raises ValueError for a range that runs backwards.
+    """
+    parts = _RANGE.split(pattern)  # text, first, last, text, first, last, … text
+    choices = []
+    for first, last in zip(parts[1::3], parts[2::3], strict=True):
+        if int(first) > int(last):
+            raise ValueError(f"{pattern}: the range {first}..{last} runs backwards")
+        width = len(first)
+        choices.append([f"{i:0{width}d}" for i in range(int(first), int(last) + 1)])
+    texts = parts[::3]
+    return [
+        texts[0] + "".join(n + t for n, t in zip(numbers, texts[1:], strict=True))
+        for numbers in itertools.product(*choices)
+    ]
+
+
+def find_shards(patterns, split=None, options=None, retry=None, strict=True):
+    """The ShardSet that patterns name.
+
+    Args:
+        patterns: one or several of: the path or address of a tar, a glob, a `{000..099}` or `<000..099>` range, a list of
+            these with commas, a folder, a manifest, a pipe: command. A ShardSet is returned as it is.
+        split: which split a folder stands for; None: all that it holds.
+        options, retry: see common.stores.open_store.
+        strict: False does without what is damaged or missing, for commands that check or mend.
+    A range may reach past the last shard, but must meet one. Of what a manifest lists and a pattern covers, nothing may
+    be missing. Raises ValueError (ShardError), naming what matches nothing or is missing, and the remedy.
+    """
+    if isinstance(patterns, ShardSet):
+        return patterns
+    if isinstance(patterns, (str, os.PathLike)):
+        patterns = [patterns]
+    patterns = [part for pattern in patterns for part in _listed_apart(str(pattern))]
+    if not patterns:
+        raise ShardError("no shards given")
+    folders = _Folders(options, retry or Retry(), strict)
+    found = dict.fromkeys(itertools.chain.from_iterable(_resolve(p, split, folders) for p in patterns))
+    manifests, notes = _checked(list(found), folders)
+    return ShardSet(tuple(found), manifests, options, folders.retry, notes)
+
+
+def find_beside(shards, split):
+    """The ShardSet of another split in the folders of a ShardSet's shards; it has no shards where there is none."""
+    folders = _Folders(shards.options, shards.retry)
+    found = []
+    for folder in dict.fromkeys(addresses.split(s)[0] for s in shards if not addresses.is_pipe(s)):
+        found += _of_folder(folder, split, folders) or []
+    manifests, notes = _checked(found, folders)
+    return ShardSet(tuple(found), manifests, shards.options, shards.retry, notes)
+
+
+def load_indexes(shards):
+    """(ShardIndex, Stat of the tar) of every shard of a ShardSet, read in parallel and held against the manifests.
+
+    Raises ShardError; see common.shard_index.open_index. The Stat of what a pipe: command gives is None.
+    """
+    stores = _Folders(shards.options, shards.retry)
+
+    def load(tar):
+        if addresses.is_pipe(tar):
+            raise ShardError(f"{tar}: can only be read from front to back")
+        folder, name = addresses.split(tar)
+        entry = shards.entry(tar)
+        try:
+            index, stat = open_index(stores.store(folder), name)
+        except Missing as error:
+            listed = "; its manifest lists it: copy it, or run preprocess.run again" if entry else ""
+            raise ShardError(f"{error}{listed}") from None
+        check_listed(index, entry)
+        return index, stat
+
+    return in_parallel(load, shards)
+
+
+def check_listed(index, entry):
+    """Raise ShardError where an index is not of the shard that a manifest lists as `entry`; None lists nothing."""
+    if entry is not None and (entry.sha256, entry.keyframes) != (index.tar_sha256, len(index.keys)):
+        raise ShardError(
+            f"{index.tar}: is not the shard that its manifest lists; copy it anew or run preprocess.run again"
+        )
+
+
+def in_parallel(function, items):
+    """function of each item, in order, by a few threads; the first error is raised and ends the rest."""
+    with ThreadPoolExecutor(OPENED_AT_ONCE, "open") as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+class _Folders:
+    """The stores and manifests of the folders that were met, each opened once."""
+
+    def __init__(self, options, retry, strict=True):
+        self.options, self.retry, self.strict = options, retry, strict
+        self._stores, self._manifests = {}, {}
+
+    def store(self, folder):
+        if folder not in self._stores:
+            self._stores[folder] = open_store(folder or ".", self.options, self.retry)
+        return self._stores[folder]
+
+    def manifest(self, folder, split, strict=None):
+        """Manifest of a split in a folder, or None where there is none."""
+        key = (folder, split)
+        if key not in self._manifests:
+            store, name = self.store(folder), manifest_name(split)
+            try:
+                self._manifests[key] = parse_manifest(store.read(name, MAX_MANIFEST_BYTES), store.path(name))
+            except Missing:
+                self._manifests[key] = None
+            except ShardError:
+                if self.strict if strict is None else strict:
+                    raise
+                self._manifests[key] = None
+        return self._manifests[key]
+
+    def names(self, folder):
+        """Names in a folder. Raises CannotList."""
+        return self.store(folder).list()
+
+
+def _listed_apart(pattern):
+    """The parts of a comma-separated list; a pattern whose commas belong to a path stays whole."""
+    if "," not in pattern or addresses.is_pipe(pattern) or ("?" in pattern and addresses.is_remote(pattern)):
+        return [pattern]
+    folder = os.path.dirname(pattern)
+    if os.path.exists(pattern) or ("," in folder and os.path.isdir(folder)):
+        return [pattern]
+    return [part for part in pattern.split(",") if part]
+
+
+def _resolve(pattern, split, folders):
+    """Addresses of the tars that one pattern stands for."""
+    if addresses.is_pipe(pattern):
+        return expand_ranges(pattern)
+    if not addresses.is_remote(pattern):
+        pattern = pattern.removeprefix("file://")
+    folder, name = addresses.split(pattern)
+    if name.endswith(SUFFIX) and not _MAGIC.search(name):
+        return _of_manifest(folder, name, folders)
+    if is_folder(pattern):
+        found = _of_folder(_plain_folder(pattern), split, folders)
+        if not found:
+            wanted = f"{split} shards" if split else "shards"
+            raise ShardError(
+                f"{addresses.shown(pattern)}: holds no {wanted}; make them with: make shards (or check the path)"
+            )
+        return found
+    found = [pattern] if _exists_here(pattern) else _matching(pattern, folders)
+    if not found:
+        raise ShardError(
+            f"no shard matches {addresses.shown(pattern)!r}; make them with: make shards (or check the path)"
+        )
+    return found
+
+
+def _plain_folder(address):
+    base, mark, query = (
+        address.partition("?") if addresses.scheme_of(address) in ("http", "https") else (address, "", "")
+    )
+    return (base.rstrip("/") or "/") + mark + query
+
+
+def is_folder(pattern):
+    """Whether a pattern names a folder: one that is there, or an address that does not look like a file's."""
+    pattern = str(pattern)
+    if addresses.is_pipe(pattern):
+        return False
+    if not addresses.is_remote(pattern):
+        return os.path.isdir(pattern.removeprefix("file://"))
+    _, name = addresses.split(pattern)
+    return not name or not (_MAGIC.search(name) or _RANGE.search(name) or name.endswith((".tar", ".json")))
+
+
+def _exists_here(pattern):
+    return not addresses.is_remote(pattern) and os.path.isfile(pattern)
+
+
+def _of_manifest(folder, name, folders):
+    manifest = folders.manifest(folder, name.removesuffix(SUFFIX), strict=True)
+    if manifest is None:
+        raise ShardError(f"{folders.store(folder).path(name)}: no such manifest")
+    return [addresses.join(folder, shard.name) for shard in manifest.shards]
+
+
+def _of_folder(folder, split, folders):
+    """Tars of a split in a folder, by its manifest where there is one, else by their names; [] where there are none."""
+    found = []
+    for own in (split,) if split else SPLITS:
+        manifest = folders.manifest(folder, own)
+        if manifest is not None:
+            found += [addresses.join(folder, shard.name) for shard in manifest.shards]
+            continue
+        try:
+            names = folders.names(folder)
+        except CannotList:
+            continue
+        found += [addresses.join(folder, n) for n in names if fnmatchcase(n, f"{own}-*.tar")]
+    if not split and not found:
+        try:
+            found = [addresses.join(folder, n) for n in folders.names(folder) if n.endswith(".tar")]
+        except CannotList:
+            pass
+    return found
+
+
+def _matching(pattern, folders):
+    """Tars that a glob or range stands for, where they are there or a manifest lists them."""
+    folder, name = addresses.split(pattern)
+    if not addresses.is_remote(pattern) and os.path.isdir(folder):  # whatever characters are in its name
+        names = [addresses.join(folder, n) for n in expand_ranges(name)]
+    else:
+        names = [addresses.join(f, n) for f in expand_ranges(folder) for n in expand_ranges(name)]
+    if len(names) == 1 and not _MAGIC.search(addresses.split(names[0])[1]) and addresses.is_remote(pattern):
+        return names  # one address, written out: opening it tells whether it is there
+    found, by_folder = [], {}
+    for name in names:
+        by_folder.setdefault(addresses.split(name)[0], []).append(addresses.split(name)[1])
+    for folder, wanted in by_folder.items():
+        for own in _folders_of(folder, folders):
+            found += _matches_in(own, wanted, folders)
+    return found
+
+
+def _folders_of(folder, folders):
+    if not _MAGIC.search(folder if not addresses.is_remote(folder) else folder.partition("?")[0]):
+        return [folder]
+    if addresses.is_remote(folder) and "?" in folder and addresses.scheme_of(folder) in ("http", "https"):
+        return [folder]
+    return find(folder, folders.options, folders.retry)
+
+
+def _matches_in(folder, wanted, folders):
+    """Tars of one folder that one of the `wanted` names or globs covers."""
+    store = folders.store(folder)
+    plain = {name for name in wanted if not _MAGIC.search(name)}
+    globs = [name for name in wanted if name not in plain]
+
+    def covered(name):
+        return name in plain or (
+            name.endswith(".tar") and not name.startswith(".") and any(fnmatchcase(name, g) for g in globs)
+        )
+
+    splits = dict.fromkeys(name.rpartition("-")[0] for name in wanted if "-" in name)
+    splits = [s for s in splits if s and not _MAGIC.search(s)] or list(SPLITS)
+    listed = [s.name for split in splits if (m := folders.manifest(folder, split)) for s in m.shards if covered(s.name)]
+    try:
+        there = {name for name in folders.names(folder) if covered(name)}
+    except CannotList:
+        if globs or listed:
+            if not listed:
+                raise
+            there = set(listed)
+        else:
+            there = {n for n, ok in zip(plain, in_parallel(store.exists, plain), strict=True) if ok}
+    gone = [name for name in listed if name not in there]
+    if gone and folders.strict:
+        raise ShardError(
+            f"{store.path(gone[0])}: its manifest lists it, but it is not there (nor are {len(gone) - 1} others); copy it, "
+            "run preprocess.run again, or name the shards that you want"
+        )
+    order = {name: i for i, name in enumerate(wanted)}
+    return [addresses.join(folder, name) for name in sorted(there, key=lambda n: (order.get(n, 0), n))]
+
+
+def _checked(shards, folders):
+    """(manifests, notes) of the folders of `shards`: what was left out, and what no manifest lists."""
+    manifests, notes = {}, []
+    chosen = {}
+    for tar in (s for s in shards if not addresses.is_pipe(s)):
+        folder, name = addresses.split(tar)
+        chosen.setdefault((folder, name.rpartition("-")[0]), []).append(name)
+    for (folder, split), names in chosen.items():
+        manifest = folders.manifest(folder, split) if split else None
+        if manifest is None:
+            continue
+        manifests.setdefault(folder, {})[split] = manifest
+        where = folders.store(folder).path(manifest_name(split))
+        samples = sum(manifest.by_name[n].keyframes for n in names if n in manifest.by_name)
+        if samples < manifest.keyframes:
+            notes.append(f"{samples} of the {manifest.keyframes} samples of {where}: the other shards were not named")
+        strange = [n for n in names if n not in manifest.by_name]
+        if strange:
+            notes.append(f"{strange[0]}, and {len(strange) - 1} others, are not in {where}")
+    return manifests, tuple(notes)

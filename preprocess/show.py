@@ -1,0 +1,170 @@
+"""python -m preprocess.show: what a set of shards holds, as a table, as JSON and as a chart."""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from common.files import write_atomically
+from common.shard_index import ShardError
+from preprocess.chart import draw_chart
+from preprocess.contents import count, shards_of
+from preprocess.errors import SourceError
+
+WIDTH = 80
+_BAR = 22  # columns of the longest bar
+
+
+@click.command()
+@click.argument("shards", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="print everything as one JSON object instead of the table")
+@click.option("--chart", help="also write a chart, .png")
+def main(shards, as_json, chart):
+    """Say what SHARDS (a folder, paths, globs or ranges) hold. Reads a few kilobytes a keyframe."""
+    try:
+        if chart and not chart.endswith(".png"):
+            raise ValueError(f"--chart {chart}: a chart ends in .png")
+        tars = shards_of(shards)
+        contents = count(tars, _progress)
+        if chart:
+            write_atomically(Path(chart), draw_chart(contents))
+    except (SourceError, ShardError, ValueError) as error:
+        _fail(error)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror or error}")
+    if as_json:
+        click.echo(json.dumps(contents.as_dict(), indent=1))
+    else:
+        click.echo("\n".join(table(contents)))
+
+
+def _progress(tars):
+    wait = 0.1 if sys.stderr.isatty() else 10.0  # a log wants a line now and then
+    return tqdm(tars, desc="show", unit="shard", dynamic_ncols=True, mininterval=wait, delay=2.0, leave=False)
+
+
+def _fail(error):
+    click.echo(f"error: {' '.join(str(error).split())}", err=True)
+    sys.exit(1)
+
+
+def table(contents):
+    """Lines of at most WIDTH columns."""
+    lines = [
+        *_splits(contents),
+        *_options(contents),
+        *_scenes(contents),
+        *_sensors(contents),
+        *_members(contents),
+        *_boxes(contents),
+        *_rest(contents),
+    ]
+    return [line.rstrip() for line in lines]
+
+
+def _heading(text):
+    return ["", text]
+
+
+def _bar(value, most, width=_BAR):
+    return "#" * round(width * value / most) if most else ""
+
+
+def _splits(contents):
+    lines = [f"{'split':<10}{'shards':>10}{'scenes':>10}{'samples':>10}{'hours':>10}{'MB':>14}"]
+    rows = dict(contents.splits)
+    if len(rows) > 1:
+        rows["together"] = {name: contents.total(name) for name in next(iter(contents.splits.values()))}
+    for name, split in rows.items():
+        lines.append(
+            f"{name:<10}{split['shards']:>10}{split['scenes']:>10}{split['samples']:>10}"
+            f"{split['seconds'] / 3600:>10.3f}{split['bytes'] / 1e6:>14.1f}"
+        )
+    return lines
+
+
+def _options(contents):
+    lines = _heading("made with")
+    for name, values in contents.options.items():
+        text = " and ".join(_option(value) for value in values)
+        if name == "image_size" or values != [None]:
+            lines.append(f"  {name.replace('_', ' '):<20}{_cut(text, WIDTH - 22)}")
+    return lines
+
+
+def _option(value):
+    if value is None:
+        return "as in the source"
+    if isinstance(value, list):
+        return (", " if any(isinstance(item, str) for item in value) else " x ").join(map(str, value))
+    return str(value)
+
+
+def _scenes(contents):
+    lengths = list(contents.keyframes_by_scene.values())
+    low, middle, high = min(lengths), statistics.median(lengths), max(lengths)
+    lines = _heading("scenes")
+    lines.append(f"  {'keyframes a scene':<20}{low} to {high}, median {middle:g}")
+    lines += [f"  {_cut(place, 56):<57}{number:>6} scenes" for place, number in contents.places.most_common()]
+    for word in ("night", "rain"):
+        number = sum(n for text, n in contents.descriptions.items() if word in text.lower())
+        lines.append(f"  {'described as ' + word:<57}{number:>6} scenes")
+    return lines
+
+
+def _sensors(contents):
+    lines = ["", f"{'sensor':<22}{'samples':>10}{'sweeps':>10}{'a sample':>10}"]
+    for name, sensor in contents.sensors.items():
+        mean = sensor["sweeps"] / sensor["samples"]
+        lines.append(f"  {name:<20}{sensor['samples']:>10}{sensor['sweeps']:>10}{mean:>10.2f}")
+    return lines
+
+
+def _members(contents):
+    samples, most = contents.total("samples"), max(contents.bytes_by_kind.values())
+    total = sum(contents.bytes_by_kind.values())
+    lines = ["", f"{'members':<22}{'MB':>10}{'kB a sample':>14}{'share':>8}"]
+    for kind, size in contents.bytes_by_kind.most_common():
+        lines.append(
+            f"  {kind:<20}{size / 1e6:>10.1f}{size / 1e3 / samples:>14.1f}{100 * size / total:>6.1f} %  {_bar(size, most)}"
+        )
+    return lines
+
+
+def _boxes(contents):
+    if not contents.boxes:
+        return ["", "no boxes: these shards have no annotations"]
+    heads = "".join(f"{head:>8}" for head in ("0-40 %", "-60 %", "-80 %", "-100 %"))
+    lines = ["", f"{'boxes, by visibility':<34}{'all':>8}{heads}{'?':>6}"]
+    rows = sorted(contents.boxes.items(), key=lambda item: -sum(item[1]))
+    together = [sum(counts[v] for _, counts in rows) for v in range(5)]
+    for name, counts in [*rows, ("together", together)]:
+        unknown, *known = counts
+        cells = "".join(f"{n:>8}" for n in known)
+        lines.append(f"  {_cut(name, 31):<32}{sum(counts):>8}{cells}{unknown:>6}")
+    return lines
+
+
+def _rest(contents):
+    lines = [""]
+    for name, layer in contents.layers.items():
+        lines.append(f"layer {_cut(name, 30):<30}{layer['shards']:>6} shards{layer['bytes'] / 1e6:>14.1f} MB")
+    if not contents.layers:
+        lines.append("no layers")
+    if contents.skipped:
+        lines.append(f"{len(contents.skipped)} samples were left out when these were made; the first:")
+        lines.append(_cut(f"  {contents.skipped[0]['key']}: {contents.skipped[0]['why']}", WIDTH))
+    else:
+        lines.append("no samples were left out when these were made")
+    return lines
+
+
+def _cut(text, width):
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""An http server of a folder that answers range requests, with faults on demand."""
+
+import http.server
+import re
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+
+
+class FaultyServer:
+    """Serves a folder on a free port of loopback.
+
+    Attributes:
+        address: http://127.0.0.1:port.
+        faults: what goes wrong with the next GETs, one each, first come first: "503", "reset", "half", "wrong range", "stall",
+            "404", "403", "changed", "ignores ranges".
+        lasting: a fault of every GET, or "".
+        bytes_sent: of all bodies.
+    """
+
+    def __init__(self, folder):
+        self.folder, self.faults, self.lasting, self.bytes_sent = Path(folder), [], "", 0
+        self.requests = []
+        self._closed = threading.Event()
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                outer._answer(self)
+
+            def do_HEAD(self):
+                outer._answer(self, head=True)
+
+            def log_message(self, *_):
+                pass
+
+        self._httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._httpd.daemon_threads = True
+        self._httpd.handle_error = lambda *_: None
+        self.address = f"http://127.0.0.1:{self._httpd.server_address[1]}"
+        threading.Thread(target=self._httpd.serve_forever, daemon=True, name="faulty").start()
+
+    def reset(self):
+        """No faults any more."""
+        self.faults.clear()
+        self.lasting = ""
+
+    def close(self):
+        """Stop answering."""
+        self._closed.set()
+        self._httpd.shutdown()
+        self._httpd.server_close()
+
+    def _answer(self, request, head=False):
+        name = request.path.partition("?")[0].lstrip("/")
+        fault = "" if head else (self.faults.pop(0) if self.faults else self.lasting)
+        self.requests.append((request.command, request.path, request.headers.get("Range", "")))
+        path = self.folder / name
+        status = {"503": 503, "404": 404, "403": 403}.get(fault, 200 if path.is_file() else 404)
+        if fault == "reset":
+            return self._reset(request)
+        if fault == "stall":
+            self._closed.wait(3.0)
+            return self._reset(request)
+        if status != 200:
+            return self._send(request, status, b"", {})
+        data = path.read_bytes()
+        etag = f'"{path.stat().st_size}-{path.stat().st_mtime_ns}{"-new" * (fault == "changed")}"'
+        headers = {"ETag": etag, "Accept-Ranges": "bytes", "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT"}
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
+        if not match or fault == "ignores ranges":
+            return self._send(request, 200, data, headers, head)
+        start, end = int(match[1]), min(int(match[2] or len(data)), len(data) - 1)
+        if fault == "wrong range":
+            start, end = start + 512, end + 512
+        headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
+        self._send(request, 206, data[start : end + 1], headers, head, half=fault == "half")
+
+    def _send(self, request, status, body, headers, head=False, half=False):
+        request.send_response(status)
+        for name, value in headers.items():
+            request.send_header(name, value)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        if head:
+            return
+        request.wfile.write(body[: len(body) // 2] if half else body)
+        self.bytes_sent += len(body)
+        if half:
+            request.wfile.flush()
+            time.sleep(0.05)
+            self._reset(request)
+
+    @staticmethod
+    def _reset(request):
+        """End the connection the hard way, with RST."""
+        request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        request.close_connection = True
+        request.connection.close()

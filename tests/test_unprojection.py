@@ -1,0 +1,234 @@
+"""The camera mean: every way of computing it against the plain one, and the CUDA kernels without a GPU."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.vox import VoxUtil
+from tests.conftest import REPOSITORY
+from train.model import Segnet
+from train.model.camera_mean import camera_mean
+from train.model.pair_gather import pair_mean
+from train.model.plain_mean import plain_mean
+from train.model.portable_mean import portable_mean
+from train.model.segnet import Flips
+
+WAYS = {"pairs": pair_mean, "portable": portable_mean}
+CENTROID = torch.tensor([[0.0, 1.0, 0.0]])
+VOX = VoxUtil(12, 3, 10, scene_centroid=CENTROID, bounds=(-20, 20, -4, 4, -24, 24))
+
+
+def ring(count=6, batch=2, hw=(14, 25)):
+    """pix_T_ref and cam_T_ref (B,S,4,4) of a ring of cameras that look outwards, some voxels seen by two of them."""
+    rng = np.random.default_rng(0)
+    ref_T_cam = torch.eye(4).repeat(batch, count, 1, 1)
+    for b in range(batch):
+        for s in range(count):
+            yaw = 2 * np.pi * s / count + rng.normal(0, 0.05)
+            ref_T_cam[b, s, :3, :3] = torch.tensor(
+                [[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]]
+            )
+            ref_T_cam[b, s, :3, 3] = torch.tensor(rng.normal(0, 0.7, 3))
+    pix_T_cam = torch.eye(4)
+    pix_T_cam[0, 0] = pix_T_cam[1, 1] = 0.7 * hw[1]
+    pix_T_cam[0, 2], pix_T_cam[1, 2] = hw[1] / 2, hw[0] / 2
+    cam_T_ref = torch.linalg.inv(ref_T_cam)
+    return pix_T_cam @ cam_T_ref, cam_T_ref
+
+
+def some_flips(batch=2, count=6):
+    rng = torch.Generator().manual_seed(3)
+    return Flips.of(torch.rand(batch, 2 + count, generator=rng))
+
+
+def features(channels=5, batch=2, count=6, hw=(14, 25), dtype=torch.float32):
+    feats = torch.randn((batch, count, channels, *hw), generator=torch.Generator().manual_seed(1), dtype=dtype)
+    return feats.requires_grad_()
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_way_equals_the_plain_mean_and_its_gradient(way, dtype, flipped):
+    flips = some_flips() if flipped else None
+    feats, geometry = features(dtype=dtype), ring()
+    want = plain_mean(feats, *geometry, VOX, flips)
+    got = WAYS[way](feats, *geometry, VOX, flips)
+    assert got.dtype == dtype and got.shape == want.shape == (2, 5, 12, 3, 10)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+    weight = torch.randn_like(want)
+    ours, theirs = (torch.autograd.grad((out * weight).sum(), feats)[0] for out in (got, want))
+    torch.testing.assert_close(ours, theirs, rtol=10 * tolerance, atol=10 * tolerance)
+    counts = (plain_mean(torch.ones_like(feats), *geometry, VOX, flips) > 0.5).float().mean()
+    assert 0.3 < counts <= 1  # the cameras do see the grid
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_gradients_are_those_of_the_function(way):
+    vox = VoxUtil(4, 2, 4, scene_centroid=CENTROID, bounds=(-8, 8, -3, 3, -8, 8))
+    feats = torch.randn((1, 2, 3, 4, 6), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    geometry = [m[:1, :2] for m in ring(hw=(4, 6))]
+    assert torch.autograd.gradcheck(lambda f: WAYS[way](f, *geometry, vox), feats.requires_grad_())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_camera_counts_where_it_sees_even_where_its_features_are_zero(way):
+    feats = torch.zeros((1, 2, 1, 14, 25))
+    feats[:, 1] = 1.0
+    pix_T_ref, cam_T_ref = (m[:1, :1].expand(1, 2, 4, 4) for m in ring())
+    mean = WAYS[way](feats, pix_T_ref, cam_T_ref, VOX)
+    inner = mean[plain_mean(torch.ones_like(feats), pix_T_ref, cam_T_ref, VOX) > 0.99]
+    torch.testing.assert_close(inner, torch.full_like(inner, 0.5))
+
+
+def test_nothing_seen_is_zero_and_has_no_gradient():
+    feats = features()
+    pix_T_ref, cam_T_ref = ring()
+    behind = torch.diag(torch.tensor([1.0, 1.0, 0.0, 1.0])) @ cam_T_ref  # depth 0 everywhere
+    mean = pair_mean(feats, pix_T_ref, behind, VOX)
+    mean.sum().backward()
+    assert not mean.any() and not feats.grad.any()
+
+
+def test_the_volume_lies_in_memory_as_the_compressor_reads_it():
+    net = Segnet(12, 3, 10, latent_dim=6, encoder_type="res50")
+    volume = camera_mean(features(6), *ring(), VOX)
+    flat = volume.permute(0, 3, 1, 2, 4).flatten(1, 2)
+    assert flat.data_ptr() == volume.data_ptr() and flat.is_contiguous(memory_format=torch.channels_last)
+    conv = net.bev_compressor[0]
+    want = torch.nn.functional.conv2d(volume.transpose(2, 3).flatten(1, 2), conv.weight, padding=1)
+    torch.testing.assert_close(conv(flat), want, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_features_keep_float32_geometry_weights_and_sums():
+    half = features(dtype=torch.float32).detach().bfloat16().requires_grad_()
+    geometry = ring()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = camera_mean(half, *geometry, VOX)
+    want = camera_mean(half.float(), *geometry, VOX)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, want.bfloat16())  # rounded once, at the end
+    weight = torch.randn_like(want).bfloat16()
+    ours, theirs = (torch.autograd.grad((o * weight).sum(), half)[0] for o in (got, want))
+    torch.testing.assert_close(ours.float(), theirs.float(), rtol=0.01, atol=0.02)
+
+
+def test_networks_with_either_unprojection_agree():
+    net = Segnet(16, 2, 24, latent_dim=8, encoder_type="res50").eval()
+    vox = VoxUtil(16, 2, 24, scene_centroid=CENTROID, bounds=(-24, 24, -4, 4, -16, 16))
+    pix_T_ref, cam_T_ref = ring(2, 1, (64, 96))
+    args = torch.rand(1, 2, 3, 64, 96) - 0.5, pix_T_ref @ torch.linalg.inv(cam_T_ref), torch.linalg.inv(cam_T_ref), vox
+    with torch.no_grad():
+        fused = net(*args)
+        net.unprojection = "plain"
+        plain = net(*args)
+    for a, b in zip(fused, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="unprojection 'other'"):
+        Segnet(16, 2, 24, encoder_type="res50", unprojection="other")
+
+
+INTERPRETED = """
+import torch
+from common.vox import VoxUtil
+from tests.test_unprojection import CENTROID, features, ring, some_flips
+from train.model.plain_mean import plain_mean
+from train.model.triton_mean import kernel_mean
+
+vox = VoxUtil(4, 2, 3, scene_centroid=CENTROID, bounds=(-20, 20, -4, 4, -24, 24))
+feats, geometry = features(), ring()
+for flips in (None, some_flips()):
+    want, got = (way(feats, *geometry, vox, flips) for way in (plain_mean, kernel_mean))
+    assert got.permute(0, 2, 4, 3, 1).is_contiguous()
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    weight = torch.randn_like(want)
+    ours, theirs = (torch.autograd.grad((out * weight).sum(), feats)[0] for out in (got, want))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+half = kernel_mean(feats.detach().bfloat16(), *geometry, vox)
+assert half.dtype == torch.bfloat16
+want = plain_mean(feats.detach().bfloat16().float(), *geometry, vox)
+torch.testing.assert_close(half.float(), want, rtol=0.01, atol=0.01)
+print("equal")
+"""
+
+
+def test_kernels_equal_the_plain_mean_under_tritons_interpreter():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    result = subprocess.run(
+        [sys.executable, "-c", INTERPRETED],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.stdout.strip() == "equal", result.stderr
+
+
+def compiled(name, dtype):
+    """PTX, and registers, stack and local memory, of a kernel for sm_90 at the sizes of 448x800 images."""
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from train.model import triton_mean
+
+    disassembler = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    if not disassembler.exists():
+        pytest.skip("this Triton brings no cuobjdump")
+    kernel = getattr(triton_mean, name)
+    pointers = {"out": "*fp32" if name == "scatter_kernel" else dtype, kernel.arg_names[0]: dtype}
+    pointers |= dict.fromkeys(("pix", "cam", "affine"), "*fp32")
+    pointers |= dict.fromkeys(("flip_image", "flip_x", "flip_z"), "*u8")
+    sizes = dict(S=6, C=128, H=56, W=100, Z=200, Y=8, X=200)
+    sizes |= dict(BLOCK_V=triton_mean.BLOCK_VOXELS, BLOCK_C=triton_mean.BLOCK_CHANNELS)
+    signature = {n: pointers.get(n, "constexpr") for n in kernel.arg_names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))}  # as of every tensor torch allocates
+    options = dict(num_warps=triton_mean.NUM_WARPS, enable_fp_fusion=True)
+    built = triton.compile(ASTSource(kernel, signature, sizes, aligned), GPUTarget("cuda", 90, 32), options)
+    return built.asm["ptx"], built.asm["cubin"], disassembler
+
+
+@pytest.mark.parametrize("dtype", ["*bf16", "*fp32"])
+@pytest.mark.parametrize("name", ["gather_kernel", "scatter_kernel"])
+def test_kernels_compile_for_sm_90_without_spilling_and_with_wide_loads(name, dtype, tmp_path):
+    ptx, cubin, disassembler = compiled(name, dtype)
+    (tmp_path / "kernel.cubin").write_bytes(cubin)
+    usage = subprocess.run(
+        [disassembler, "--dump-resource-usage", tmp_path / "kernel.cubin"], capture_output=True, text=True, check=True
+    ).stdout
+    used = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    assert used["STACK"] == used["LOCAL"] == 0
+    assert used["REG"] <= 128  # four blocks of four warps, or more, on a multiprocessor
+    assert "ld.global.v4.b32" in ptx
+    if name == "gather_kernel":
+        assert "st.global.v4.b32" in ptx and "atom" not in ptx and "red.global" not in ptx
+    else:
+        assert re.search(r"red\.global\S*\.v4\.f32", ptx)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_on_the_device_equal_the_plain_mean(dtype):
+    flips = some_flips()
+    # The very edge of an image may fall to the other side by the last bit of a projection: those voxels are few.
+    feats = features(128, dtype=torch.float32).detach().to(dtype)
+    weight = torch.randn((2, 128, 12, 3, 10), generator=torch.Generator().manual_seed(2))
+    outs = []
+    for device in ("cpu", "cuda"):
+        leaf = feats.to(device).requires_grad_()
+        way = plain_mean if device == "cpu" else camera_mean
+        out = way(leaf, *(m.to(device) for m in ring()), VOX, flips.to(device))
+        (out * weight.to(device)).sum().backward()
+        outs.append((out.detach().float().cpu(), leaf.grad.float().cpu()))
+    tolerance = 1e-3 if dtype == torch.float32 else 0.05
+    for a, b in zip(*outs, strict=True):
+        assert ((a - b).abs() > tolerance).float().mean() < 0.01

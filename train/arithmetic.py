@@ -1,0 +1,29 @@
+"""How this process computes: random numbers, TF32, and how kernels are chosen."""
+
+import os
+
+import torch
+
+
+def set_arithmetic(options, device):
+    """Seed torch, and set what it may trade accuracy or repeatability for on this device.
+
+    fp32 on CUDA means fp32: torch by itself lets convolutions round their inputs to TF32's 10 bits; --precision tf32 asks
+    for that, and for the same of matrix products. cuDNN may time its kernels, unless --deterministic.
+    """
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.manual_seed(options.seed)
+    torch.use_deterministic_algorithms(options.deterministic, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.precision == "tf32"
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not options.deterministic
+
+
+def on_device(network, device):
+    """The network there; on CUDA with its convolutions' weights in channels-last order, which they then compute in."""
+    network.to(device)
+    if torch.device(device).type == "cuda":
+        for parameter in network.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network

@@ -1,0 +1,86 @@
+"""Sources: bytes of these members of keyframe n, from local files, remote stores or commands.
+
+A source has keys, tokens, scene_of, scene_names, facts, bytes_read, samples_sha256 (see KeyframeTable), is_stream and
+
+    order(windows, seed, epoch, shuffle)   window numbers of an epoch, the same from every source that is no stream
+    begin(frames, members=None)            an epoch starts; `frames` come in this order
+    read(number, members)                  dict from member to bytes-like; from many threads; waits; raises ShardError
+    interrupt()  close()                   waiting reads raise; everything is given back, a later begin starts anew
+
+A member is named by a string, or by (layer, name), the shard itself being the layer "".
+"""
+
+from dataclasses import dataclass, field
+
+from common import addresses
+from common.retries import Retry
+from common.shard_set import find_shards
+from train.data.sources.cache import Cache
+from train.data.sources.local import LocalSource
+from train.data.sources.pipe import PipeSource
+from train.data.sources.ranges import RangeSource
+
+__all__ = ["READERS", "LocalSource", "PipeSource", "RangeSource", "SourceConfig", "open_source"]
+
+READERS = ("auto", "indexed", "stream")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """How shards are read.
+
+    Attributes:
+        reader: indexed (local files and stores that answer range requests), stream (from front to back), or auto: by
+            what the shards are.
+        verify_reads: compare the checksum of every member.
+        cache_dir, cache_gb: where a node keeps what was read by range requests, and at most how much; None keeps nothing.
+        store_options: of the stores, see common.stores.open_store; never printed.
+        requests: in flight at once where the members are known ahead.
+        attempts, pause_s, stall_s: see common.retries.Retry.
+    """
+
+    reader: str = "auto"
+    verify_reads: bool = False
+    cache_dir: str | None = None
+    cache_gb: float = 100.0
+    store_options: dict | None = field(default=None, repr=False)
+    requests: int = 16
+    attempts: int = 5
+    pause_s: float = 0.5
+    stall_s: float = 30.0
+
+    def __post_init__(self):
+        if self.reader not in READERS:
+            raise ValueError(f"reader {self.reader!r}; it is one of {', '.join(READERS)}")
+        if self.cache_gb < 0 or self.requests < 0:
+            raise ValueError(f"cache_gb {self.cache_gb} and requests {self.requests} must not be negative")
+        if self.store_options is not None and not isinstance(self.store_options, dict):
+            raise ValueError("store_options is not a JSON object")
+
+    @property
+    def retry(self):
+        """Retry of remote reads."""
+        return Retry(self.attempts, self.pause_s, self.stall_s)
+
+
+def open_source(patterns, config=None, split=None):
+    """The source of the shards that patterns name, or of a ShardSet.
+
+    Args:
+        patterns, split: see common.shard_set.find_shards. config: SourceConfig.
+    Raises:
+        ValueError (ShardError for a shard or store): what is wrong and the remedy.
+    """
+    config = config or SourceConfig()
+    shards = find_shards(patterns, split, config.store_options, config.retry)
+    commands = [tar for tar in shards if addresses.is_pipe(tar)]
+    if config.reader == "indexed" and commands:
+        raise ValueError(f"{commands[0]} can only be streamed; give reader stream or auto")
+    if commands or config.reader == "stream":
+        if config.cache_dir:
+            raise ValueError("cache_dir keeps what range requests fetch; it does nothing for pipe: or reader stream")
+        return PipeSource(shards, config.verify_reads)
+    if not any(addresses.is_remote(tar) for tar in shards):
+        return LocalSource(shards, config.verify_reads)
+    cache = Cache(config.cache_dir, int(config.cache_gb * 1e9)) if config.cache_dir else None
+    return RangeSource(shards, config.verify_reads, cache, config.requests)

@@ -1,0 +1,159 @@
+"""The source of remote shards: range requests for just the members that an experiment needs, in the local order."""
+
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+from common import addresses
+from common.errors import ShardError, StoreError
+from common.shard_set import find_shards, load_indexes
+from common.stores import open_store
+from train.data.order import epoch_order
+from train.data.sources.table import KeyframeTable, cut, neighbours, span
+
+REQUESTS_A_KEYFRAME = 2  # at most; members that lie side by side take one
+
+
+class RangeSource(KeyframeTable):
+    """Random access to the keyframes of shards in stores that answer range requests.
+
+    Args:
+        shards: ShardSet, or what find_shards takes. verify_reads: compare the checksum of every member read.
+        cache: Cache of what was read, or None. requests: how many begin() keeps in flight, where it knows the members.
+    Raises:
+        ShardError: a missing or damaged index, besides what KeyframeTable raises.
+    """
+
+    is_stream = False
+
+    def __init__(self, shards, verify_reads=False, cache=None, requests=16):
+        shards = find_shards(shards)
+        opened = load_indexes(shards)
+        super().__init__([index for index, _ in opened], verify_reads)
+        self.cache, self.requests = cache, requests
+        self.requests_made = 0
+        self._etags = [stat.etag for _, stat in opened]
+        self._places = [addresses.split(tar) for tar in shards]
+        folders = dict.fromkeys(folder for folder, _ in self._places)
+        self._stores = {folder: open_store(folder or ".", shards.options, shards.retry) for folder in folders}
+        self._ahead = None
+
+    def order(self, windows, seed, epoch, shuffle):
+        """Window numbers of an epoch: those of local shards."""
+        return epoch_order(len(windows), seed, epoch, shuffle)
+
+    def begin(self, frames, members=None):
+        """An epoch, or the rest of one, starts.
+
+        Args:
+            frames: the keyframes wanted, in order, with repeats.
+            members: function from a keyframe to the members that will be read of it. With it, `requests` threads fetch
+                ahead; without, as many requests are in flight as threads read.
+        """
+        self.close()
+        if members is not None and self.requests:
+            self._ahead = _Ahead(self._fetch, frames, members, self.requests)
+
+    def read(self, number, members):
+        """Bytes of the members that keyframe `number` has: dict from name to bytes-like. Safe from many threads; waits.
+
+        Raises ShardError, naming shard and key, once every try has failed, or the object has changed.
+        """
+        ahead = self._ahead
+        out = ahead.take(number) if ahead is not None else {}
+        rest = [m for m in members if m not in out]
+        if rest:
+            out |= self._fetch(number, rest)
+        return {m: out[m] for m in members if m in out}
+
+    def interrupt(self):
+        """Reads that wait for another try raise."""
+        for store in self._stores.values():
+            if store.remote:
+                store.stopped.set()
+
+    def close(self):
+        """Forget what was fetched ahead. The cache says how much it gave."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            self.interrupt()
+            ahead.close()
+        for store in self._stores.values():
+            if store.remote:
+                store.stopped.clear()
+        if self.cache is not None:
+            self.cache.say()
+
+    def _fetch(self, number, members):
+        shard, row = self._locate(number)
+        wanted = self._wanted(shard, row, members)
+        if self.cache is None:
+            return self._request(shard, row, wanted)
+        out = self.cache.get(self.indexes[shard], row, wanted)
+        missing = [w for w in wanted if w[3] not in out]
+        if missing:
+            fetched = self._request(shard, row, missing)
+            self.cache.put(self.indexes[shard], row, missing, fetched)
+            out |= fetched
+        return out
+
+    def _request(self, shard, row, wanted):
+        out = {}
+        for group in neighbours(wanted, REQUESTS_A_KEYFRAME):
+            for column, member, data in cut(group, self._part(shard, row, *span(group))):
+                if self.verify_reads or self.cache is not None:
+                    self._check(shard, row, column, data)
+                out[member] = data
+        return out
+
+    def _part(self, shard, row, start, size):
+        folder, name = self._places[shard]
+        try:
+            data, _ = self._stores[folder].read_range(name, start, size, self._etags[shard])
+        except StoreError as error:
+            raise ShardError(f"{error} (sample {self.indexes[shard].keys[row]})") from None
+        self._count(size)
+        with self._counting:
+            self.requests_made += 1
+        return data
+
+
+class _Ahead:
+    """Fetches the next keyframes of an epoch in threads of its own; holds at most twice as many as there are threads."""
+
+    def __init__(self, fetch, frames, members, threads):
+        self._fetch, self._frames, self._members = fetch, iter(frames), members
+        self._pool = ThreadPoolExecutor(threads, "source")
+        self._lock = threading.Lock()
+        self._held = {}  # keyframe -> futures, first come first
+        self._room = 2 * threads
+        with self._lock:
+            self._fill()
+
+    def take(self, number):
+        """What was fetched of a keyframe; {} where it is not among those that come next."""
+        with self._lock:
+            futures = self._held.get(number)
+            if not futures:
+                return {}
+            future = futures.popleft()
+            if not futures:
+                del self._held[number]
+            self._room += 1
+            self._fill()
+        return dict(future.result())
+
+    def close(self):
+        """End the threads; what they fetched is dropped."""
+        with self._lock:
+            self._room = 0
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _fill(self):
+        while self._room > 0:
+            number = next(self._frames, None)
+            if number is None:
+                return
+            self._room -= 1
+            future = self._pool.submit(self._fetch, number, self._members(number))
+            self._held.setdefault(number, deque()).append(future)

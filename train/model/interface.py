@@ -1,0 +1,182 @@
+"""What a network is to the rest of the project. README.md beside this file shows it on one page, with an example.
+
+A network is built by a factory `build(options, grid)`, from anywhere; nothing outside this folder names a particular one.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+NAMES = {"simple_bev": "train.model.simple_bev:build"}  # networks that go by a short name
+LIDAR = (None, False, "points", "voxels")
+RADAR = (*LIDAR, "metaradar")
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Which inputs to flip: image (B,S), bev_x (B,) along X, bev_z (B,) along Z; bool, on any device."""
+
+    image: torch.Tensor
+    bev_x: torch.Tensor
+    bev_z: torch.Tensor
+
+    @classmethod
+    def of(cls, draws):
+        """From (B, 2 + S) uniform draws in [0,1): each flip with probability 1/2."""
+        bits = draws < 0.5
+        return cls(bits[:, 2:], bits[:, 0], bits[:, 1])
+
+    def to(self, device):
+        """On another device; never waiting for it."""
+        pinned = torch.device(device).type == "cuda" and self.image.device.type == "cpu"
+        parts = (v.pin_memory() if pinned else v for v in (self.image, self.bev_x, self.bev_z))
+        return Flips(*(v.to(device, non_blocking=True) for v in parts))
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a network's batches must hold; the loader reads this and nothing else. None leaves it to the options.
+
+    cameras: their images. lidar: "points" (Batch.lidar_data), "voxels" (Batch.lidar_voxels besides) or False; None: voxels
+    with --use_lidar. radar: the same, and "metaradar" for voxels with the radars' 16 features; None: as --use_radar and
+    --use_metaradar say. sweeps: of lidar and radar, keyframe included; None: --nsweeps. frames: keyframes that a sample
+    must hold at least, and that voxels are made of; --seqlen may ask for more.
+
+    Raises:
+        ValueError: another value.
+    """
+
+    cameras: bool = True
+    lidar: bool | str | None = None
+    radar: bool | str | None = None
+    sweeps: int | None = None
+    frames: int = 1
+
+    def __post_init__(self):
+        for name, known in (("cameras", (True, False)), ("lidar", LIDAR), ("radar", RADAR)):
+            value = getattr(self, name)
+            if not any(value is k or (isinstance(k, str) and value == k) for k in known):
+                raise ValueError(f"Needs: {name}={value!r}; it is one of {', '.join(map(repr, known))}")
+        for name in ("sweeps", "frames"):
+            value = getattr(self, name)
+            if not (value is None and name == "sweeps") and not (type(value) is int and value >= 1):
+                raise ValueError(f"Needs: {name}={value!r}; it is a number of at least 1")
+
+
+def find_network(name):
+    """The factory of a short name or of "package.module:factory". Raises ValueError with the remedy."""
+    place = NAMES.get(name, name)
+    module, colon, attribute = place.partition(":")
+    if not (module and colon and attribute):
+        raise ValueError(f"--model {name}: it is one of {', '.join(NAMES)}, or package.module:factory")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # a module that the network's own file imports
+        raise ValueError(
+            f"--model {name}: there is no module {module}; run in the folder that holds it, or put that on PYTHONPATH"
+        ) from None
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise ValueError(f"--model {name}: {module} has no function or class {attribute}")
+    return found
+
+
+def name_of(build):
+    """What --model must say for find_network to give this factory."""
+    return next((n for n, place in NAMES.items() if place == _place(build)), _place(build))
+
+
+def _place(build):
+    return f"{getattr(build, '__module__', None)}:{getattr(build, '__qualname__', type(build).__qualname__)}"
+
+
+def model_arguments(given):
+    """The dict of --model_args: a mapping, JSON text, or a file of it. Raises ValueError."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    text = (given or "{}").strip()
+    try:
+        if not text.startswith("{"):
+            text = Path(text).read_text()
+        values = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model_args {given}: neither JSON nor a file of it ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--model_args {given}: not a mapping of names to values")
+    return values
+
+
+def build_network(build, options, grid):
+    """What the factory gives, checked to be a network; it finds --model_args in options.model_args, as a dict."""
+    network = build(dataclasses.replace(options, model_args=model_arguments(options.model_args)), grid)
+    check_network(network)
+    return network
+
+
+def check_network(network):
+    """Raise ValueError for what is no network: it says what is missing."""
+    name = type(network).__name__
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{name} is no torch.nn.Module; a factory build(options, grid) returns one")
+    if not isinstance(getattr(network, "needs", None), Needs):
+        raise ValueError(f"{name} has no `needs = Needs(…)`; see train/model/README.md")
+    taken = inspect.signature(network.forward).parameters
+    if len(taken) < 2:
+        raise ValueError(f"{name}.forward takes ({', '.join(taken)}); it is forward(batch, grid, flips=None)")
+
+
+def takes_flips(network):
+    """Whether its forward has a parameter `flips`; it then flips inputs, and its maps back, as they say."""
+    return "flips" in inspect.signature(network.forward).parameters
+
+
+def complete(needs, options):
+    """Needs without open ends, and the options that load what they ask for. Raises ValueError where they contradict.
+
+    An option at its default contradicts nothing.
+    """
+    lidar, use_lidar = _sensor("lidar", needs.lidar, options.use_lidar, "voxels")
+    radar, use_radar = _sensor("radar", needs.radar, options.use_radar, "voxels")
+    metaradar = options.use_metaradar and use_radar
+    if needs.radar is None and metaradar:
+        radar = "metaradar"
+    if metaradar and needs.radar not in (None, "metaradar"):
+        raise ValueError(f"--use_metaradar: the network takes radar as {needs.radar}; leave it out")
+    changes = {
+        "use_lidar": use_lidar,
+        "use_radar": use_radar,
+        "use_metaradar": radar == "metaradar",
+        "nsweeps": _number("nsweeps", needs.sweeps, options, exact=True),
+        "seqlen": _number("seqlen", needs.frames, options, exact=False),
+    }
+    needs = dataclasses.replace(needs, lidar=lidar, radar=radar)
+    return needs, dataclasses.replace(options, **changes)
+
+
+def _sensor(name, need, use, default):
+    """(how the network takes it, whether it is loaded)."""
+    if need is False and use:
+        raise ValueError(f"--use_{name}: the network takes no {name}; leave it out")
+    if need is None:
+        need = default if use else False
+    return need, need is not False
+
+
+def _number(name, need, options, exact):
+    given = getattr(options, name)
+    default = next(f.default for f in dataclasses.fields(options) if f.name == name)
+    if need is None or given == need or (not exact and given > need):
+        return given
+    if given != default:
+        raise ValueError(f"--{name} {given}: the network needs {need}; leave it out")
+    return need

@@ -1,0 +1,153 @@
+"""Camera images with projected 3D boxes, and the six of them in surround order."""
+
+import cv2
+import numpy as np
+
+from common.cameras import CAMERAS
+from train.pictures.palette import FAINT_INK, GROUND, PAGE, colour_of
+from train.pictures.text import tag, write
+from train.pictures.view import Camera
+
+NEAR_M = 0.1  # edges are cut here, just before the image plane
+_EDGES = np.array([[0, 1], [1, 2], [2, 3], [3, 0], [4, 5], [5, 6], [6, 7], [7, 4], [0, 4], [1, 5], [2, 6], [3, 7]])
+_FRONT = np.array([0, 1, 2, 3])
+_SHIFT = 4  # OpenCV draws at sixteenths of a pixel
+_FAR_PIXEL = 1 << 16  # beyond this, a corner's pixel is of no use to OpenCV's integers
+
+
+def in_camera(points, camera):
+    """(..., 3) ego metres -> (..., 3) in the camera's frame."""
+    rotation, translation = camera.ego_T_cam[:3, :3], camera.ego_T_cam[:3, 3]
+    return (points - translation) @ rotation
+
+
+def to_pixels(points, intrinsics):
+    """(..., 3) in the camera's frame, Z > 0 -> (..., 2) column and row."""
+    projected = points @ intrinsics.T
+    return projected[..., :2] / projected[..., 2:]
+
+
+def clip_edges(starts, ends, near=NEAR_M):
+    """Edges (n, 3) to (n, 3) in a camera's frame, cut at Z = near: (kept (n,) bool, starts, ends)."""
+    z0, z1 = starts[:, 2], ends[:, 2]
+    kept = (z0 > near) | (z1 > near)
+    span = np.where(z1 == z0, 1.0, z1 - z0)
+    crossing = starts + ((near - z0) / span)[:, None] * (ends - starts)
+    return kept, np.where((z0 < near)[:, None], crossing, starts), np.where((z1 < near)[:, None], crossing, ends)
+
+
+def clip_polygon(points, near=NEAR_M):
+    """The part of a polygon (n, 3) in a camera's frame with Z >= near, (m, 3); m may be 0."""
+    out = []
+    for a, b in zip(points, np.roll(points, -1, 0), strict=True):
+        if a[2] >= near:
+            out.append(a)
+        if (a[2] >= near) != (b[2] >= near):
+            out.append(a + (b - a) * (near - a[2]) / (b[2] - a[2]))
+    return np.array(out).reshape(-1, 3)
+
+
+def draw_boxes(camera, boxes, thickness=1):
+    """(H, W, 3) uint8: the camera's image with the boxes that it sees, far ones first.
+
+    Colours are by category; the face towards which a thing drives is tinted; boxes of visibility 1 are dimmed.
+    """
+    sharp = camera.image.copy()
+    corners = in_camera(boxes.corners(), camera)
+    depth = corners[..., 2].mean(1)
+    order = [n for n in np.argsort(-depth) if _is_seen(corners[n], camera)]
+    for dim in (True, False):
+        layer = sharp.copy() if dim else sharp
+        for n in order:
+            if (boxes.visibility[n] == 1) == dim:
+                _draw_box(layer, corners[n], camera.intrinsics, colour_of(boxes.categories[n]), thickness)
+        if dim:
+            sharp = cv2.addWeighted(layer, 0.45, sharp, 0.55, 0)
+    return sharp
+
+
+def _is_seen(corners, camera):
+    """Whether any part of the box may lie within the image."""
+    ahead = corners[corners[:, 2] > NEAR_M]
+    if not len(ahead):
+        return False
+    if len(ahead) < len(corners):
+        return True
+    pixels = to_pixels(ahead, camera.intrinsics)
+    height, width = camera.image.shape[:2]
+    return bool((pixels.max(0) >= 0).all() and (pixels.min(0) < [width, height]).all())
+
+
+def _draw_box(image, corners, intrinsics, colour, thickness):
+    front = clip_polygon(corners[_FRONT])
+    if len(front) > 2:
+        _tint(image, to_pixels(front, intrinsics), colour)
+    kept, starts, ends = clip_edges(corners[_EDGES[:, 0]], corners[_EDGES[:, 1]])
+    for start, end in zip(
+        _fixed(to_pixels(starts[kept], intrinsics)), _fixed(to_pixels(ends[kept], intrinsics)), strict=True
+    ):
+        cv2.line(image, start, end, colour, thickness, cv2.LINE_AA, _SHIFT)
+
+
+def _tint(image, polygon, colour):
+    """Mix a third of the colour into a convex polygon (n, 2), touching no more of the image than it covers."""
+    height, width = image.shape[:2]
+    low = np.floor(polygon.min(0)).clip(0, [width, height]).astype(int)
+    high = np.ceil(polygon.max(0) + 1).clip(0, [width, height]).astype(int)
+    if (low >= high).any():
+        return
+    part = image[low[1] : high[1], low[0] : high[0]]
+    filled = part.copy()
+    cv2.fillConvexPoly(filled, np.array(_fixed(polygon - low)), colour, cv2.LINE_AA, _SHIFT)
+    cv2.addWeighted(filled, 0.33, part, 0.67, 0, dst=part)
+
+
+def _fixed(pixels):
+    pixels = np.nan_to_num(pixels).clip(-_FAR_PIXEL, _FAR_PIXEL)
+    return np.round(pixels * (1 << _SHIFT)).astype(np.int32).tolist()
+
+
+def resized(camera, width, height):
+    """The Camera with its image at another size and the intrinsics that go with it."""
+    rows, columns = camera.image.shape[:2]
+    if (rows, columns) == (height, width):
+        return camera
+    smaller = cv2.INTER_AREA if width < columns else cv2.INTER_LINEAR
+    image = cv2.resize(camera.image, (width, height), interpolation=smaller)
+    scale = np.array([width / columns, height / rows, 1.0])
+    return Camera(camera.name, image, camera.intrinsics * scale[:, None], camera.ego_T_cam)
+
+
+def draw_camera(camera, boxes, width, height=None, note=""):
+    """(height, width, 3) uint8: the image at that size with boxes and the camera's name."""
+    height = height or round(width * camera.image.shape[0] / camera.image.shape[1])
+    small = resized(camera, width, height)
+    image = draw_boxes(small, boxes, thickness=1 if width < 700 else 2)
+    letters = 7 if width < 300 else 9
+    tag(image, camera.name + note, (4, 4), letters)
+    return image
+
+
+def mosaic(cameras, boxes, width, gap=6, reference=None):
+    """(H, width, 3) uint8: three cameras a row, front ones above back ones, each named; a plain field where one is missing.
+
+    reference: name of the camera in whose frame the BEV maps are, to be marked; None marks none.
+    """
+    by_name = {camera.name: camera for camera in cameras}
+    names = [name for name in CAMERAS if name in by_name] if len(by_name) < 3 else CAMERAS
+    columns = min(3, max(len(names), 1))
+    cell = (width - gap * (columns - 1)) // columns
+    height = max((round(cell * c.image.shape[0] / c.image.shape[1]) for c in cameras), default=cell * 9 // 16)
+    rows = -(-max(len(names), 1) // columns)
+    out = np.full((rows * height + (rows - 1) * gap, width, 3), PAGE, np.uint8)
+    for place, name in enumerate(names):
+        row, column = divmod(place, columns)
+        top, left = row * (height + gap), column * (cell + gap)
+        field = out[top : top + height, left : left + cell]
+        if name in by_name:
+            note = "  reference" if name == reference else ""
+            field[:] = draw_camera(by_name[name], boxes, cell, height, note)
+        else:
+            field[:] = GROUND
+            write(field, f"no {name}", (cell / 2, height / 2), colour=FAINT_INK, align="centre")
+    return out

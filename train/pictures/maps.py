@@ -1,0 +1,96 @@
+"""BEV maps as pictures: truth, prediction, and where the two differ. Forward is up, whichever camera is the reference."""
+
+import numpy as np
+
+from train.pictures.bev import draw_ego, draw_rings, hatch
+from train.pictures.palette import (
+    FALSE,
+    GROUND,
+    HIT,
+    MASKED,
+    MISSED,
+    OUTSIDE,
+    PROBABILITY_RAMP,
+    TRUTH,
+    dimmed,
+    ramp,
+)
+from train.pictures.text import tag
+
+NOTHING, IS_HIT, IS_FALSE, IS_MISSED, IS_MASKED = range(5)
+ERROR_COLOURS = np.array([GROUND, HIT, FALSE, MISSED, MASKED], np.uint8)
+_NOTHING_SHARE = 0.02  # a value this far up its ramp looks like the ground anyway
+_MARGIN_M = 2.5  # the reference camera sits this far from the ego origin at most
+
+
+def reach_of(maps):
+    """Metres from the car to the far side of its BEV maps: a Ground of it cuts nothing off if the front is the reference."""
+    return max(map(abs, (*maps.low_xz_m, *maps.high_xz_m))) + _MARGIN_M
+
+
+def error_codes(truth, valid, prediction):
+    """(Z, X) uint8 NOTHING, IS_HIT, IS_FALSE, IS_MISSED or IS_MASKED of maps (Z, X); predicted is what is over 0.5."""
+    true, predicted = np.asarray(truth) > 0.5, np.asarray(prediction) > 0.5
+    codes = np.where(true, np.where(predicted, IS_HIT, IS_MISSED), np.where(predicted, IS_FALSE, NOTHING))
+    return np.where(np.asarray(valid) > 0, codes, IS_MASKED).astype(np.uint8)
+
+
+def iou_of(codes):
+    """Hits over hits, false and missed cells; 0 where there is none of them."""
+    hit, false, missed = ((codes == code).sum() for code in (IS_HIT, IS_FALSE, IS_MISSED))
+    return float(hit / (hit + false + missed)) if hit + false + missed else 0.0
+
+
+def cells_under(maps, shape_zx, ground):
+    """The cell of maps (Z, X) under every pixel of a Ground: (rows, columns, inside), each (size, size)."""
+    xy = ground.of_pixels()
+    # At the camera's own height, so that its tilt moves nothing.
+    points = np.concatenate([xy, np.full((*xy.shape[:2], 1), maps.ego_T_cam0[2, 3])], -1)
+    in_cam0 = (points - maps.ego_T_cam0[:3, 3]) @ maps.ego_T_cam0[:3, :3]
+    low, high, cells = np.array(maps.low_xz_m), np.array(maps.high_xz_m), np.array(shape_zx[::-1])
+    index = np.floor((in_cam0[..., [0, 2]] - low) / (high - low) * cells).astype(int)
+    inside = ((index >= 0) & (index < cells)).all(-1)
+    index = index.clip(0, cells - 1)
+    return index[..., 1], index[..., 0], inside
+
+
+def laid_out(colours, shown, maps, ground):
+    """(size, size, 3) uint8: rings and the car, and over them the colours (Z, X, 3) of the cells that are `shown` (Z, X)."""
+    rows, columns, inside = cells_under(maps, shown.shape, ground)
+    image = ground.empty()
+    image[~inside] = OUTSIDE
+    draw_rings(image, ground, labels=False)
+    on = inside & shown[rows, columns]
+    image[on] = colours[rows[on], columns[on]]
+    draw_ego(image, ground)
+    return image
+
+
+def hatch_masked(image, maps, ground):
+    """Hatch the cells that loss and IoU look away from, in place."""
+    rows, columns, inside = cells_under(maps, maps.valid.shape, ground)
+    hatch(image, inside & (maps.valid[rows, columns] == 0))
+
+
+def draw_truth(maps, ground):
+    """(size, size, 3) uint8: true cells, and the masked area hatched, darker where it is true."""
+    true, valid = maps.truth > 0.5, maps.valid > 0
+    colours = np.where(valid[..., None], np.array(TRUTH, np.uint8), np.array(dimmed(TRUTH, 0.3), np.uint8))
+    image = laid_out(colours, true, maps, ground)
+    hatch_masked(image, maps, ground)
+    return image
+
+
+def draw_values(values, maps, ground, table=PROBABILITY_RAMP, low=0.0, high=1.0):
+    """(size, size, 3) uint8: a map (Z, X) of values between low and high in a ramp's colours; those near low are ground."""
+    return laid_out(ramp(table, values, low, high), values > low + _NOTHING_SHARE * (high - low), maps, ground)
+
+
+def draw_errors(maps, ground):
+    """(size, size, 3) uint8: hit, false and missed cells, the masked area hatched, and the IoU of this sample."""
+    codes = error_codes(maps.truth, maps.valid, maps.prediction)
+    counted = (codes != NOTHING) & (codes != IS_MASKED)
+    image = laid_out(ERROR_COLOURS[codes], counted, maps, ground)
+    hatch_masked(image, maps, ground)
+    tag(image, f"IoU {iou_of(codes):.3f}", (4, 4), 8 if ground.size_px < 300 else 10)
+    return image

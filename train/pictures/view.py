@@ -1,0 +1,242 @@
+"""What there is to draw of one sample, as plain NumPy: the only thing that the drawing functions see.
+
+Frames: ego = the car at the LIDAR_TOP timestamp, x forward, y left, z up; cam = X right, Y down, Z forward; metres.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import simplejpeg
+
+from common.cameras import LIDAR_FIELDS, RADAR_FIELDS, RADARS
+from common.record import (
+    BOXES_MEMBER,
+    CAMERAS_MEMBER,
+    SAMPLE,
+    RecordError,
+    decode_boxes,
+    decode_cameras,
+    decode_points,
+    image_member,
+    lidar_member,
+    parse_sample,
+    radar_member,
+)
+
+# Radar velocities are stored in the radar's own frame and the record holds no mounting: these are the yaws of the nuScenes
+# cars, true to a few degrees, which is enough for an arrow.
+RADAR_YAW_RAD = dict(zip(RADARS, np.deg2rad([-177.0, 177.0, 0.0, 90.0, -90.0]), strict=True))
+
+
+@dataclass(frozen=True)
+class Camera:
+    """image (H,W,3) uint8 RGB; intrinsics (3,3), its pixels from cam; ego_T_cam (4,4)."""
+
+    name: str
+    image: np.ndarray
+    intrinsics: np.ndarray
+    ego_T_cam: np.ndarray
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """n boxes: lrt (n,19) lengths l, w, h and ego_T_box row by row; categories, n names.
+
+    visibility (n,) int 1-4, 0 where not annotated; velocity (n,3) m/s in ego, NaN where unknown.
+    """
+
+    lrt: np.ndarray
+    categories: tuple
+    visibility: np.ndarray
+    velocity: np.ndarray
+
+    def __len__(self):
+        return len(self.lrt)
+
+    @property
+    def ego_T_box(self):
+        return self.lrt[:, 3:].reshape(-1, 4, 4)
+
+    def corners(self):
+        """(n, 8, 3) ego: the front face (+x) first, each face going round: upper left, upper right, lower right, lower left."""
+        half = np.array([[1, 1, 1], [1, -1, 1], [1, -1, -1], [1, 1, -1]]) / 2
+        unit = np.concatenate([half, half * [-1, 1, 1]])
+        local = unit * self.lrt[:, None, :3]
+        return local @ self.ego_T_box[:, :3, :3].transpose(0, 2, 1) + self.ego_T_box[:, None, :3, 3]
+
+
+NO_BOXES = Boxes(np.zeros((0, 19)), (), np.zeros(0, int), np.zeros((0, 3)))
+
+
+@dataclass(frozen=True)
+class Maps:
+    """BEV maps (Z, X) over low_xz_m to high_xz_m of the reference camera, row 0 nearest to its back.
+
+    truth in {0,1}; valid 0 where loss and IoU look away; prediction a probability. Each may be None.
+    """
+
+    low_xz_m: tuple
+    high_xz_m: tuple
+    ego_T_cam0: np.ndarray
+    truth: np.ndarray | None = None
+    valid: np.ndarray | None = None
+    prediction: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """One sample. lidar (4,V): x, y, z in ego and intensity; radar (5,R): x, y, z, vx, vy in ego; None where there is none.
+
+    timestamp_us: UTC; None where not known.
+    """
+
+    key: str
+    token: str
+    scene: str
+    place: str
+    description: str
+    timestamp_us: int | None
+    cameras: tuple
+    boxes: Boxes
+    lidar: np.ndarray | None
+    radar: np.ndarray | None
+    maps: Maps | None = None
+
+    def with_maps(self, maps):
+        return replace(self, maps=maps)
+
+
+def view_of_record(key, members, width=None):
+    """The View of a record: nothing cropped, mirrored or left out.
+
+    Cameras are placed with the pose that the car had when each took its picture, so that boxes lie on what they are of.
+
+    Args:
+        members: dict from member name to bytes; images and point clouds may be missing.
+        width: decode images no larger than needed for this many columns; None for their full size.
+    Raises:
+        RecordError: a member is damaged or its neighbours do not fit it.
+    """
+    try:
+        sample = parse_sample(members[SAMPLE])
+        rows = decode_cameras(members[CAMERAS_MEMBER], sample)
+        global_T_ego = np.asarray(sample["global_T_ego"], float)
+        names = [camera["channel"] for camera in sample["cameras"]]
+        cameras = [
+            _camera(name, members[image_member(name)], row, global_T_ego, width)
+            for name, row in zip(names, rows, strict=True)
+            if image_member(name) in members
+        ]
+        return View(
+            key=key,
+            token=sample["token"],
+            scene=sample["scene"]["name"],
+            place=str(sample["log"].get("location", "")),
+            description=str(sample["scene"].get("description", "")),
+            timestamp_us=sample["timestamp_us"],
+            cameras=tuple(cameras),
+            boxes=_boxes(members, sample, global_T_ego),
+            lidar=_lidar(members),
+            radar=_radar(members),
+        )
+    except (KeyError, IndexError, np.linalg.LinAlgError) as error:
+        raise RecordError(f"{SAMPLE}: does not fit the other members ({error})") from None
+
+
+def _camera(name, data, row, global_T_ego, width):
+    smaller = {"min_width": width} if width else {}
+    try:
+        image = simplejpeg.decode_jpeg(data, "RGB", **smaller)
+    except ValueError as error:
+        raise RecordError(f"{image_member(name)}: does not decode ({error})") from None
+    scale = np.array([image.shape[1] / row["width"], image.shape[0] / row["height"], 1.0])
+    moved = np.linalg.inv(global_T_ego) @ row["global_T_ego"]
+    return Camera(name, image, row["intrinsics"] * scale[:, None], moved @ row["ego_T_cam"])
+
+
+def _boxes(members, sample, global_T_ego):
+    rows = decode_boxes(members[BOXES_MEMBER], sample) if BOXES_MEMBER in members else ()
+    if not len(rows):
+        return NO_BOXES
+    categories = tuple(sample["boxes"]["category"])
+    return Boxes(rows["ego_lrt"], categories, rows["visibility"], rows["velocity"] @ global_T_ego[:3, :3])
+
+
+def _lidar(members):
+    if lidar_member(0) not in members:
+        return None
+    return decode_points(members[lidar_member(0)], lidar_member(0), len(LIDAR_FIELDS))[:4]
+
+
+def _radar(members):
+    if radar_member(0) not in members:
+        return None
+    points = decode_points(members[radar_member(0)], radar_member(0), len(RADAR_FIELDS) + 2)  # and lag, and which radar
+    yaw = np.array([RADAR_YAW_RAD[name] for name in RADARS])[points[-1].astype(int)]
+    vx, vy = points[RADAR_FIELDS.index("vx_comp")], points[RADAR_FIELDS.index("vy_comp")]
+    turned = np.stack([vx * np.cos(yaw) - vy * np.sin(yaw), vx * np.sin(yaw) + vy * np.cos(yaw)])
+    return np.concatenate([points[:3], turned])
+
+
+def view_of_batch(batch, sample, maps=None, boxes=None):
+    """The View of one sample of a Batch, its first time step: what a network gets, augmentation included.
+
+    boxes: Boxes in ego to draw instead of the batch's, which come without categories.
+    """
+    ego_T_cam = np.tile(np.eye(4), (len(batch.cams[sample]), 1, 1))
+    ego_T_cam[:, :3, :3], ego_T_cam[:, :3, 3] = array_of(batch.rots[sample, 0]), array_of(batch.trans[sample, 0])
+    images = (array_of(batch.imgs[sample, 0]).transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
+    intrinsics = array_of(batch.intrins[sample, 0])[:, :3, :3]
+    cameras = zip(batch.cams[sample], np.ascontiguousarray(images), intrinsics, ego_T_cam, strict=True)
+    return View(
+        key=batch.tokens[sample][0],
+        token=batch.tokens[sample][0],
+        scene=batch.scenes[sample],
+        place="",
+        description="",
+        timestamp_us=None,
+        cameras=tuple(Camera(*camera) for camera in cameras),
+        boxes=_boxes_of_batch(batch, sample) if boxes is None else boxes,
+        lidar=_points(batch.lidar0_data, batch.lidar0_extra, batch.num_lidar0, sample),
+        radar=_points(batch.radar_data, None, batch.num_radar, sample),
+        maps=maps,
+    )
+
+
+def _boxes_of_batch(batch, sample):
+    count = int(batch.num_boxes[sample, 0])
+    unseen = array_of(batch.vislist[sample, 0, :count]) == 0
+    lrt = array_of(batch.lrtlist[sample, 0, :count]).astype(float)
+    return Boxes(lrt, ("vehicle",) * count, np.where(unseen, 1, 0), np.full((count, 3), np.nan))
+
+
+def _points(xyz, extra, counts, sample):
+    """(4, V) lidar, or (5, R) radar without velocities, whose radars a batch does not name."""
+    if xyz is None:
+        return None
+    count = int(counts[sample, 0])
+    points = array_of(xyz[sample, 0, :3, :count])
+    rest = np.zeros((2, count)) if extra is None else array_of(extra[sample, 0, :1, :count])
+    return np.concatenate([points, rest])
+
+
+def maps_of_batch(batch, sample, grid, prediction=None):
+    """Maps of one sample of a Batch, its first time step.
+
+    grid: VoxUtil of the maps. prediction: (Z, X) probabilities of this sample, or None.
+    """
+    ego_T_cam0 = np.eye(4)
+    ego_T_cam0[:3, :3], ego_T_cam0[:3, 3] = array_of(batch.rots[sample, 0, 0]), array_of(batch.trans[sample, 0, 0])
+    return Maps(
+        low_xz_m=tuple(grid.low_m[[0, 2]].tolist()),
+        high_xz_m=tuple(grid.high_m[[0, 2]].tolist()),
+        ego_T_cam0=ego_T_cam0,
+        truth=array_of(batch.seg_bev[sample, 0, 0]),
+        valid=array_of(batch.valid_bev[sample, 0, 0]),
+        prediction=None if prediction is None else array_of(prediction),
+    )
+
+
+def array_of(values):
+    """A tensor on any device, or an array, as a NumPy array; half precision becomes float32."""
+    return values.detach().float().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)

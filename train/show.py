@@ -1,0 +1,151 @@
+"""python -m train.show: any sample of shards as a picture, a scene as a video or a recording."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from common.files import write_atomically
+from train.command import fail_in_one_line
+from train.distributed import pick_device
+from train.pictures.draws import DrawnSample, draws_sheet
+from train.pictures.layout import encode, sheet
+from train.pictures.recording import write_recording
+from train.pictures.video import write_video
+from train.pictures.view import maps_of_batch, view_of_batch, view_of_record
+from train.samples import Samples, batch_of, flips_of, network_of, options_without_run, predict
+
+DRAWS = 8  # of --augment
+SHEET_PX, DRAWS_PX = 1600, 1920  # columns
+PICTURES = (".png", ".jpg", ".jpeg")
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.argument("shards", nargs=-1, required=True, metavar="SHARDS... [WHAT]")
+@click.option("--out", help="picture to write, .png or .jpg  [<key>.png]")
+@click.option("--video", help="write the whole scene as .webm or .gif instead")
+@click.option("--mcap", help="write the whole scene as .mcap for Foxglove and Rerun instead")
+@click.option("--run", help="a run's folder or a checkpoint: show its prediction and errors too")
+@click.option("--augment", is_flag=True, help=f"draw it {DRAWS} times as the network gets it in training instead")
+@click.option("--width", type=click.IntRange(400, 8000), help=f"columns  [{SHEET_PX}; {DRAWS_PX} with --augment]")
+@click.option("--device", default="", help="cuda or cpu, for --run; without it CUDA where there is one")
+def main(shards, **values):
+    """Draw one sample of SHARDS (paths, globs, ranges or a folder).
+
+    WHAT is its key, its token, its number from 0 on, or the name of a scene, whose first keyframe is shown; without it, 0.
+    """
+    fail_in_one_line(lambda: _show(*_split(shards), **values))
+
+
+def _split(words):
+    """(shards, what): the last of several words is what to show, unless it is a shard or a folder too."""
+    *first, last = words
+    is_shard = last.endswith(".tar") or os.path.exists(last)
+    return (words, "0") if not first or is_shard else (first, last)
+
+
+def _show(shards, what, out, video, mcap, run, augment, width, device):
+    if sum(map(bool, (out, video, mcap))) > 1:
+        raise ValueError("--out, --video and --mcap are one file each; give one of them")
+    if augment and (video or mcap):
+        raise ValueError("--augment draws one sample; leave out --video and --mcap")
+    samples = Samples(shards)
+    numbers = samples.find(what)
+    network = network_of(run, pick_device(device)) if run else None
+    if augment:
+        picture = _draws(samples, numbers[0], network, width or DRAWS_PX)
+        return write_picture(out or f"{samples.keys[numbers[0]]}.augment.png", picture)
+    if mcap:
+        return _write_recording(mcap, samples, _scene(samples, numbers[0]), network)
+    width = width or SHEET_PX
+    if video:
+        return _write_scene(video, samples, _scene(samples, numbers[0]), network, width)
+    write_picture(out or f"{samples.keys[numbers[0]]}.png", sheet_of(samples, numbers[0], network, width))
+
+
+def _scene(samples, number):
+    """Numbers of all keyframes of the scene that a keyframe is of."""
+    return samples.find(samples.keys[number].rpartition("_")[0])
+
+
+def _view(samples, number, network, width=None):
+    """The View of a keyframe with its label maps, and with the prediction where there is a network."""
+    members = samples.members(number)
+    view = samples.decoded(number, lambda: view_of_record(samples.keys[number], members, width))
+    if network is None:
+        options, device = options_without_run(samples.source_of(number)[0].facts), "cpu"
+    else:
+        options, device = network.options, network.device
+    batch, _, grid = batch_of(samples, number, options, device)
+    maps = maps_of_batch(batch, 0, grid, predict(network, batch, grid) if network else None)
+    if samples.source_of(number)[0].facts.get("annotated") is False:
+        maps = replace(maps, truth=None, valid=None)
+    return view.with_maps(maps)
+
+
+def sheet_of(samples, number, network=None, width=SHEET_PX):
+    """(H, width, 3) uint8: the sheet of one keyframe of Samples, with what a Network says where one is given."""
+    note = f"{network.options.exp_name}, step {network.step}" if network else ""
+    return sheet(_view(samples, number, network, width // 3), width, note)
+
+
+def _draws(samples, number, network, width):
+    """The sheet of DRAWS epochs' draws of one sample."""
+    members = samples.members(number)
+    view = samples.decoded(number, lambda: view_of_record(samples.keys[number], members, width // 6))
+    options = network.options if network else options_without_run(samples.source_of(number)[0].facts)
+    drawn = []
+    for epoch in range(DRAWS):
+        batch, chosen, grid = batch_of(samples, number, options, epoch=epoch)
+        flips = flips_of(batch, options)
+        mirrored = flips.image[0].tolist() if flips else [False] * len(chosen.cams)
+        mine = view_of_batch(batch, 0, maps_of_batch(batch, 0, grid), view.boxes)
+        drawn.append(DrawnSample(mine, tuple(mirrored), _note(chosen, flips, options)))
+    return draws_sheet(view, drawn, width)
+
+
+def _note(chosen, flips, options):
+    scales = chosen.resize_wh[0, :, 0] / options.data_aug_conf()["final_dim"][1]
+    parts = [f"reference {chosen.cams[0]}", "scales " + " ".join(f"{s:.2f}" for s in scales)]
+    if flips is not None:
+        axes = [axis for axis, on in (("x", flips.bev_x[0]), ("z", flips.bev_z[0])) if on]
+        parts.append(f"BEV features mirrored in {' and '.join(axes)}" if axes else "BEV features not mirrored")
+    return "; ".join(parts)
+
+
+def write_picture(path, picture):
+    """Write an (H, W, 3) uint8 picture and say so. Raises ValueError for a name that is not a picture's."""
+    path = Path(path)
+    if path.suffix.lower() not in PICTURES:
+        raise ValueError(f"--out {path}: a picture ends in {' or '.join(PICTURES)}")
+    write_atomically(path, encode(picture, path.suffix.lower()))
+    click.echo(f"{path}: {picture.shape[1]} x {picture.shape[0]} pixels")
+
+
+def _with_progress(numbers, what):
+    """The numbers, and a bar once they are asked for and take their time."""
+    wait = 0.1 if sys.stderr.isatty() else 10.0  # a log wants a line now and then
+    yield from tqdm(numbers, desc=what, unit="keyframe", dynamic_ncols=True, mininterval=wait, delay=2.0)
+
+
+def _write_scene(path, samples, numbers, network, width):
+    pictures = (sheet_of(samples, number, network, width) for number in _with_progress(numbers, "video"))
+    _say_scene(path, write_video(path, pictures))
+
+
+def _write_recording(path, samples, numbers, network):
+    frames = (
+        (samples.members(number), _view(samples, number, network)) for number in _with_progress(numbers, "recording")
+    )
+    _say_scene(path, write_recording(path, frames))
+
+
+def _say_scene(path, count):
+    click.echo(f"{path}: {count} keyframes, {Path(path).stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
