@@ -50,6 +50,8 @@ def random_batch(seed, scenes=("a", "a", "b", "c")):
     ]
     batch = SimpleNamespace(
         labels={"simple_bev": (seg, valid), "visibility 1": (seg, torch.ones_like(seg))},
+        seg_bev=seg,
+        valid_bev=valid,
         box_numbers=torch.from_numpy(numbers)[:, None],
         lrtlist=lrt,
         trans=torch.zeros(count, 1, 6, 3),
@@ -64,7 +66,7 @@ def evaluation():
     out = Evaluation(about={"protocol": "simple_bev"})
     for seed in range(3):
         batch, logits = random_batch(seed)
-        out.add(*measure(logits, batch, ring_map(GRID), [{"ce": 0.5}] * 4))
+        out.add(*measure({"seg": logits}, batch, ring_map(GRID)))
     return out.sorted()
 
 
@@ -138,7 +140,7 @@ def test_files_come_back_and_ranks_do_not_matter(evaluation, tmp_path):
     halves = [Evaluation(), Evaluation()]
     for seed in range(3):
         batch, logits = random_batch(seed)
-        halves[seed % 2].add(*measure(logits, batch, ring_map(GRID), [{"ce": 0.5}] * 4))
+        halves[seed % 2].add(*measure({"seg": logits}, batch, ring_map(GRID)))
     halves[1].add(halves[0].rows, halves[0].scenes)
     merged = halves[1].sorted()
     merged.about = evaluation.about
@@ -166,7 +168,7 @@ def test_a_better_network_is_clearly_better_and_pairs_are_tighter(evaluation):
     for seed in range(3):
         batch, logits = random_batch(seed)
         truth = batch.labels["simple_bev"][0][:, 0]
-        better.add(*measure(logits + (truth - 0.5), batch, ring_map(GRID)))
+        better.add(*measure({"seg": logits + (truth - 0.5)}, batch, ring_map(GRID)))
     a, b = as_json(evaluation), as_json(better.sorted())
     compared, scenes = differences(a, b)
     [iou] = [d for d in compared if (d.group, d.label) == ("iou", "simple_bev")]

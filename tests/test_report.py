@@ -21,7 +21,7 @@ def a_run(name, better=0.0, pictures=()):
     for seed in range(3):
         batch, logits = random_batch(seed, tuple(f"scene-{seed}{k}" for k in range(4)))
         truth = batch.labels["simple_bev"][0][:, 0]
-        found.add(*measure(logits + better * (truth - 0.5), batch, ring_map(GRID)))
+        found.add(*measure({"seg": logits + better * (truth - 0.5)}, batch, ring_map(GRID)))
     steps = list(range(1, 1001))
     curves = {
         "t/pooled/iou": (steps, [s / 1000 for s in steps]),

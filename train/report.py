@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from common.shard_index import write_atomically
+from common.files import write_atomically
 from train.command import fail_in_one_line
 from train.evaluation.files import read_json
 from train.pictures.page import Run, page

@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from common.shard_index import write_atomically
+from common.files import write_atomically
 from train.evaluation.counting import ring_names
 from train.evaluation.figures import LEVEL, RESAMPLES, all_figures, calibration, threshold_curve
 

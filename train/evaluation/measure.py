@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from train.evaluation.counting import RINGS_M, both_predicted_true, box_cells, histograms, ring_names
 from train.evaluation.samples import (
@@ -16,22 +17,23 @@ from train.evaluation.samples import (
 )
 
 
-def measure(logits, batch, rings, losses=None):
+def measure(outputs, batch, rings):
     """Count one batch.
 
     Args:
-        logits: (B,1,Z,X) of the first output class. batch: Batch with T >= 1; its first time step is compared.
-        rings: (Z,X) of `ring_map`, on the batch's device. losses: list of B dicts of numbers, or None.
+        outputs: mapping with seg (B,1,Z,X) logits, and center and offset where the network gives them.
+        batch: Batch with T >= 1; its first time step is compared. rings: (Z,X) of `ring_map`, on the batch's device.
     Returns:
         (list of B SampleRow, dict of scene name -> SceneSums).
     """
-    logits = logits[:, 0]
+    logits = outputs["seg"][:, 0]
     names = list(batch.labels)
     maps = [(seg[:, 0, 0], valid[:, 0, 0]) for seg, valid in batch.labels.values()]
     counted = histograms(logits, maps, rings)
     boxes = box_cells(logits, batch.box_numbers[:, 0], batch.lrtlist.shape[2])
     # One wait for the device a batch.
     counted, boxes = counted.cpu().numpy(), boxes.cpu().numpy()
+    losses = {name: values.tolist() for name, values in sample_losses(outputs, batch).items()}
     lengths = batch.lrtlist[:, 0, :, 0].cpu().numpy()
     distances = _distances(batch)
     rows, scenes = [], {}
@@ -40,8 +42,29 @@ def measure(logits, batch, rings, losses=None):
         sums = SceneSums(by_label, _recall(facts, boxes[b], lengths[b], distances[b]))
         scenes.setdefault(facts.scene, SceneSums()).add(sums)
         in_view = int((boxes[b, :, 1] > 0).sum())
-        rows.append(_row(facts, by_label, in_view, losses[b] if losses else {}))
+        own = {name: values[b] for name, values in losses.items()}
+        rows.append(_row(facts, by_label, in_view, own))
     return rows, scenes
+
+
+def sample_losses(outputs, batch):
+    """Dict of (B,) float32: mean cross-entropy over valid cells, squared error of centres, absolute error of offsets.
+
+    Plain means of each sample, not weighed against each other nor against the classes' shares.
+    """
+    seg, valid = batch.seg_bev[:, 0], batch.valid_bev[:, 0]
+    each = F.binary_cross_entropy_with_logits(outputs["seg"].float(), seg, reduction="none")
+    out = {"cross_entropy": _mean(each, valid)}
+    if "center" in outputs:
+        out["center"] = (outputs["center"].float() - batch.center_bev[:, 0]).square().flatten(1).mean(1)
+    if "offset" in outputs:
+        error = (outputs["offset"].float() - batch.offset_bev[:, 0]).abs().sum(1, keepdim=True)
+        out["offset"] = _mean(error, seg * valid)
+    return out
+
+
+def _mean(values, mask):
+    return (values * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
 
 
 def _row(facts, by_label, in_view, losses):
