@@ -1,12 +1,16 @@
-"""Rigid transforms, intrinsics and boxes as batched torch tensors. `a_T_b` takes points from frame b to frame a."""
+"""Rigid transforms, intrinsics and boxes, batched: torch tensors, and NumPy arrays where said.
 
+`a_T_b` takes points from frame b to frame a.
+"""
+
+import numpy as np
 import torch
 
 
 def rigid_inverse(a_T_b):
-    """b_T_a of rigid (..., 4, 4), by transposing the rotation."""
-    rotation_t = a_T_b[..., :3, :3].transpose(-1, -2)
-    out = torch.zeros_like(a_T_b)
+    """b_T_a of rigid (..., 4, 4), a tensor or an array, by transposing the rotation."""
+    rotation_t = a_T_b[..., :3, :3].swapaxes(-1, -2)
+    out = torch.zeros_like(a_T_b) if isinstance(a_T_b, torch.Tensor) else np.zeros_like(a_T_b)
     out[..., :3, :3] = rotation_t
     out[..., :3, 3:] = -(rotation_t @ a_T_b[..., :3, 3:])
     out[..., 3, 3] = 1.0
@@ -40,6 +44,7 @@ def cam0_T_cams(ego_T_cam):
 
 
 def transform_lrtlist(a_T_b, lrtlist):
-    """Boxes (B, N, 19), lengths and b_T_box, moved to frame a by (B, 4, 4)."""
-    a_T_box = a_T_b[:, None] @ lrtlist[..., 3:].unflatten(-1, (4, 4))
-    return torch.cat([lrtlist[..., :3], a_T_box.flatten(-2)], -1)
+    """Boxes (..., N, 19), lengths and b_T_box, moved to frame a by (..., 4, 4); both tensors or both arrays."""
+    a_T_box = a_T_b[..., None, :, :] @ lrtlist[..., 3:].reshape(*lrtlist.shape[:-1], 4, 4)
+    parts = [lrtlist[..., :3], a_T_box.reshape(*lrtlist.shape[:-1], 16)]
+    return torch.cat(parts, -1) if isinstance(lrtlist, torch.Tensor) else np.concatenate(parts, -1)

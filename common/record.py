@@ -157,7 +157,8 @@ def parse_sample(data, what=SAMPLE):
         _want(type(sample["index"]) is int and sample["index"] >= 0, what, "index")
         _want(_are((sample["scene"]["name"], sample["scene"]["token"]), str), what, "scene")
         _want(type(sample["scene"]["nbr_samples"]) is int, what, "scene: nbr_samples")
-        _want(isinstance(sample["log"], dict) and isinstance(sample["facts"], dict), what, "log, facts")
+        _want(_are((sample["scene"]["description"], sample["log"]["location"]), str), what, "description, location")
+        _want(isinstance(sample["facts"], dict), what, "facts")
         _want(_is_pose(sample["global_T_ego"]), what, "global_T_ego")
         channels = [camera["channel"] for camera in sample["cameras"]]
         _want(channels and _are(channels, str) and set(channels) <= set(CAMERAS), what, "cameras")
@@ -287,8 +288,17 @@ def encode_points(points):
     fields, count = points.shape
     if points.nbytes > MAX_PLANES_BYTES or count > MAX_POINTS:
         raise RecordError(f"{count} points of {fields} fields; a member holds at most {MAX_PLANES_BYTES} bytes")
-    planes = points.view(np.uint8).reshape(fields, count, 4).transpose(0, 2, 1)
-    return _compressor().compress(_PLANES.pack(fields, count) + planes.tobytes())
+    raw = np.empty(_PLANES.size + points.nbytes, np.uint8)
+    raw[: _PLANES.size] = np.frombuffer(_PLANES.pack(fields, count), np.uint8)
+    planes = raw[_PLANES.size :].reshape(fields, 4, count)
+    values = points.view(np.uint8).reshape(fields, count, 4)
+    if count < FEW_POINTS:
+        planes[:] = values.transpose(0, 2, 1)
+    else:
+        # As in merge_planes, the other way: NumPy's strided copy would take longer than the compression.
+        for four, value in zip(planes, values, strict=True):
+            cv2.split(value.reshape(1, count, 4), list(four.reshape(4, 1, count)))
+    return _compressor().compress(raw)
 
 
 def decode_planes(data, what, fields=None):

@@ -28,7 +28,9 @@ class VoxUtil:
     def __init__(self, Z, Y, X, scene_centroid, bounds, pad=None, assert_cube=False):
         self.Z, self.Y, self.X = Z, Y, X
         # In float64: the lineage adds Python numbers.
-        centroid = np.asarray(torch.as_tensor(scene_centroid).detach().cpu(), np.float64).reshape(-1)[:3]
+        if isinstance(scene_centroid, torch.Tensor):
+            scene_centroid = scene_centroid.detach().cpu()
+        centroid = np.asarray(scene_centroid, np.float64).reshape(-1)[:3]
         low, high = (
             np.array(bounds[0::2], np.float64) + centroid,
             np.array(bounds[1::2], np.float64) + centroid,
@@ -50,21 +52,18 @@ class VoxUtil:
         self._constants = {}
 
     def to(self, device):
-        """Itself, with the constants of that device made now rather than at their first use."""
+        """Itself, with its constants for that device made now rather than at their first use; nothing waits for it."""
         self._on(torch.device(device))
-        self.centers_ref(torch.device(device))
         return self
 
     def _constant(self, name, device, build):
-        """build(), kept for each device; in a compiled graph made anew, since what a graph keeps would change its guards."""
+        """build(), kept for each device; made anew in a compiled graph, which would be compiled again when more is kept."""
+        if torch.compiler.is_compiling():
+            return build()
         key = f"{name} {device}"
-        if key in self._constants:
-            return self._constants[key]
-        made = build()
-        # A fake tensor is of its mode alone: kept, it would meet the tensors of the next.
-        if not torch.compiler.is_compiling() and type(made[0]) is torch.Tensor:
-            self._constants[key] = made
-        return made
+        if key not in self._constants:
+            self._constants[key] = build()
+        return self._constants[key]
 
     def _on(self, device):
         """(scale, shift) float32 of mem = ref * scale + shift, on a device."""

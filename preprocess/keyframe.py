@@ -104,17 +104,16 @@ def _images(dataroot, recipe, image_hw, quality):
     for row, camera in zip(rows, recipe.cameras, strict=True):
         data = read_source(dataroot, camera.filename, recipe.key)
         read += len(data)
-        height, width = check_image(data, Path(dataroot) / camera.filename)
-        if camera.height and (camera.height, camera.width) != (height, width):
-            raise SourceError(
-                f"{camera.filename}: {height}x{width} pixels, its table says {camera.height}x{camera.width}"
-            )
-        intrinsics = camera.intrinsics.copy()
+        path, intrinsics = Path(dataroot) / camera.filename, camera.intrinsics.copy()
         if image_hw:
-            data = reencode(data, image_hw, quality)
+            data, (height, width) = reencode(data, path, image_hw, quality)
             intrinsics[0] *= image_hw[1] / width
             intrinsics[1] *= image_hw[0] / height
-            height, width = image_hw
+        else:
+            height, width = check_image(data, path)
+        if camera.height and (camera.height, camera.width) != (height, width):
+            raise SourceError(f"{path}: {height}x{width} pixels, its table says {camera.height}x{camera.width}")
+        height, width = image_hw or (height, width)
         row["intrinsics"], row["ego_T_cam"], row["global_T_ego"] = (
             intrinsics,
             camera.ego_T_cam,

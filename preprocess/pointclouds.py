@@ -47,13 +47,13 @@ def parse_lidar(data, path, columns=5):
 
 
 def _columns(data, columns):
-    """(5, n) view or copy of `columns` float32 values a point; None where the bytes are not a whole number of points."""
+    """(5, n) float32, rows contiguous, of `columns` values a point; None where the bytes are not a whole number of points."""
     if not data or len(data) % (4 * columns):
         return None
     rows = np.frombuffer(data, "<f4").reshape(-1, columns).T
     if columns == 4:
         return np.concatenate([rows, np.full((1, rows.shape[1]), -1, "<f4")])
-    return rows[: len(LIDAR_FIELDS)]
+    return np.ascontiguousarray(rows[: len(LIDAR_FIELDS)])
 
 
 def _same(points):
@@ -127,7 +127,7 @@ def _radar_count(head, path):
 def remove_ego_returns(points):
     """Points (fields, n) without those of the square |x|, |y| < MIN_DISTANCE_M around the sensor."""
     close = (np.abs(points[0]) < MIN_DISTANCE_M) & (np.abs(points[1]) < MIN_DISTANCE_M)
-    return points[:, ~close]
+    return points.compress(~close, axis=1)
 
 
 def to_frame(points, ego_T_sensor):

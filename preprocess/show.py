@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from common.files import write_atomically
 from common.shard_index import ShardError
+from common.spelling import EITHER
 from preprocess.chart import draw_chart
 from preprocess.contents import count, shards_of
 from preprocess.errors import SourceError
@@ -18,7 +19,7 @@ WIDTH = 80
 _BAR = 22  # columns of the longest bar
 
 
-@click.command()
+@click.command(context_settings=EITHER)
 @click.argument("shards", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="print everything as one JSON object instead of the table")
 @click.option("--chart", help="also write a chart, .png")

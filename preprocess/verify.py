@@ -35,6 +35,7 @@ from common.record import (
 )
 from common.shard_index import ShardError, build_index, dump_index, open_index
 from common.shard_set import SPLITS, find_shards, is_folder
+from common.spelling import EITHER
 from common.stores import local_copy, open_store, parse_options
 from preprocess.errors import SourceError
 from preprocess.images import check_image
@@ -52,7 +53,7 @@ SAMPLE_FIELDS = frozenset(
 )
 
 
-@click.command()
+@click.command(context_settings=EITHER)
 @click.argument("shards", nargs=-1, required=True)
 @click.option("--against", type=click.Path(path_type=Path), help="compare every byte with this nuScenes folder")
 @click.option("--workers", default=os.cpu_count(), type=click.IntRange(1), help="processes", show_default=True)
@@ -119,7 +120,11 @@ def _folders(patterns, options):
             there += [manifest_name(s) for s in SPLITS if store.exists(manifest_name(s))]
         return [_Folder(store, [n for n in there if n.endswith(".tar")], there)]
     names = {}
-    for tar in find_shards(patterns, options=options, strict=False):
+    try:
+        tars = find_shards(patterns, options=options, strict=False)
+    except ShardError as error:
+        raise SourceError(f"no shards there: {error}") from None
+    for tar in tars:
         folder, name = split(tar)
         names.setdefault(folder, []).append(name)
     return [_Folder(open_store(folder or ".", options), own, None) for folder, own in names.items()]

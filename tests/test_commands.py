@@ -1,23 +1,34 @@
 """Options as people spell them, Simple-BEV's own commands, its checkpoints, backbone weights from a file."""
 
+import hashlib
+import importlib
 import json
+import os
+import pickle
 import re
 import subprocess
 import sys
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from efficientnet_pytorch import EfficientNet
+from efficientnet_pytorch.utils import url_map
 
 from tests.conftest import REPOSITORY, run_module
 from tests.test_resume import arguments, run_folder
 from tests.test_trainer import fails
-from train import checkpoint
-from train.command import options_command
+from train import checkpoint, demo
+from train.command import find_run, options_command
+from train.data import make_vox_util
+from train.data.categories import _spread, check_categories
+from train.distributed import count_processes
 from train.model import Segnet
 from train.model.backbone import load_backbone
 from train.options import GROUPS, Options, as_dict, coerce
+from train.run import folder_name, new_folder
 from train.setup import make_network
 
 
@@ -49,6 +60,18 @@ def given(*words):
         (["--device-ids", "0,1"], {"device_ids": (0, 1)}),
         (["--device_ids=[]", "--ignore_load=['a','b']"], {"device_ids": (), "ignore_load": ("a", "b")}),
         (["--shards", "a.tar", "b.tar", "--Z", "100", "--Y=4"], {"shards": ("a.tar", "b.tar"), "Z": 100, "Y": 4}),
+        (
+            ["--use-radar_filters", "--val-shards", "a.tar", "b.tar"],
+            {"use_radar_filters": True, "val_shards": ("a.tar", "b.tar")},
+        ),
+        (["--shards", "a.tar,b.tar"], {"shards": ("a.tar", "b.tar")}),
+        (["--shards=[s3://b/<0..9>.tar,x/*.tar]"], {"shards": ("s3://b/<0..9>.tar", "x/*.tar")}),
+        (["--shards", "pipe:cat a.tar,b.tar"], {"shards": ("pipe:cat a.tar,b.tar",)}),
+        (["--shards", "a,b/train-*.tar"], {"shards": ("a,b/train-*.tar",)}),
+        (["--run_name"], {"run_name": "dated"}),
+        (["--run-name", "mine", "--use_lidar"], {"run_name": "mine", "use_lidar": True}),
+        (["--min_visibility", "2"], {"min_visibility": 2, "protocol": "min_visibility"}),
+        (["--min_visibility", "2", "--protocol", "simple_bev"], 1),
         (["--bounds=-50,50,-5,5,-50,50"], {"bounds": (-50.0, 50.0, -5.0, 5.0, -50.0, 50.0)}),
         (["--max_iters", "1.5"], 1),
         (["--use_radar", "maybe"], 1),
@@ -99,6 +122,146 @@ def test_impossible_values_are_told_with_the_remedy():
     for remedy, values in wrong.items():
         with pytest.raises(ValueError, match=re.escape(remedy)):
             Options(**values).validate()
+
+
+COMMANDS = ("run", "verify", "index", "show", "synth.__main__")
+COMMANDS = [*(f"preprocess.{name}" for name in COMMANDS), "train.demo", "train.show"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_takes_underscores_and_hyphens(name):
+    command = importlib.import_module(name).main
+    with command.make_context("it", [], resilient_parsing=True) as context:
+        for option in command.params:
+            for word in (w for w in option.opts if w.startswith("--")):
+                for spelling in (word, "--" + word[2:].replace("-", "_"), "--" + word[2:].replace("_", "-")):
+                    words = [spelling] if option.is_flag else [spelling, "1"]
+                    assert option.name in command.make_parser(context).parse_args(args=words)[0], spelling
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """A working folder with the runs a and b in checkpoints, logs of a, and a run that ended early."""
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        checkpoint.save(tmp_path / "checkpoints" / name, 1, torch.nn.Linear(1, 1))
+    os.utime("checkpoints/a", (0, 0))
+    (tmp_path / "checkpoints" / "early").mkdir()
+    (tmp_path / "checkpoints" / "early" / "config.yaml").touch()
+    for name in ("logs/a/t/events.1", "logs/gone/t/events.1", "elsewhere/x/model-1.pth", "other/logs/c/v/events.1"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    checkpoint.save(tmp_path / "other" / "saved" / "c", 1, torch.nn.Linear(1, 1))
+    return tmp_path
+
+
+def test_runs_are_found_where_they_lie(runs):
+    for text, want in (
+        ("a", "checkpoints/a"),
+        ("checkpoints/b", "checkpoints/b"),
+        ("checkpoints/a/model-000000001.pth", "checkpoints/a/model-000000001.pth"),
+        ("logs/a", "checkpoints/a"),
+        ("other/logs/c", str(runs / "other" / "saved" / "c")),
+        ("elsewhere", "elsewhere/x"),
+    ):
+        assert find_run(text, "resume", "checkpoints") == want
+    for text, told in (
+        ("checkpoints", "2 runs are there; name one, the newest is checkpoints/b"),
+        ("nowhere", "no such file or folder; the newest run is checkpoints/b"),
+        ("early", "begin it again with --config checkpoints/early/config.yaml"),
+        ("logs/gone", "no checkpoint is there; give its checkpoints, under --ckpt_dir"),
+        ("logs", "no checkpoint is there; give a run's folder"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(told)):
+            find_run(text, "resume", "checkpoints")
+
+
+def test_evaluation_takes_the_run_alone(runs):
+    assert "give a run's folder or a checkpoint file: python -m train.evaluate RUN" in fails("train.evaluate")
+    assert "leave one out" in fails("train.evaluate", "a", "--init_dir", "b")
+    assert "name one, the newest is" in fails("train.evaluate", runs / "checkpoints")
+
+
+def test_names_that_are_no_names_are_told():
+    for option in ("--exp_name", "--run_name"):
+        assert f"write {option} a_b" in fails("train.run", option, "a/b")
+
+
+def test_folders_hold_a_date_where_that_is_asked_for(tmp_path):
+    now = datetime(2026, 1, 2, 17, 45, 58)
+    assert folder_name(Options(run_name="dated"), now) == "2026-01-02_17-45-58_8x5_3e-4s_debug"
+    assert folder_name(Options(), now) == "8x5_3e-4s_debug_17:45:58"
+    options = Options(run_name="mine", ckpt_dir=str(tmp_path))
+    assert new_folder(options) == new_folder(options) == tmp_path / "mine"  # nothing was saved in it
+    (tmp_path / "mine" / "model-000000001.pth").touch()
+    with pytest.raises(ValueError, match="is there already; --resume it"):
+        new_folder(options)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_the_demo_takes_one_device_of_many(monkeypatch, count):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    options = demo.on_one_device(demo.options_of("shards", "out", 1))
+    assert options.device == "cuda:0" and count_processes(options.device, options.device_ids) == 1
+    options.validate(count_processes(options.device, options.device_ids))
+    assert count_processes("", ()) == count
+
+
+def test_categories_that_match_nothing_are_told_with_those_that_are_there(synth_shards, tmp_path):
+    for command in (["train.evaluate", tmp_path], arguments(synth_shards, tmp_path / "out")):
+        if command[0] == "train.evaluate":
+            checkpoint.save(tmp_path, 1, torch.nn.Linear(1, 1))
+        words = ["--shards", f"{synth_shards}/val-*.tar"] if command[0] == "train.evaluate" else []
+        told = fails(*command, *words, *OURS.split(), "--target_categories", "vehicle.car,vehicles")
+        if command[0] == "train.run":
+            assert told.startswith("error: --target_categories vehicles: no box") and "vehicle.car" in told
+        told = fails(*command, *words, *OURS.split(), "--target_categories", "car")
+        assert "error: --target_categories car: no box" in told and "vehicle.car" in told
+
+
+def test_categories_are_looked_for_in_a_few_keyframes():
+    """One look is enough where the category is common; the whole set is read only where it is missing."""
+
+    class Source(list):
+        is_stream, looked = False, 0
+
+        def read(self, number, members):
+            self.looked += 1
+            return {members[0]: json.dumps({"boxes": {"category": self[number]}}).encode()}
+
+    common = Source([["vehicle.car"]] * 1000)
+    check_categories(common, ("vehicle",), all_of_them=True)
+    assert common.looked == 1
+    late = Source([["animal"]] * 999 + [["vehicle.car", "human"]])
+    check_categories(late, ("vehicle", "human"), all_of_them=True)
+    check_categories(late, ("vehicle", "plane"), all_of_them=False)
+    with pytest.raises(ValueError, match="^--target_categories plane: no box .* they have animal, human, vehicle.car$"):
+        check_categories(late, ("vehicle", "plane"), all_of_them=True)
+    assert {len(set(_spread(n))) - n for n in (1, 2, 3, 8, 999, 1000)} == {0}
+
+
+def test_the_grid_has_a_middle_without_being_told():
+    given, told = (make_vox_util((c, Options.bounds, (4, 2, 4))) for c in (None, (0.0, 1.0, 0.0)))
+    points = torch.rand(1, 5, 3)
+    assert torch.equal(given.ref_to_mem(points), told.ref_to_mem(points))
+
+
+def test_weights_with_another_hash_are_refused(tmp_path, monkeypatch):
+    """As a file that was exchanged on its way would be: its name holds the hash."""
+    (tmp_path / "efficientnet-b0-00000000.pth").write_bytes(b"exchanged")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setitem(url_map, "efficientnet-b0", (tmp_path / "efficientnet-b0-00000000.pth").as_uri())
+    with pytest.raises(ValueError, match="invalid hash value"):
+        load_backbone(Segnet(8, 2, 8, encoder_type="effb0"), Options(encoder_type="effb0"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "other"))
+    evil = tmp_path / "evil.pth"
+    torch.save({"a": Path("x")}, evil)
+    named = tmp_path / f"efficientnet-b0-{hashlib.sha256(evil.read_bytes()).hexdigest()[:8]}.pth"
+    evil.rename(named)
+    monkeypatch.setitem(url_map, "efficientnet-b0", named.as_uri())
+    with pytest.raises((ValueError, pickle.UnpicklingError), match="[Ww]eights"):
+        load_backbone(Segnet(8, 2, 8, encoder_type="effb0"), Options(encoder_type="effb0"))
 
 
 # The README of Simple-BEV, smaller; what it says of cameras, radar and evaluation.

@@ -7,8 +7,7 @@ from common.geometry import apply_4x4, cam0_T_cams, merge_rt, rigid_inverse
 from train.data import compile_data, make_vox_util
 from train.data.sources import LocalSource
 from train.data.windows import windows
-from train.forward import sensor_voxels
-from train.model import Segnet
+from train.forward import lidar_occupancy, radar_features, radar_occupancy
 
 CONF = {"final_dim": (224, 400), "resize_lim": [1.0, 1.0], "crop_offset": 0, "ncams": 6}
 GRID = dict(centroid=np.array([[0.0, 1.0, 0.0]]), bounds=(-50, 50, -5, 5, -50, 50), res_3d=(200, 8, 200))
@@ -92,13 +91,12 @@ def test_sensor_voxels_equal_lineage_but_for_its_padding(real_shards, golden):
     vox = make_vox_util((grid["centroid"], grid["bounds"], grid["res_3d"]))
     cam0_T_ego = rigid_inverse(ego_T_cam[:, 0])
     x, y, z = vox.ref_to_mem(cam0_T_ego[0, :3, 3]).round().int().tolist()
-    for used, name in ((dict(use_radar=True), "radar_occ"), (dict(use_lidar=True), "lidar_occ")):
-        ours = sensor_voxels(Segnet(104, 8, 96, encoder_type="effb0", **used), batch, cam0_T_ego, vox)
+    for make, name in ((radar_occupancy, "radar_occ"), (lidar_occupancy, "lidar_occ")):
+        ours = make(batch, 0, vox)
         assert not ours[0, 0, z, y, x] and arrays[name][0, 0, z, y, x]
         ours[0, 0, z, y, x] = 1
         np.testing.assert_array_equal(ours, arrays[name])
-    net = Segnet(104, 8, 96, encoder_type="effb0", use_radar=True, use_metaradar=True)
-    ours = sensor_voxels(net, batch, cam0_T_ego, vox)[0].numpy()
+    ours = radar_features(batch, 0, vox)[0].numpy()
     theirs = np.zeros((1, *ours.shape), np.float32)
     theirs[tuple(arrays["metaradar_idx"].T)] = arrays["metaradar_val"]
     points = apply_4x4(cam0_T_ego, batch.radar_data[:, 0, :3].transpose(1, 2))

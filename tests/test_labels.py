@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from common.vox import VoxUtil
 from train.augment import crop_and_resize
-from train.data.polygons import draw_maps, footprints
-from train.targets import bev_targets
+from train.data.labels import draw_maps, footprints
+from train.targets import bev_targets, box_maps
 
 Z, Y, X = 60, 4, 50
 VOX = VoxUtil(Z, Y, X, scene_centroid=torch.tensor([[0.0, 1.0, 0.0]]), bounds=(-25, 25, -5, 5, -30, 30))
@@ -97,8 +97,9 @@ def test_maps_equal_the_box_by_box_reference(first, second, seen):
         torch.tensor([len(first), len(second)]),
         VOX,
     )
+    got = vars(got) | box_maps(torch.from_numpy(np.stack(numbers)), torch.from_numpy(lrt))
     for name in NAMES:
-        maps = getattr(got, name)
+        maps = got[name]
         for b in range(2):
             want = torch.from_numpy(wanted[b][name][: maps.shape[1]])
             if name in ("seg", "valid"):

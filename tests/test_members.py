@@ -41,8 +41,11 @@ from preprocess.plan import Options, Planner
 from preprocess.shard_writer import _add
 from preprocess.verify import verify
 from tests.test_preprocess import CONF, GRID
-from train.data import compile_data, make_frame_options
-from train.data.frame import Frame, decode_frame
+from train.data import compile_data
+from train.data.buffers import Pools
+from train.data.config import DecodeConfig, Grid, StageConfig
+from train.data.decode import Frame, decode_frame
+from train.data.images import ResampledImages, encoded_images
 
 MAX_PEAK_BYTES = 3 * MAX_PLANES_BYTES
 
@@ -61,8 +64,17 @@ def record(recipe, small_world):
 
 @pytest.fixture(scope="module")
 def options():
-    grid = (GRID["centroid"], GRID["bounds"], GRID["res_3d"])
-    return make_frame_options(grid, 2, True, True, False, "simple_bev", 1, ("vehicle",))
+    return DecodeConfig(Grid(GRID["centroid"], GRID["bounds"], GRID["res_3d"]), nsweeps=2)
+
+
+def decoded(members, config):
+    """The Frame of a record, its images decoded too, as a loader's thread does."""
+    frame = decode_frame(members, "scene-0061_0001", CAMERAS, config)
+    images = ResampledImages(Pools(1, False), 1, len(CAMERAS), StageConfig((14, 25)))
+    sizes, crops = [[[25, 14]] * len(CAMERAS)], [[[0, 0, 25, 14]] * len(CAMERAS)]
+    encoded = encoded_images(members, CAMERAS)
+    images.add(0, encoded, CAMERAS, frame.sizes_hw, *(np.array(v[0]) for v in (sizes, crops)))
+    return frame
 
 
 def unpacked(data):
@@ -141,6 +153,8 @@ LIES = {
     "a pose of a number beyond floats": (SAMPLE, _set("global_T_ego", 0, 3, to=10**400)),
     "no scene": (SAMPLE, _drop("scene")),
     "a scene without a name": (SAMPLE, _set("scene", "name", to=None)),
+    "a scene of no description": (SAMPLE, _set("scene", "description", to=None)),
+    "a log without a place": (SAMPLE, _drop("log", "location")),
     "a token that is a list": (SAMPLE, _set("token", to=[])),
     "a camera that nobody knows": (SAMPLE, _set("cameras", 0, "channel", to="CAM_TOP")),
     "a camera twice": (SAMPLE, _set("cameras", 1, "channel", to=CAMERAS[0])),
@@ -162,11 +176,11 @@ LIES = {
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_is_a_record_error_that_names_the_member(record, options, lie):
     member, change = LIES[lie]
-    decode_frame(record, CAMERAS, options)
+    decoded(record, options)
     tracemalloc.start()
     try:
         with pytest.raises(RecordError) as caught:
-            decode_frame({**record, member: change(record[member])}, CAMERAS, options)
+            decoded({**record, member: change(record[member])}, options)
         assert tracemalloc.get_traced_memory()[1] < MAX_PEAK_BYTES
     finally:
         tracemalloc.stop()
@@ -298,9 +312,9 @@ def test_mutated_members_decode_well_or_are_a_record_error(record, options, data
     members = {**record, member: changed}
     tracemalloc.start()
     try:
-        frame = decode_frame(members, CAMERAS, options)
+        frame = decoded(members, options)
         assert isinstance(frame, Frame) and np.isfinite(frame.lrt).all() and np.isfinite(frame.lidar).all()
-        assert np.isfinite(frame.global_T_ego).all() and frame.images.shape == (6, 90, 160, 3)
+        assert np.isfinite(frame.global_T_ego).all() and frame.sizes_hw == [(90, 160)] * 6
     except RecordError as error:
         assert str(error) and "\n" not in str(error)
     finally:

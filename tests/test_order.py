@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.data import compile_data
-from train.data.draws import AugmentConfig, draw
+from train.data.config import AugmentConfig
+from train.data.draws import draw
 from train.data.order import epoch_order, num_batches, rank_batch, sample_rng
 from train.data.windows import TEMPORAL_PATTERNS, windows
 
@@ -56,8 +57,8 @@ def test_windows_stay_in_a_scene_and_in_order(lengths, seqlen, temporal_aug):
 
 @given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 3), st.booleans())
 def test_draws_stay_in_bounds(seed, ncams, seqlen, shuffle_cams):
-    conf = AugmentConfig((224, 400), (0.8, 1.2), 44, ncams=ncams)
-    drawn = draw(sample_rng(seed, 0, 0), conf, seqlen, True, shuffle_cams, 0)
+    conf = AugmentConfig((224, 400), (0.8, 1.2), 44, ncams=ncams, shuffle_cams=shuffle_cams, refcam_id=0)
+    drawn = draw(sample_rng(seed, 0, 0), conf, seqlen)
     assert len(set(drawn.cams)) == ncams
     assert drawn.resize_wh.shape == (seqlen, ncams, 2)
     assert (drawn.resize_wh >= [320, 179]).all() and (drawn.resize_wh <= [480, 268]).all()
@@ -66,7 +67,7 @@ def test_draws_stay_in_bounds(seed, ncams, seqlen, shuffle_cams):
 
 def test_reference_camera_never_comes_from_slot_0():
     conf = AugmentConfig((224, 400))
-    seen = {draw(sample_rng(0, 0, i), conf, 1, True, True, 1).cams[0] for i in range(200)}
+    seen = {draw(sample_rng(0, 0, i), conf, 1).cams[0] for i in range(200)}
     assert seen == set(conf.cams[1:])
 
 

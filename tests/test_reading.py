@@ -1,10 +1,8 @@
 """The two readers: the same batches, clear errors within seconds, nothing left behind."""
 
-import dataclasses
 import functools
 import gc
 import http.server
-import json
 import os
 import shutil
 import socket
@@ -14,16 +12,11 @@ import time
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
 
 from common.shard_index import ShardError, build_index, dump_index, index_path
-from preprocess.synth.folder import Folder
-from tests.conftest import run_module
+from tests.test_buffers import resident_mb
 from tests.test_order import CONF, GRID, equal, loaders
 from train.data import DataError, compile_data
-from train.data.buffers import BufferPool
 from train.data.sources import SourceConfig, open_source
 from train.data.sources.pipe import stream_order
 
@@ -151,21 +144,15 @@ def stream_of_indexes(loader):
     return loader
 
 
-def encoded_to_the_device(loader):
-    """The loader, leaving its images to the device's decoder, as it does on CUDA."""
-    loader.frame_options = dataclasses.replace(loader.frame_options, decode_images=False)
-    return loader
-
-
 def test_images_that_the_device_decodes_are_those_of_the_threads(synth_shards):
-    for a, b in zip(encoded_to_the_device(every_camera(synth_shards)), every_camera(synth_shards), strict=True):
+    for a, b in zip(every_camera(synth_shards, "device"), every_camera(synth_shards, "host"), strict=True):
         assert (a.imgs - b.imgs).abs().max() <= 1 / 255
         for name in ("intrins", "lidar_data", "radar_data", "seg_bev"):
             assert torch.equal(getattr(a, name), getattr(b, name))
 
 
-@pytest.mark.parametrize("on_device", [False, True])
-def test_a_member_that_does_not_decode_names_shard_and_key(folder, on_device):
+@pytest.mark.parametrize("decode", ["host", "device"])
+def test_a_member_that_does_not_decode_names_shard_and_key(folder, decode):
     tar = folder / "train-000.tar"
     index = build_index(tar)
     column = index.members.index("CAM_FRONT.jpg")
@@ -175,13 +162,13 @@ def test_a_member_that_does_not_decode_names_shard_and_key(folder, on_device):
     tar.write_bytes(data)
     index_path(tar).write_bytes(dump_index(build_index(tar)))
     (folder / "train.manifest.json").unlink()  # it would tell already that this is another tar
-    loader = every_camera(folder)
-    message = run_out(encoded_to_the_device(loader) if on_device else loader)
+    message = run_out(every_camera(folder, decode))
     assert "train-000.tar" in message and index.keys[1] in message and "CAM_FRONT.jpg" in message
 
 
-def every_camera(folder):
-    return compile_data(f"{folder}/train-*.tar", None, {**CONF, "ncams": 6}, **GRID, bsz=4, nworkers=2)[0]
+def every_camera(folder, decode):
+    conf = {**CONF, "ncams": 6}
+    return compile_data(f"{folder}/train-*.tar", None, conf, **GRID, bsz=4, nworkers=2, decode=decode)[0]
 
 
 def test_a_stalled_source_is_given_up(synth_shards):
@@ -245,11 +232,6 @@ def test_nothing_is_left_behind(folder, reader, end):
     assert not our_threads() and open_files() <= before
 
 
-def resident_mb():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 def test_memory_stays_flat(synth_shards):
     loader = stream_of(f"{synth_shards}/train-*.tar")
     for _ in range(4):
@@ -261,68 +243,8 @@ def test_memory_stays_flat(synth_shards):
     assert resident_mb() - before < 60  # 240 samples of 27 MB of pixels each went through
 
 
-def shards_of_sizes(folder, image_hw, other_hw):
-    """Shards of four keyframes whose source images are of image_hw, CAM_BACK's of other_hw."""
-    world = Folder(folder / "world", "v1.0-mini", 0, image_hw)
-    world.add_scene(0, "scene-0061", 4, 0)
-    world.close()
-    table = folder / "world" / "v1.0-mini" / "sample_data.json"
-    rows = json.loads(table.read_text())
-    for row in rows:
-        if "/CAM_BACK/" in row["filename"] and other_hw != image_hw:
-            row["height"], row["width"] = other_hw
-            path = folder / "world" / row["filename"]
-            Image.open(path).resize(other_hw[::-1]).save(path)
-    table.write_text(json.dumps(rows))
-    options = "--version v1.0-mini --sweeps 1 --train-shards 1 --workers 1".split()
-    run_module("preprocess.run", *options, "--dataroot", folder / "world", "--out", folder)
-    return folder
-
-
-@pytest.mark.parametrize("other_hw", [(720, 1280), (1080, 1440)])
-def test_buffers_are_used_again_for_every_image_size(tmp_path, other_hw):
-    shards = shards_of_sizes(tmp_path, (720, 1280), other_hw)
-    loader = stream_of(f"{shards}/train-*.tar", nsweeps=1, bsz=2)
-    for _ in range(3):
-        list(loader)
-    before, made = resident_mb(), loader._buffers.made
-    for _ in range(15):
-        for batch in loader:
-            assert batch.imgs.max() > 0.1
-    assert resident_mb() - before < 60 and loader._buffers.made <= max(made, 8 * 6)
-
-
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=60), st.integers(1, 5))
-def test_there_are_never_more_buffers_than_were_in_use_at_once(sizes, held):
-    pool, taken = BufferPool(), []
-    for n, size in enumerate(sizes):
-        if len(taken) == held:
-            pool.give([taken.pop(0)[0]])
-        array = pool.take((size, 7), np.float32)
-        array[:] = n
-        taken.append((array, n))
-        assert all((a == value).all() for a, value in taken) and array.shape == (size, 7)
-    assert pool.made <= held
-
-
-class Late:
-    """An event, as CUDA has them, that passes when told."""
-
-    def __init__(self):
-        self.passed = False
-
-    def query(self):
-        return self.passed
-
-
 def test_a_slow_consumer_keeps_its_buffers(synth_shards):
     loader = stream_of(f"{synth_shards}/train-*.tar")
-    buffers = loader._buffers
-    event, array = Late(), buffers.take((2, 3))
-    buffers.give([array], event)
-    assert not np.shares_memory(buffers.take((2, 3)), array)  # its copy is still under way
-    event.passed = True
-    assert np.shares_memory(buffers.take((3, 2)), array)
     slow = []
     for batch in loader:
         time.sleep(0.2)

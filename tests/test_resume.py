@@ -44,7 +44,7 @@ def arguments(shards, out, *more):
     return ["train.run", *where, *SMALL, *more]
 
 
-def start(*words):
+def start(*words, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, words)],
         cwd=REPOSITORY,
@@ -52,6 +52,7 @@ def start(*words):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env={**os.environ, **environment},
     )
 
 

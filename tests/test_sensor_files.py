@@ -109,8 +109,8 @@ def test_images_that_are_no_rgb_are_named():
 
 @pytest.mark.parametrize("kind", IMAGES)
 def test_every_kind_of_image_is_reencoded(kind):
-    small = reencode(IMAGES[kind], (96, 160), 90)
-    assert check_image(small, "x") == (96, 160)
+    small, size = reencode(IMAGES[kind], "x", (96, 160), 90)
+    assert size == (192, 320) and check_image(small, "x") == (96, 160)
     full = simplejpeg.decode_jpeg(IMAGES[kind], "RGB").astype(float)
     means = [np.asarray(i, float).mean() for i in (full, simplejpeg.decode_jpeg(small, "RGB"))]
     assert abs(means[0] - means[1]) < 2

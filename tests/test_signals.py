@@ -1,10 +1,14 @@
 """Whoever asks a run to end, however often and whatever it is doing: what it was writing is written, and it ends so."""
 
 import os
+import re
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -126,6 +130,14 @@ if __name__ == "__main__":
     assert distributed.GRACE_S == 10.0
 
 
+def test_asked_to_end_while_importing():
+    """Torch takes seconds to import; nothing of it may show."""
+    process = start("train.evaluate", "nowhere")
+    wait_until(lambda: "torch" in Path(f"/proc/{process.pid}/maps").read_text(), process)
+    process.send_signal(signal.SIGINT)
+    assert ended(process) == (130, ["stopped by SIGINT"])
+
+
 @pytest.mark.parametrize("number,devices", [(signal.SIGTERM, ""), (signal.SIGINT, "0,1")])
 def test_asked_to_end_while_starting(synth_shards, tmp_path, number, devices):
     """Nothing is there to save: one line, and the signal's exit code. A second one changes nothing."""
@@ -162,3 +174,57 @@ if __name__ == "__main__":
         os.killpg(process.pid, number)  # as a terminal sends Ctrl-C: to launcher and processes alike
         time.sleep(0.05)
     assert ended(process) == (128 + number, [f"stopped by {number.name}"])
+
+
+def start_two(*words):
+    """Two processes that find each other by the variables that torchrun, or Slurm's script, gives them."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return [start(*words, RANK=f"{rank}", LOCAL_RANK=f"{rank}", **meet) for rank in range(2)]
+
+
+def test_a_process_that_hangs_is_given_up(synth_shards, tmp_path):
+    """As a node does whose power fails: nothing is closed, nothing comes. It is noticed long before the first time-out."""
+    words = arguments(synth_shards, tmp_path, "--max_iters", 900, "--save_freq", 2, "--do_val", "False")
+    first, second = start_two(*words, "--timeout_min", 0.25)
+    try:
+        wait_for(tmp_path, 2, first)
+        second.send_signal(signal.SIGSTOP)
+        code, said = ended(first)
+        assert code == 1 and len(said) == 1 and "no connection to the others" in said[0]
+    finally:
+        second.kill()
+        second.wait()
+
+
+CHAIN = re.search(r"^run=.*?^fi$", (REPOSITORY / "train" / "slurm.md").read_text(), re.DOTALL | re.MULTILINE)[0]
+
+
+def test_the_chain_of_jobs_of_slurm_md(synth_shards, tmp_path):
+    """Its choice of arguments, its variables, Slurm's signal to each process: begun, ended early, begun again, gone on."""
+    words = arguments(
+        synth_shards, tmp_path, "--max_iters", 900, "--save_freq", 2, "--do_val", "False", "--timeout_min", 1
+    )[1:]
+    listed = re.sub("^run=.*", f"run=({shlex.join(map(str, words))} --run_name $name)", CHAIN, count=1)
+    script = listed.replace("checkpoints/", "ckpt/") + '\nprintf "%s\\n" "${run[@]}"'
+
+    def job(signalled):
+        chosen = subprocess.run(["bash", "-c", f"name=chain\n{script}"], cwd=tmp_path, capture_output=True, text=True)
+        chosen = [re.sub("^ckpt/", f"{tmp_path}/ckpt/", word) for word in chosen.stdout.split()]
+        tasks = start_two("train.run", *chosen)
+        wait_until(signalled, tasks[0])
+        for task in tasks:
+            task.send_signal(signal.SIGTERM)
+        codes, said = zip(*map(ended, tasks), strict=True)
+        assert codes == (143, 143) and len(sum(said, [])) == 1, said
+        return chosen
+
+    folder = tmp_path / "ckpt" / "chain"
+    assert "--run_name" in job(lambda: list(folder.glob("model-*")))
+    step = checkpoint.find(folder).name
+    for path in folder.glob("*.pth"):
+        path.unlink()
+    assert job(lambda: list(folder.glob("model-*")))[0] == "--config"
+    assert job(lambda: checkpoint.find(folder).name > step)[0] == "--resume"
+    assert [path.name for path in (tmp_path / "ckpt").iterdir()] == ["chain"]

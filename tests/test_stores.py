@@ -173,9 +173,10 @@ def test_every_store_does_the_same(tmp_path, memory, s3):
         data, etag = store.read_range("a.json", 3, 4)
         assert bytes(data) == b"3456" and b"".join(store.chunks("b.tar")) == b"x" * 3_000_000
         assert bytes(store.read_range("a.json", 0, 1, etag)[0]) == b"0"
-        for problem in (lambda: store.read_range("a.json", 8, 4), lambda: store.read("a.json", limit=5)):
-            with pytest.raises(StoreError, match="a.json"):
-                problem()
+        with pytest.raises(StoreError, match="a.json"):
+            store.read_range("a.json", 8, 4)
+        with pytest.raises(StoreError, match="a.json"):
+            store.read("a.json", limit=5)
         with pytest.raises(Missing, match="none.tar"):
             store.read("none.tar")
         store.write("a.json", b"another one")

@@ -12,12 +12,12 @@ import torch
 
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY
-from train.model import Segnet
+from tests.small_step import SmallStep, grid, inputs
+from train.model import Flips, Segnet
 from train.model.camera_mean import camera_mean
-from train.model.pair_gather import pair_mean
+from train.model.pair_gather import find_pairs, pair_mean
 from train.model.plain_mean import plain_mean
 from train.model.portable_mean import portable_mean
-from train.model.segnet import Flips
 
 WAYS = {"pairs": pair_mean, "portable": portable_mean}
 CENTROID = torch.tensor([[0.0, 1.0, 0.0]])
@@ -120,6 +120,29 @@ def test_half_precision_features_keep_float32_geometry_weights_and_sums():
     torch.testing.assert_close(ours.float(), theirs.float(), rtol=0.01, atol=0.02)
 
 
+def test_geometry_pairs_and_voxels_under_bfloat16_are_those_of_float32(monkeypatch):
+    seen = []
+
+    def record(feats, pix_T_refs, cams_T_ref, vox_util, flips, unprojection):
+        sizes = [vox_util.Z, vox_util.Y, vox_util.X], list(feats.shape[-2:]), torch.float32
+        flags = flips.image, flips.bev_x, flips.bev_z
+        pixels, weights, starts = find_pairs(pix_T_refs, cams_T_ref, vox_util.centers_ref("cpu"), *flags, *sizes)
+        used = int(starts[-1])
+        seen.append((pix_T_refs, cams_T_ref, pixels[:used], weights[:used], starts))
+        return camera_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips, unprojection)
+
+    monkeypatch.setattr("train.model.segnet.camera_mean", record)
+    losses, voxels = [], []
+    for dtype in (None, torch.bfloat16):
+        step = SmallStep(grid(), dtype).eval()
+        step.network.register_forward_pre_hook(lambda _, args: voxels.append(args[0].lidar_voxels))
+        losses.append(step(*inputs()).item())
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True)) and seen[0][-1][-1] > 1000
+    assert torch.equal(*voxels) and voxels[0].any()
+    assert losses[0] != losses[1]  # the network itself did compute in bfloat16
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
 def test_networks_with_either_unprojection_agree():
     net = Segnet(16, 2, 24, latent_dim=8, encoder_type="res50").eval()
     vox = VoxUtil(16, 2, 24, scene_centroid=CENTROID, bounds=(-24, 24, -4, 4, -16, 16))
@@ -143,8 +166,8 @@ from train.model.plain_mean import plain_mean
 from train.model.triton_mean import kernel_mean
 
 vox = VoxUtil(4, 2, 3, scene_centroid=CENTROID, bounds=(-20, 20, -4, 4, -24, 24))
-feats, geometry = features(), ring()
-for flips in (None, some_flips()):
+feats, geometry = features(count=3), ring(3)
+for flips in (None, some_flips(count=3)):
     want, got = (way(feats, *geometry, vox, flips) for way in (plain_mean, kernel_mean))
     assert got.permute(0, 2, 4, 3, 1).is_contiguous()
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)

@@ -2,11 +2,15 @@
 
 import os
 import re
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
+from common import files
+
+SHOWN = 3  # tensors that are named where a checkpoint does not fit
 _NAME = re.compile(r"model-(\d{9,})\.pth")
 
 
@@ -54,47 +58,69 @@ def _copied(value):
     return value
 
 
-def write(ckpt_dir, step, content, keep_latest, name=None):
-    """Write the dict of a checkpoint as save does; returns its path. name: of the file, beside those of the steps."""
+def write(ckpt_dir, step, content, keep_latest, name=None, tell=lambda note: None):
+    """Write the dict of a checkpoint as save does; returns its path.
+
+    Args:
+        name: of the file, beside those of the steps. tell: gets a note where the file system cannot do all that is asked.
+    Raises:
+        CheckpointError: it cannot be written; the ones before are still there.
+    """
     if keep_latest < 1:
         raise ValueError(f"keep_latest is {keep_latest}; it must be at least 1")
     folder = Path(ckpt_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / (name or f"model-{step:09d}.pth")
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+    sink = None
     try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _flush_folder(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with files.new_file(path) as file:
+            sink = _Sink(file)
+            torch.save(content, sink)
+        # The new name reaches the disk before older files go: a power cut, too, leaves one of them.
+        if not files.flush_folder(folder):
+            tell(
+                f"{folder}: this file system does not say when a new name is on the disk; a power cut may lose the newest"
+            )
+    except (OSError, RuntimeError) as error:
+        reason = (sink and sink.error) or error
+        if not isinstance(reason, OSError):
+            raise
+        steps = _steps(folder) if folder.is_dir() else []
+        left = f"; the newest one is {steps[-1][1]}: go on with --resume {folder}" if steps else ""
+        raise CheckpointError(f"{path}: cannot be written ({reason.strerror or reason}){left}") from None
     for _, old in _steps(folder)[:-keep_latest]:
         if old != path:
             old.unlink(missing_ok=True)
     return path
 
 
-def _flush_folder(folder):
-    """The new name reaches the disk before older files go: a power cut, too, leaves one of them."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+class _Sink:
+    """A file for torch.save, which loses the reason why a write failed on its way through C++."""
+
+    def __init__(self, file):
+        self.file, self.error = file, None
+
+    def write(self, data):
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self):
+        self.file.flush()
 
 
 class Writer:
     """Writes snapshots in a background thread, one at a time; an error comes up at the next check, submit or close.
 
     There is one for a folder at any time; what a killed one left half-written is removed. mark: gets True when a write begins
-    and False once it has ended.
+    and False once it has ended. tell: gets notes, each once.
     """
 
-    def __init__(self, ckpt_dir, keep_latest, mark=lambda on: None):
-        self.folder, self.keep_latest, self._mark = Path(ckpt_dir), keep_latest, mark
+    def __init__(self, ckpt_dir, keep_latest, mark=lambda on: None, tell=lambda note: None):
+        self.folder, self.keep_latest, self._mark, self._tell = Path(ckpt_dir), keep_latest, mark, tell
+        self._told = set()
         for half_written in self.folder.glob(".model-*.pth.*.tmp"):
             half_written.unlink()
         self._pool, self._last = ThreadPoolExecutor(1, "checkpoint"), None
@@ -108,9 +134,14 @@ class Writer:
 
     def _write(self, step, content, name):
         try:
-            return write(self.folder, step, content, self.keep_latest, name)
+            return write(self.folder, step, content, self.keep_latest, name, self._once)
         finally:
             self._mark(False)
+
+    def _once(self, note):
+        if note not in self._told:
+            self._told.add(note)
+            self._tell(note)
 
     def idle(self):
         """Whether nothing is being written."""
@@ -151,16 +182,69 @@ def find(path_or_dir, step=None):
     return steps[-1][1]
 
 
-def read(path_or_dir, step=None):
-    """The dict of a checkpoint, on the CPU, by weights_only. Raises CheckpointError."""
+def read(path_or_dir, step=None, command="give"):
+    """The dict of a checkpoint, on the CPU, by weights_only.
+
+    command: what a user writes before the path of another one, for the message.
+
+    Raises CheckpointError, which for a damaged file names the newest sound one beside it.
+    """
     path = find(path_or_dir, step)
+    try:
+        return _read(path)
+    except CheckpointError as error:
+        sound = next((other for _, other in reversed(_steps(path.parent)) if other != path and _is_sound(other)), None)
+        rest = f"; the newest sound one: {command} {sound}" if sound else ""
+        raise CheckpointError(f"{error}{rest}") from None
+
+
+def _read(path):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         content["model_state_dict"].items()
+        if "step" in content:  # ours, with checksums, which torch does not compare
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise ValueError(f"its part {damaged} has another checksum")
         return content
     except Exception as error:  # torch raises many kinds for damaged files
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from None
+
+
+def _is_sound(path):
+    try:
+        _read(path)
+        return True
+    except CheckpointError:
+        return False
+
+
+def set_aside(folder, step):
+    """Rename what was saved after `step` to abandoned-model-…, so that a run that goes back never meets it again.
+
+    The newest first: a kill leaves no gap behind which an abandoned one is the newest. Returns the new paths.
+    """
+    later = [path for found, path in _steps(folder) if found > step]
+    named = [p for p in Path(folder).glob("model-*.pth") if not _NAME.fullmatch(p.name) and _step_of(p) > step]
+    moved = []
+    for path in (*named, *reversed(later)):
+        free = (
+            path.with_name(f"abandoned-{path.stem}{suffix}.pth") for suffix in ("", *map(".{}".format, range(1, 999)))
+        )
+        target = next(p for p in free if not p.exists())
+        os.rename(path, target)
+        moved.append(target)
+    return moved
+
+
+def _step_of(path):
+    """The step that a checkpoint with a name of its own holds; 0 where it is damaged."""
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("step", 0))
+    except Exception:  # as in _read
+        return 0
 
 
 def load(path_or_dir, model, optimizer=None, scheduler=None, ignore_load=(), step=None):
@@ -172,7 +256,7 @@ def load(path_or_dir, model, optimizer=None, scheduler=None, ignore_load=(), ste
     Returns:
         The step.
     Raises:
-        CheckpointError: no such checkpoint, a damaged one, or names or shapes that differ: all are listed.
+        CheckpointError: no such checkpoint, a damaged one, or names or shapes that differ: three are named.
     """
     path = find(path_or_dir, step)
     content = read(path)
@@ -199,7 +283,11 @@ def load_weights(path, content, model, ignore_load=()):
         if name in own and own[name].shape != value.shape:
             problems.append(f"{name} is {tuple(value.shape)}, the model has {tuple(own[name].shape)}")
     if problems:
-        raise CheckpointError(f"{path}: does not fit the model: {'; '.join(problems)}")
+        rest = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        shown = "; ".join(problems[:SHOWN])
+        raise CheckpointError(
+            f"{path}: does not fit the model: {shown}{rest}; another --encoder_type, or other sensors?"
+        )
     model.load_state_dict({**own, **given})
     name = _NAME.fullmatch(Path(path).name)
     return int(content.get("step", name[1] if name else 0))

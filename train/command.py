@@ -1,5 +1,6 @@
 """What the commands share: options on the command line and from files, help in groups, errors in one line."""
 
+import glob
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -8,10 +9,11 @@ import click
 import torch
 import yaml
 
+from common.spelling import EITHER
 from train import checkpoint, distributed, signals
 from train.distributed import say
 from train.errors import DataError, Interrupted, NotFinite, PeerFailed, PeersLost, Stopped
-from train.options import FREE_ON_RESUME, GROUPS, Options, coerce
+from train.options import FREE_ON_RESUME, GROUPS, Options, coerce, of_today
 
 
 class GroupedCommand(click.Command):
@@ -29,14 +31,13 @@ class GroupedCommand(click.Command):
 
 
 class OptionOfGroup(click.Option):
-    """One field of Options. Values stay as typed; `coerce` makes them."""
+    """One field of Options. Values stay as typed; `coerce` makes them. Some have a value that stands for the bare name."""
 
     def __init__(self, field, hidden):
-        names = dict.fromkeys([f"--{field.name}", f"--{field.name.replace('_', '-')}"])
-        kind = {"is_flag": False, "flag_value": "true"} if field.type is bool else {}
-        super().__init__(
-            [*names, field.name], default=None, hidden=hidden, multiple=field.name in ("shards", "val_shards"), **kind
-        )
+        bare = "true" if field.type is bool else {"run_name": "dated"}.get(field.name)
+        kind = {"is_flag": False, "flag_value": bare} if bare else {}
+        several = field.name in ("shards", "val_shards")
+        super().__init__([f"--{field.name}", field.name], default=None, hidden=hidden, multiple=several, **kind)
         self.field, self.group = field, field.metadata["group"]
 
     def spelling(self):
@@ -55,22 +56,27 @@ class OptionOfGroup(click.Option):
         return self.field.metadata["help"] + (f"  [{shown}]" if shown != "" else "")
 
 
-def options_command(hide=()):
+def options_command(hide=(), argument=None):
     """Decorator: a click command with every field of Options, spelled with _ or -.
 
     The function gets a dict of the options that were given, coerced. hide: groups and names that the help leaves out.
+    argument: (name in the help, option) for an option that may be given without its name.
     """
 
     def decorate(function):
         def callback(**values):
-            fail_in_one_line(lambda: function(_given(values)))
+            fail_in_one_line(lambda: function(_given(values, argument)))
 
+        words = [click.Argument([argument[0].lower()], required=False)] if argument else []
         command = GroupedCommand(
             function.__name__,
             callback=callback,
             help=function.__doc__,
-            context_settings={"max_content_width": 100},
-            params=[OptionOfGroup(f, f.name in hide or f.metadata["group"] in hide) for f in fields(Options)],
+            context_settings={**EITHER, "max_content_width": 100},
+            params=[
+                *words,
+                *(OptionOfGroup(f, f.name in hide or f.metadata["group"] in hide) for f in fields(Options)),
+            ],
         )
         module = function.__globals__["__spec__"].name  # __module__ is __main__ where it runs
         return lambda: command.main(args=join_words(sys.argv[1:]), prog_name=f"python -m {module}")
@@ -78,8 +84,23 @@ def options_command(hide=()):
     return decorate
 
 
-def _given(values):
-    return {name: coerce(name, value) for name, value in values.items() if value is not None and value != ()}
+def _given(values, argument=None):
+    """The options given, coerced, with what goes without saying."""
+    if argument:
+        name, option = argument
+        word = values.pop(name.lower())
+        if word is not None and values[option] not in (None, word):
+            raise ValueError(f"{name} is {word} and --{option} {values[option]}; leave one out")
+        values[option] = word or values[option]
+    given = {name: coerce(name, value) for name, value in values.items() if value is not None and value != ()}
+    if "min_visibility" in given and "protocol" not in given:
+        say(f"note: --protocol min_visibility, to which --min_visibility {given['min_visibility']} belongs")
+        given["protocol"] = "min_visibility"
+    if given.get("protocol") == "simple_bev" and given.get("min_visibility", 1) != 1:
+        raise ValueError(
+            f"--min_visibility {given['min_visibility']} belongs to --protocol min_visibility, not simple_bev; leave one out"
+        )
+    return given
 
 
 def join_words(arguments):
@@ -88,7 +109,7 @@ def join_words(arguments):
     for word in arguments:
         if word.startswith("-"):
             name, equals, _ = word.partition("=")
-            current = word if not equals and name in ("--shards", "--val_shards", "--val-shards") else None
+            current = word if not equals and name.replace("-", "_") in ("__shards", "__val_shards") else None
             out += [] if current else [word]
         else:
             out += [current, word] if current else [word]
@@ -96,17 +117,67 @@ def join_words(arguments):
 
 
 def from_config(given):
-    """The given options over those of the file that `config` names. Raises ValueError."""
+    """The given options over those of the file that `config` names, with runs found where they lie. Raises ValueError."""
     path = given.get("config")
-    if not path:
-        return given
-    try:
-        recorded = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: not a readable YAML or JSON file ({error})") from None
-    if not isinstance(recorded, dict):
-        raise ValueError(f"{path}: not a mapping of option names to values")
-    return {**_known(recorded, path), **given}
+    if path:
+        path = Path(path, "config.yaml") if Path(path).is_dir() else path
+        try:
+            recorded = yaml.safe_load(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: not a readable YAML or JSON file ({error})") from None
+        if not isinstance(recorded, dict):
+            raise ValueError(f"{path}: not a mapping of option names to values")
+        given = {**_known(recorded, path, strict=True), **given}
+    for name in ("exp_name", "run_name"):
+        if "/" in given.get(name, ""):
+            word = given[name].strip("/").replace("/", "_")
+            raise ValueError(
+                f"--{name} {given[name]}: it names one folder, no path; write --{name} {word}, and --ckpt_dir for a path"
+            )
+    runs = given.get("ckpt_dir", Options.ckpt_dir)
+    return given | {name: find_run(given[name], name, runs) for name in ("resume", "init_dir") if given.get(name)}
+
+
+def find_run(text, option, ckpt_dir):
+    """The checkpoint file or run's folder that is meant by what a user gave: that, the run's name, its logs, a folder of runs.
+
+    Raises ValueError that says what to write instead.
+    """
+    path = Path(text)
+    if not path.exists() and len(path.parts) == 1 and Path(ckpt_dir, text).is_dir():
+        path = Path(ckpt_dir, text)
+    if path.is_file() or _is_run(path):
+        return str(path)
+    if not path.is_dir():
+        runs = _runs_in(ckpt_dir)
+        newest = f"; the newest run is {runs[-1]}" if runs else ""
+        raise ValueError(f"--{option} {text}: there is no such file or folder{newest}")
+    if (path / "config.yaml").is_file():
+        remedy = f"begin it again with --config {path}/config.yaml"
+        raise ValueError(f"{path}: ended before its first checkpoint; {remedy}")
+    if any(path.glob("[tv]/events*")):
+        name = path.absolute().name
+        beside = path.absolute().parent.parent.glob(f"*/{glob.escape(name)}")
+        found = {p.resolve(): p for p in (*beside, Path(ckpt_dir, name))}
+        runs = [p for p in found.values() if _is_run(p)]
+        where = f"its checkpoints, under --ckpt_dir {ckpt_dir} or another"
+    else:
+        runs, where = _runs_in(path), "a run's folder, which holds model-*.pth"
+    if len(runs) > 1:
+        raise ValueError(f"--{option} {text}: {len(runs)} runs are there; name one, the newest is {runs[-1]}")
+    if not runs:
+        raise ValueError(f"--{option} {text}: no checkpoint is there; give {where}")
+    say(f"note: --{option} {runs[0]}, which {text} stands for")
+    return str(runs[0])
+
+
+def _is_run(folder):
+    return folder.is_dir() and any(folder.glob("model-*.pth"))
+
+
+def _runs_in(folder):
+    """Folders with checkpoints in a folder, the newest last."""
+    return sorted((p for p in Path(folder).glob("*") if _is_run(p)), key=lambda p: p.stat().st_mtime)
 
 
 def from_run(given):
@@ -115,12 +186,17 @@ def from_run(given):
     Raises ValueError for an option that would make it another run.
     """
     run = Path(given["resume"])
-    if (run / "config.yaml").is_file() and not any(run.glob("model-*.pth")):
-        raise ValueError(f"{run}: ended before its first checkpoint; begin it again with --config {run}/config.yaml")
-    recorded = checkpoint.read(run).get("options")
+    recorded = checkpoint.read(run, command="python -m train.run --resume").get("options")
     if recorded is None:
         raise ValueError(f"{run}: its checkpoint records no options; use --init_dir")
-    recorded = _known(recorded, run)
+    recorded = _known(recorded, run, strict=False)
+    for name in ("shards", "val_shards", "data_dir"):
+        words = recorded.get(name, ())
+        commands = [w for w in ([words] if isinstance(words, str) else words) if w.strip().lower().startswith("pipe:")]
+        if commands and name not in given:
+            raise ValueError(
+                f"{run}: a checkpoint may not say which commands to run; if {commands[0]!r} is meant, name it again: --{name} …"
+            )
     for name, value in given.items():
         if name not in FREE_ON_RESUME and recorded.get(name, value) != value:
             raise ValueError(
@@ -130,15 +206,14 @@ def from_run(given):
     return {**recorded, **given}
 
 
-def _known(recorded, source):
-    names = {item.name for item in fields(Options)}
-    for name in recorded:
-        if name not in names:
-            raise ValueError(f"{source}: {name} is not an option; see --help")
+def _known(recorded, source, strict):
     try:
-        return {name: coerce(name, value) for name, value in recorded.items()}
+        known, notes = of_today(recorded, strict)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
+    for note in notes:
+        say(f"note: {source}: {note}")
+    return known
 
 
 def launch(target, options):
@@ -151,7 +226,7 @@ def launch(target, options):
     device = distributed.pick_device(options.device, options.device_ids)
     if options.sync_bn and device.type != "cuda":
         raise ValueError("--sync_bn needs CUDA devices; leave it out")
-    devices = distributed.Devices(options.device, options.device_ids, size)
+    devices = distributed.Devices(options.device, options.device_ids, size, options.timeout_min)
     return distributed.launch(target, (options,), devices, fail_in_one_line)
 
 

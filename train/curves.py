@@ -7,6 +7,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from train.metrics import iou
+from train.pictures.tensorboard import pictures_of
 
 POOL = 10  # updates that the pooled figures average over
 LOGGED = ("grad_norm", "data_wait_percent", "samples_per_s", "read_mb_per_s")
@@ -71,17 +72,11 @@ class Curves:
         for name, value in self.pools[part].last().items():
             self.writers[part].add_scalar(f"stats/{name}", value, step)
 
-    def pictures(self, step, batch, outputs):
-        """The first sample of a batch: its cameras, the truth, what counts, and the prediction."""
-        if not self.leads:
-            return
-        writer = self.writers["t"]
-        if batch.imgs is not None:
-            writer.add_images("inputs/cameras", batch.imgs[0, 0], step)
-        writer.add_image("outputs/seg_bev_g", batch.seg_bev[0, 0], step)
-        writer.add_image("outputs/valid_bev_g", batch.valid_bev[0, 0], step)
-        if "seg" in outputs:
-            writer.add_image("outputs/seg_bev_e", outputs["seg"][0].float().sigmoid(), step)
+    def pictures(self, part, step, batch, outputs, grid):
+        """The first sample of a batch: what went in, the truth, what counts, and the prediction."""
+        if self.leads and "seg" in outputs:
+            for tag, picture in pictures_of(batch, outputs, grid).items():
+                self.writers[part].add_image(tag, picture, step, dataformats="HWC")
 
     def _line(self, step, figures):
         text = (

@@ -1,10 +1,12 @@
 """python -m train.demo: a small training on given shards, its IoU before and after, and one picture."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
 
+from common.spelling import EITHER
 from train.command import fail_in_one_line
 from train.distributed import pick_device
 from train.evaluate import evaluate
@@ -16,7 +18,7 @@ from train.setup import make_loaders, make_network
 from train.show import sheet_of, write_picture
 
 
-def _options(shards, out, steps):
+def options_of(shards, out, steps):
     return Options(
         exp_name="demo",
         shards=(f"{shards}/train-*.tar",),
@@ -43,17 +45,18 @@ def _options(shards, out, steps):
     )
 
 
-@click.command()
+@click.command(context_settings=EITHER)
 @click.option("--shards", required=True)
 @click.option("--out", default="demo", show_default=True, help="folder of logs and checkpoints")
 @click.option("--picture", default="demo.png", show_default=True)
 @click.option("--steps", default=240, show_default=True, type=click.IntRange(1))
 def main(shards, out, picture, steps):
     """Train for some minutes on the CPU, evaluate, and draw one sample of the val shards."""
-    fail_in_one_line(lambda: _run(_options(shards, out, steps), picture))
+    fail_in_one_line(lambda: _run(options_of(shards, out, steps), picture))
 
 
 def _run(options, picture):
+    options = on_one_device(options)
     device = pick_device(options.device)
     model, options = make_network(options, device=device)
     _, loader, vox_util = make_loaders(options, device)
@@ -72,6 +75,11 @@ def _run(options, picture):
     Path(picture).parent.mkdir(parents=True, exist_ok=True)
     write_picture(picture, sheet_of(samples, samples.find(fullest[1])[0], network))
     click.echo(f"val IoU: {before:.3f} before, {after:.3f} after (all-vehicle guess {iou(guess):.3f})")
+
+
+def on_one_device(options):
+    """The options with one device named, however many there are: a batch of two samples feeds no more."""
+    return replace(options, device=str(pick_device(options.device)))
 
 
 if __name__ == "__main__":

@@ -22,17 +22,18 @@ from train.step import LossStep
 _OF_MODEL = ("sensors", "model", "labels", "grid", "res_scale", "interpolation", "refcam_id")
 
 
-def evaluate(network, loader, grid, autocast=None, progress=True):
+def evaluate(network, loader, grid, autocast=None, progress=True, labelled=None):
     """(2,) float64 intersection and union over every sample of the loader, in evaluation mode, in this process.
 
     Args:
         network: see train/model/README.md. grid: VoxUtil. autocast: dtype of the network's arithmetic; None for float32.
-        progress: show a bar on a terminal.
+        progress: show a bar on a terminal. labelled: float64 tensor to which the number of cells that are labelled is added.
     Raises:
         ValueError: the network gives no seg.
     """
     device = loader.stage.device
-    counts = evaluate_batches(LossStep(network, grid, autocast), _shown(loader, progress), World(0, 1, device))[1]
+    batches = _counted(_shown(loader, progress), labelled)
+    counts = evaluate_batches(LossStep(network, grid, autocast), batches, World(0, 1, device))[1]
     if not len(counts):
         raise ValueError(f"{type(network).__name__} gives no seg: there is no IoU")
     return counts
@@ -43,6 +44,14 @@ def _shown(loader, progress):
     return tqdm(loader, desc="evaluate", unit="batch", dynamic_ncols=True, disable=disable)
 
 
+def _counted(batches, labelled):
+    """The batches; their labelled cells, where they count, are added to the tensor `labelled` if there is one."""
+    for batch in batches:
+        if labelled is not None:
+            labelled += (batch.seg_bev[:, 0] * batch.valid_bev[:, 0]).sum(dtype=torch.float64)
+        yield batch
+
+
 _OF_TRAINING = (
     *("run", "optimisation", "ckpt_dir", "save_freq", "keep_latest", "resume", "load_step", "load_optimizer", "seed"),
     *("sync_bn", "deterministic", "shuffle", "temporal_aug", "nworkers_val", "rand_flip", "rand_crop_and_resize"),
@@ -50,9 +59,9 @@ _OF_TRAINING = (
 )
 
 
-@options_command(hide=_OF_TRAINING)
+@options_command(hide=_OF_TRAINING, argument=("RUN", "init_dir"))
 def main(given):
-    """Print the IoU of --init_dir over every sample of the val shards.
+    """Print the IoU of RUN (--init_dir) over every sample of the val shards.
 
     Intersections are summed over all samples, and so are unions, before they are divided. What the checkpoint records
     (network, sensors, grid, image size, labels) need not be said again. Options of training are taken and change nothing.
@@ -63,8 +72,8 @@ def main(given):
 
 def _read_options(given):
     if given.get("resume") or not given.get("init_dir"):
-        raise ValueError("give --init_dir: a checkpoint file or a run's folder")
-    content = checkpoint.read(given["init_dir"])
+        raise ValueError("give a run's folder or a checkpoint file: python -m train.evaluate RUN")
+    content = checkpoint.read(given["init_dir"], command="python -m train.evaluate")
     recorded = content.get("options") or {}
     own = [f.name for f in fields(Options) if {f.name, f.metadata["group"]} & set(_OF_MODEL)]
     own = {name: coerce(name, recorded[name]) for name in own if name in recorded}
@@ -78,23 +87,30 @@ def _evaluate_rank(options, world):
     step, samples, counts = world.together(lambda: _evaluated(options, world))
     counts = world.sum(counts.to(world.device))
     if world.leads:
-        click.echo(f"step {step}; {samples} samples; IoU {iou(counts):.4f}")
+        cells = int(counts[2])
+        click.echo(f"step {step}; {samples} samples; IoU {iou(counts[:2]):.4f}; {cells} labelled cells")
+        if not cells:
+            raise ValueError(
+                "no cell of these samples is labelled, so the IoU says nothing; see --target_categories, --bounds"
+            )
 
 
 def _evaluated(options, world):
-    """Step of the checkpoint, samples over all ranks, and (2,) counts of this rank's share."""
+    """Step of the checkpoint, samples over all ranks, and of this rank's share (3,): intersection, union, labelled cells."""
     set_arithmetic(options, world.device)
     path = checkpoint.find(options.init_dir)
     content = checkpoint.read(path)
     check_same_network(path, content, options)
     network, options = make_network(options)
-    _, loader, grid = make_loaders(options, world.device, want_train=False, rank=world.rank, world_size=world.size)
+    _, loader, grid = make_loaders(options, world.device, False, world.rank, world.size, network.needs.cameras)
     step = checkpoint.load_weights(path, content, on_device(network, world.device), options.ignore_load)
     if options.compile:
         network.compile()
     autocast = options.autocast_on(world.device)
-    counts = evaluate(network, loader, grid, autocast, world.leads) if len(loader) else torch.zeros(2).double()
-    return step, len(loader.windows), counts
+    labelled, counts = torch.zeros(1, dtype=torch.float64, device=world.device), torch.zeros(2).double()
+    if len(loader):
+        counts = evaluate(network, loader, grid, autocast, world.leads, labelled)
+    return step, len(loader.windows), torch.cat([counts, labelled.cpu()])
 
 
 if __name__ == "__main__":

@@ -10,14 +10,16 @@ def evaluate(step, batches, world):
         step: LossStep; it is left in evaluation mode. batches: iterable; None where this rank has no share of one.
         world: distributed.World; every rank calls this.
     Returns:
-        (dict of means, (2,) float64 intersection and union on the CPU; (0,) where the network gives no seg).
+        (dict of means, (2,) float64 intersection and union on the CPU or (0,) where the network gives no seg, the last batch
+        and its outputs or None).
     """
     step.eval()
-    sums = None
+    sums = seen = None
     with torch.no_grad():
         for batch in batches:
             if batch is not None:
-                figures = step(batch)[1]
+                _, figures, outputs = step(batch)
+                seen = batch, outputs
                 figures = torch.cat([figures, figures.new_ones(1)])
                 sums = figures if sums is None else sums + figures
     # A rank may have had no batch at all: it learns from the others how many figures there are.
@@ -28,4 +30,4 @@ def evaluate(step, batches, world):
         sums = torch.zeros(length, dtype=torch.float64, device=world.device)
     sums = world.sum(sums).cpu()
     means, _ = step.split(sums[:-1] / sums[-1], training=False)
-    return means, sums[len(means) : -1]
+    return means, sums[len(means) : -1], seen

@@ -30,6 +30,10 @@ def batches(loader):
             yield None
 
 
+def _writer(folder, keep_latest):
+    return checkpoint.Writer(folder, keep_latest, saving, lambda note: say(f"note: {note}"))
+
+
 @dataclass
 class Update:
     """An update that the device may still be busy with: its figures are on their way to the host.
@@ -94,7 +98,7 @@ class Trainer:
         """Train to max_iters; returns the last checkpoint's path. Raises Stopped after a signal, NotFinite."""
         train = batches(self.train_loader)
         val = batches(self.val_loader) if self.val_loader is not None else None
-        saver = checkpoint.Writer(self.folder, self.options.keep_latest, saving) if self.world.leads else None
+        saver = _writer(self.folder, self.options.keep_latest) if self.world.leads else None
         steps = range(first_step + 1, self.options.max_iters + 1)
         where, parts = f"{self.options.log_dir}/{self.name}", "t" if val is None else "tv"
         self.curves = Curves(self.name, where, self.pools, parts, steps, self.world.leads)
@@ -151,11 +155,13 @@ class Trainer:
             "read_mb_per_s": update.shown.pop("read_mb") / seconds,
         }
         if validates:
-            self._validate(val)
+            seen = self._validate(val)
         if at_once:
             self._finish()
         if draws:
-            self.curves.pictures(step, self.batch, self.outputs)
+            self.curves.pictures("t", step, self.batch, self.outputs, self.step.grid)
+            if validates and seen:
+                self.curves.pictures("v", step, *seen, self.step.grid)
         if validates and self.options.keep_best:
             if self.world.any(int(self.world.together(self._is_best))):
                 self.save(step, saver, BEST)
@@ -230,12 +236,17 @@ class Trainer:
         return step % self.options.save_freq == 0 or step == self.options.max_iters
 
     def _validate(self, val):
-        """val_batches batches, going round the val set; a rank without a share of one only adds its zeros."""
+        """val_batches batches, going round the val set; a rank without a share of one only adds its zeros.
+
+        Returns the last batch and its outputs, None where this rank had none.
+        """
         whole = self.options.val_batches == "all"
         wanted = self.val_loader.num_global_batches if whole else int(self.options.val_batches)
         self.world.follow_leader(self.network.buffers())  # batch-norm statistics: what a checkpoint of now would hold
         taken = (self.world.together(lambda: next(val)) for _ in range(wanted))
-        self.pools["v"].add(*evaluate(self.step, taken, self.world))
+        means, counts, seen = evaluate(self.step, taken, self.world)
+        self.pools["v"].add(means, counts)
+        return seen
 
     def save(self, step, saver, name=None):
         """Hand the state after `step` to the background writer; the path it will have. name: of the file, not the step's."""
@@ -248,6 +259,8 @@ class Trainer:
         for prefix, loader in (("", self.train_loader), ("val_", self.val_loader)):
             if loader is not None:
                 state |= {f"{prefix}loader": loader.state_dict(), f"{prefix}samples": len(loader.windows)}
+                if digest := getattr(loader.reader, "samples_sha256", None):
+                    state[f"{prefix}samples_sha256"] = digest
         content = checkpoint.snapshot(step, self.network, self.optimizer, self.scheduler, **state)
         return saver.submit(step, content, name)
 

@@ -1,12 +1,13 @@
 """Every option of training and evaluation: one dataclass, from which the command line and config files are read."""
 
-import dataclasses
 import math
+import re
 from dataclasses import dataclass, field, fields
 
 import torch
 
 from common.cameras import CAMERAS
+from common.stores import parse_options
 from train.model.encoders import ENCODERS
 
 BASE_HW = (224, 400)  # of the network's images at res_scale 1
@@ -26,8 +27,10 @@ _ITEMS = {"device_ids": int}  # items of list options whose default is empty and
 _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def _option(default, help, group, least=None):
-    return field(default=default, metadata={"help": help, "group": group, "least": least})
+def _option(default, help, group, least=None, secret=False):
+    return field(
+        default=default, repr=not secret, metadata={"help": help, "group": group, "least": least, "secret": secret}
+    )
 
 
 @dataclass
@@ -35,6 +38,9 @@ class Options:
     """Options of a run; validate() raises ValueError with the remedy. Lengths in metres, cam0 axes."""
 
     exp_name: str = _option("debug", "name of the experiment, part of the run's name", "run")
+    run_name: str = _option(
+        "", "of the run's folder: dated (a date, no colon) or a name; without it Simple-BEV's", "run"
+    )
     max_iters: int = _option(25000, "optimizer updates", "run", least=1)
     log_freq: int = _option(1000, "updates between TensorBoard's pictures", "run", least=1)
     do_val: bool = _option(True, "validate while training", "run")
@@ -56,6 +62,9 @@ class Options:
     device_ids: tuple = _option(
         (), "CUDA devices, a process each; without it all; with --device cpu: processes", "devices"
     )
+    timeout_min: float = _option(
+        5.0, "minutes to wait for a lost process, after the first update", "devices", least=0.05
+    )
     precision: str = _option("", "bf16, fp32 or tf32; without it fp32, but bf16 to train on CUDA", "devices")
     sync_bn: bool = _option(False, "batch-norm statistics over all CUDA devices, not of each", "devices")
     compile: bool = _option(False, "torch.compile the network", "devices")
@@ -71,6 +80,8 @@ class Options:
     nworkers_val: int = _option(1, "the same for validation", "data", least=0)
     reader: str = _option("auto", "indexed (local files), stream (pipe:, http, s3 ...) or auto", "data")
     verify_reads: bool = _option(False, "compare checksums while reading", "data")
+    decode: str = _option("auto", "JPEGs: host, device (nvJPEG) or auto (host)", "data")
+    store_options: str = _option("", "JSON (or a file) of access to object stores; never recorded", "data", secret=True)
     cache_dir: str = _option("", "keep streamed shards in this folder", "data")
     cache_gb: float = _option(100.0, "size of cache_dir", "data", least=0.0)
     batch_size: int = _option(8, "samples over all devices", "optimisation", least=1)
@@ -112,6 +123,11 @@ class Options:
         """(centroid, bounds, (Z, Y, X)), as compile_data takes it."""
         return self.centroid, self.bounds, (self.Z, self.Y, self.X)
 
+    @property
+    def stores(self):
+        """Dict of --store_options, or None. Raises ValueError, which shows nothing of what they hold."""
+        return parse_options(self.store_options)
+
     def autocast_on(self, device):
         """The dtype of a training network's arithmetic on that device; None for float32."""
         precision = self.precision or ("bf16" if device.type == "cuda" else "fp32")
@@ -130,6 +146,8 @@ class Options:
             raise ValueError(f"--encoder_type {self.encoder_type}: it is one of {', '.join(ENCODERS)}")
         if self.precision not in ("", "bf16", "fp32", "tf32"):
             raise ValueError(f"--precision {self.precision}: it is bf16 or fp32, or tf32 on CUDA")
+        if self.decode not in ("auto", "host", "device"):
+            raise ValueError(f"--decode {self.decode}: it is auto, host or device")
         if self.dset not in ("", "trainval", "mini"):
             raise ValueError(f"--dset {self.dset}: it is trainval or mini")
         if self.val_batches != "all" and not (self.val_batches.isdigit() and int(self.val_batches)):
@@ -163,14 +181,40 @@ class Options:
 
 
 def as_dict(options):
-    """Options as plain values for a checkpoint."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(options).items()}
+    """Options as plain values for a checkpoint, without what is secret."""
+    values = {f.name: getattr(options, f.name) for f in fields(options) if not f.metadata["secret"]}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def of_today(recorded, strict):
+    """Options that a file or a checkpoint holds, under their names of today, as coerce takes them.
+
+    strict: an option that no version had is an error; else it is left out. Returns (options, notes on what became of others).
+
+    Raises ValueError.
+    """
+    known, out, notes = {item.name for item in fields(Options)}, {}, []
+    for name, value in recorded.items():
+        if name in known:
+            out[name] = value
+        elif name in FORMER:
+            translated = FORMER[name](value)
+            out = {**translated, **out}
+            became = ", ".join(f"--{n} {v}" for n, v in translated.items())
+            notes.append(f"{name} is {became} now" if became else f"{name} is no option any more and changes nothing")
+        elif strict:
+            raise ValueError(f"{name} is not an option; see --help")
+        else:
+            notes.append(f"{name} is no option of this version and is left out")
+    return {name: coerce(name, value) for name, value in out.items()}, notes
 
 
 def coerce(name, value):
     """A value of a command line or a config file, as the type of the option `name`. Raises ValueError."""
     item = next(f for f in fields(Options) if f.name == name)
     try:
+        if name in ("shards", "val_shards"):
+            return tuple(part for text in ([value] if isinstance(value, str) else value) for part in _patterns(text))
         if item.type is tuple:
             if isinstance(value, str):
                 value = [part.strip(" '\"") for part in value.strip(" []()").split(",") if part.strip()]
@@ -184,12 +228,27 @@ def coerce(name, value):
         return item.type(value)
     except (TypeError, ValueError, KeyError):
         kinds = {bool: "True or False", tuple: "a list", int: "a whole number", float: "a number", str: "a text"}
-        raise ValueError(f"--{name} {value!r} is not {kinds[item.type]}") from None
+        shown = "" if item.metadata["secret"] else f" {value!r}"
+        raise ValueError(f"--{name}{shown} is not {kinds[item.type]}") from None
+
+
+def _patterns(text):
+    """The patterns of shards in a text: one, or several with commas between. A pipe: command is left as it is."""
+    text = text.strip()
+    if text.lower().startswith("pipe:"):
+        return [text]
+    inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    parts = [part.strip(" '\"") for part in re.split(r",(?![^{<\[]*[}>\]])", inner)]
+    several = all(part.endswith((".tar", ".json", "/")) for part in parts)
+    return [part for part in parts if part] if several or inner is not text else [text]
 
 
 # What --resume may be given anew; the rest makes the experiment or the order of its samples.
 FREE_ON_RESUME = frozenset(
     "max_iters log_freq do_val val_freq val_batches log_dir config save_freq keep_latest keep_best resume device device_ids "
-    "precision sync_bn compile deterministic shards val_shards data_dir dset nworkers nworkers_val reader verify_reads "
-    "cache_dir cache_gb".split()
+    "timeout_min precision sync_bn compile deterministic shards val_shards data_dir dset nworkers nworkers_val reader decode "
+    "verify_reads store_options cache_dir cache_gb".split()
 )
+
+# Options that earlier versions had and recorded: today's ones from the value; none where it has no meaning any more.
+FORMER = {"grid": lambda value: dict(zip("ZYX", value, strict=True))}

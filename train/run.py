@@ -47,7 +47,7 @@ def read_options(given):
     if given.get("resume"):
         return Options(**from_run(given))
     if given.get("init_dir") and "interpolation" not in given:
-        given["interpolation"] = checkpoint.interpolation(checkpoint.read(given["init_dir"]))
+        given["interpolation"] = checkpoint.interpolation(checkpoint.read(given["init_dir"], command="--init_dir"))
         say(f"note: --interpolation {given['interpolation']}, with which {given['init_dir']} was trained")
     return Options(**given)
 
@@ -88,7 +88,9 @@ def train_rank(options, world, build=None):
         say(f"note: {done} has its {options.max_iters} updates; --max_iters says how far to go on")
         return checkpoint.find(done)
     if folder is None:
-        folder = world.gather(world.together(lambda: _new_folder(options) if world.leads else None))[0]
+        folder = world.gather(world.together(lambda: new_folder(options) if world.leads else None))[0]
+    if options.resume:
+        world.together(lambda: world.leads and _go_back(folder, step))
     # Fed back, the run's own config begins a run of its own.
     options = dataclasses.replace(options, ckpt_dir=str(folder.parent), resume="", config="")
     config = yaml.safe_dump(as_dict(options), sort_keys=False)
@@ -105,7 +107,7 @@ def _prepare(options, world, build):
     """
     set_arithmetic(options, world.device)
     network, options = make_network(options, build)
-    loaders = make_loaders(options, world.device, rank=world.rank, world_size=world.size)
+    loaders = make_loaders(options, world.device, True, world.rank, world.size, network.needs.cameras)
     if not options.init_dir and not options.resume and hasattr(network, "load_pretrained"):
         network.load_pretrained(options)
     if options.sync_bn and world.size > 1:
@@ -125,18 +127,37 @@ def _prepare(options, world, build):
     return parts, options, step, folder
 
 
-def _new_folder(options):
+def new_folder(options):
     """Make the folder of a new run; names hold the time of day alone, and no two runs share one."""
-    named = (options.batch_size, options.grad_acc, options.lr, options.use_scheduler, options.exp_name)
     while True:
-        folder = Path(options.ckpt_dir) / model_name(*named, datetime.now())
+        folder = Path(options.ckpt_dir) / folder_name(options, datetime.now())
         try:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
             if not folder.is_dir():
                 raise
+            if folder.name == options.run_name:
+                if not any(folder.glob("*model-*.pth")):
+                    return folder  # of a run that ended before its first checkpoint
+                raise ValueError(f"{folder} is there already; --resume it, or give another --run_name") from None
             time.sleep(1)
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot be made ({error.strerror}); give another --ckpt_dir") from None
+
+
+def folder_name(options, now):
+    named = (options.batch_size, options.grad_acc, options.lr, options.use_scheduler, options.exp_name)
+    name = model_name(*named, now)
+    if options.run_name == "dated":
+        return f"{now:%Y-%m-%d_%H-%M-%S}_{name.rpartition('_')[0]}"
+    return options.run_name or name
+
+
+def _go_back(folder, step):
+    """Set aside what the run saved after `step`."""
+    for path in checkpoint.set_aside(folder, step):
+        say(f"note: {path} was saved after step {step}, to which the run goes back; it will not be used again")
 
 
 def _resume(options, network, optimizer, loaders):
@@ -144,18 +165,29 @@ def _resume(options, network, optimizer, loaders):
     path = checkpoint.find(options.resume)
     content = checkpoint.read(path)
     check_same_network(path, content, options)
-    for loader, where, samples in zip(loaders, ("loader", "val_loader"), ("samples", "val_samples"), strict=False):
+    for loader, prefix in zip(loaders, ("", "val_"), strict=False):
+        where = f"{prefix}loader"
         if loader is None or where not in content:
             continue
-        if content.get(samples, len(loader.windows)) != len(loader.windows):
-            raise ValueError(
-                f"{options.resume} was trained on {content[samples]} samples, these shards have {len(loader.windows)}; "
-                "give the same ones, or begin another run with --init_dir and --load_step"
-            )
+        check_samples(options.resume, content, loader, prefix)
         loader.load_state_dict(content[where])
     step = checkpoint.load_weights(path, content, network)
     load_moments(optimizer, content["optimizer_state_dict"])
     return step, path.parent, {name: content[name] for name in ("pools", "best") if name in content}
+
+
+def check_samples(run, content, loader, prefix):
+    """Raise ValueError where a run's checkpoint was trained on other samples than the loader's; where they lie is all the same.
+
+    prefix: of the entries of this loader, "" or "val_". A list is known by its digest, in older checkpoints by its length.
+    """
+    remedy = "give the same ones, or begin another run with --init_dir and --load_step"
+    there, here = content.get(f"{prefix}samples", len(loader.windows)), len(loader.windows)
+    if there != here:
+        raise ValueError(f"{run} was trained on {there} samples, these shards have {here}; {remedy}")
+    theirs, ours = content.get(f"{prefix}samples_sha256"), getattr(loader.reader, "samples_sha256", None)
+    if theirs and ours and theirs != ours:
+        raise ValueError(f"{run} was trained on other samples than these shards', although as many; {remedy}")
 
 
 def _load_init(options, network, optimizer):

@@ -11,12 +11,13 @@ from common.keys import scene_key
 from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, image_member, lidar_member, radar_member
 from common.shard_set import find_shards
 from train import checkpoint
-from train.data import make_frame_options, make_vox_util
-from train.data.device_stage import DeviceStage
-from train.data.draws import AugmentConfig, draw
-from train.data.frame import decode_frame
+from train.data import Loader
+from train.data.config import AugmentConfig, DecodeConfig, Grid, LabelSpec, OrderConfig, StageConfig
+from train.data.draws import draw
 from train.data.order import FLIP_STREAM, sample_rng
 from train.data.sources import open_source
+from train.data.windows import windows
+from train.errors import DataError
 from train.forward import run_network
 from train.model.interface import Flips
 from train.options import Options, coerce
@@ -125,36 +126,53 @@ def options_without_run(facts):
     return Options(nsweeps=1, res_scale=1.0, **({"refcam_id": 0} if len(facts.get("cameras", CAMERAS)) < 2 else {}))
 
 
+def window_of(samples, number, options, is_train=False):
+    """(number of the training sample that begins at a keyframe, its keyframes) of a keyframe's source; None without one.
+
+    A network of several keyframes has none that begins near a scene's end.
+    """
+    source, own = samples.source_of(number)
+    found = windows(source.scene_of, options.seqlen, options.temporal_aug and is_train)
+    return next(((n, frames) for n, frames in enumerate(found) if frames[0] == own), None)
+
+
 def batch_of(samples, number, options, device="cpu", epoch=None):
-    """The Batch of one keyframe as a network of these Options gets it.
+    """The Batch of the sample that begins at a keyframe, as a network of these Options gets it; its Draw; the grid.
 
     Args:
         epoch: of training, whose draws are taken; None for evaluation, which draws nothing.
+    Returns:
+        (Batch, its Draw, VoxUtil).
     Raises:
         ValueError: naming shard and key.
     """
-    source, own = samples.source_of(number)
-    config = AugmentConfig.from_dict(options.data_aug_conf())
-    if source.facts.get("cameras"):
-        config = dataclasses.replace(config, cams=tuple(source.facts["cameras"]))
+    source, _ = samples.source_of(number)
     is_train = epoch is not None
-    rng = sample_rng(options.seed, epoch, own) if is_train else None
-    chosen = draw(rng, config, 1, is_train, options.do_shuffle_cams, options.refcam_id)
-    wanted = make_frame_options(
-        options.grid,
-        options.nsweeps,
-        options.use_radar,
-        options.use_lidar,
-        options.use_radar_filters,
-        options.protocol,
-        options.min_visibility,
-        options.target_categories,
-    )
-    members = source.read(own, wanted.members(chosen.cams))
-    frame = samples.decoded(number, lambda: decode_frame(members, chosen.cams, wanted))
-    grid = make_vox_util(options.grid, device)
-    stage = DeviceStage(device, config.final_hw, options.interpolation, grid, get_tids=False)
-    return stage([[frame]], [chosen], [own], epoch or 0), chosen, grid
+    window = window_of(samples, number, options, is_train)
+    if window is None:
+        raise ValueError(
+            f"{samples.where(number)}: fewer than {options.seqlen} keyframes from here on; name an earlier one"
+        )
+    sample, frames = window
+    loader = _loader_of(source, options, device, is_train)
+    loader.load_state_dict({"epoch": epoch or 0, "position": 0})
+    try:
+        batch = loader.batch_of([sample], augment=is_train)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+    rng = sample_rng(options.seed, epoch, sample) if is_train else None
+    return batch, draw(rng, loader.augment, len(frames)), loader.stage.vox_util
+
+
+def _loader_of(source, options, device, is_train):
+    chosen = {"shuffle_cams": options.do_shuffle_cams, "refcam_id": options.refcam_id}
+    augment = AugmentConfig.from_dict(options.data_aug_conf(), **chosen).of_those_held(source.facts.get("cameras"))
+    windows_of = {"seqlen": options.seqlen, "temporal_aug": options.temporal_aug and is_train}
+    order = OrderConfig(1, is_train, shuffle=False, seed=options.seed, **windows_of)
+    labels = (LabelSpec("target", "boxes", options.target_categories, options.protocol, options.min_visibility),)
+    sensors = (options.nsweeps, options.use_radar, options.use_lidar, options.use_radar_filters)
+    decode = DecodeConfig(Grid(*options.grid), *sensors, labels)
+    return Loader(source, order, decode, augment, StageConfig(augment.final_hw, device, options.interpolation), 0)
 
 
 def flips_of(batch, options):
@@ -166,6 +184,9 @@ def flips_of(batch, options):
 
 
 def predict(network, batch, grid):
-    """(Z, X) float32 probabilities of the first sample of a Batch."""
+    """(Z, X) float32 probabilities of the first sample of a Batch. Raises ValueError for a network without a seg."""
     with torch.no_grad():
-        return run_network(network.model, batch, grid)["seg"][0, 0].sigmoid().cpu()
+        outputs = run_network(network.model, batch, grid)
+    if "seg" not in outputs:
+        raise ValueError(f"{type(network.model).__name__} gives no seg: there is no map to show; leave out --run")
+    return outputs["seg"][0, 0].sigmoid().cpu()

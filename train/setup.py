@@ -6,6 +6,7 @@ import torch
 
 from common.shard_set import find_beside, find_shards
 from train.data import compile_data, make_vox_util
+from train.data.categories import check_categories
 from train.distributed import say
 from train.model.interface import build_network, complete, find_network
 from train.options import Options
@@ -50,14 +51,14 @@ def _shards(options, want_train):
     """(train, val) ShardSets of the options; None where they are not wanted."""
     train, val = None, None
     if want_train:
-        train = find_shards(options.shards or (f"{options.data_dir}/train-*.tar",), "train")
+        train = find_shards(options.shards or (f"{options.data_dir}/train-*.tar",), "train", options.stores)
     if options.do_val:
         if options.val_shards:
-            val = find_shards(options.val_shards, "val")
+            val = find_shards(options.val_shards, "val", options.stores)
         elif want_train:
             val = find_beside(train, "val")
         else:
-            val = find_shards(options.shards or (f"{options.data_dir}/val-*.tar",), "val")
+            val = find_shards(options.shards or (f"{options.data_dir}/val-*.tar",), "val", options.stores)
         if not val:
             raise ValueError("no val shards beside the train shards; give --val_shards or --do_val False")
     for note in (note for shards in (train, val) if shards is not None for note in shards.notes):
@@ -65,8 +66,11 @@ def _shards(options, want_train):
     return train, val
 
 
-def make_loaders(options, device, want_train=True, rank=0, world_size=1):
-    """(train, val) loaders and VoxUtil on the device; val is None without do_val. Raises ValueError."""
+def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras=True):
+    """(train, val) loaders and VoxUtil on the device; val is None without do_val. Raises ValueError.
+
+    cameras: False reads no image, for a network that needs none.
+    """
     train, val = _shards(options, want_train)
     threads = _share_of_cores("nworkers", options.nworkers)
     # In evaluation there is but one loader, and --nworkers counts its threads, as in the lineage's.
@@ -86,6 +90,7 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1):
         do_shuffle_cams=options.do_shuffle_cams,
         use_radar=options.use_radar,
         use_lidar=options.use_lidar,
+        use_cameras=cameras,
         protocol=options.protocol,
         min_visibility=options.min_visibility,
         target_categories=options.target_categories,
@@ -100,9 +105,15 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1):
         verify_reads=options.verify_reads,
         cache_dir=options.cache_dir or None,
         cache_gb=options.cache_gb,
+        store_options=options.stores,
+        decode=options.decode,
     )
     for loader in loaders:
         version = loader.reader.facts["version"] if loader is not None else ""
         if options.dset and version and version != f"v1.0-{options.dset}":
             raise ValueError(f"--dset {options.dset}, but the shards are of {version}; leave it out or give others")
+    if rank == 0:
+        for loader, trains in zip(loaders, (True, False), strict=True):
+            if loader is not None:
+                check_categories(loader.reader, options.target_categories, all_of_them=trains)
     return *loaders, make_vox_util(options.grid, device)

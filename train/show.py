@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import numpy as np
 from tqdm import tqdm
 
-from common.files import write_atomically
+from common.files import new_file, write_atomically
+from common.spelling import EITHER
 from train.command import fail_in_one_line
 from train.distributed import pick_device
 from train.pictures.draws import DrawnSample, draws_sheet
@@ -16,19 +18,20 @@ from train.pictures.layout import encode, sheet
 from train.pictures.recording import write_recording
 from train.pictures.video import write_video
 from train.pictures.view import maps_of_batch, view_of_batch, view_of_record
-from train.samples import Samples, batch_of, flips_of, network_of, options_without_run, predict
+from train.samples import Samples, batch_of, flips_of, network_of, options_without_run, predict, window_of
 
 DRAWS = 8  # of --augment
 SHEET_PX, DRAWS_PX = 1600, 1920  # columns
 PICTURES = (".png", ".jpg", ".jpeg")
 
 
-@click.command(context_settings={"max_content_width": 100})
+@click.command(context_settings={**EITHER, "max_content_width": 100})
 @click.argument("shards", nargs=-1, required=True, metavar="SHARDS... [WHAT]")
 @click.option("--out", help="picture to write, .png or .jpg  [<key>.png]")
 @click.option("--video", help="write the whole scene as .webm or .gif instead")
 @click.option("--mcap", help="write the whole scene as .mcap for Foxglove and Rerun instead")
 @click.option("--run", help="a run's folder or a checkpoint: show its prediction and errors too")
+@click.option("--predictions", help="with --run: write its maps of the scene, without WHAT of all SHARDS, as .npz")
 @click.option("--augment", is_flag=True, help=f"draw it {DRAWS} times as the network gets it in training instead")
 @click.option("--width", type=click.IntRange(400, 8000), help=f"columns  [{SHEET_PX}; {DRAWS_PX} with --augment]")
 @click.option("--device", default="", help="cuda or cpu, for --run; without it CUDA where there is one")
@@ -41,34 +44,50 @@ def main(shards, **values):
 
 
 def _split(words):
-    """(shards, what): the last of several words is what to show, unless it is a shard or a folder too."""
+    """(shards, what or None): the last of several words is what to show, unless it is a shard or a folder too."""
     *first, last = words
     is_shard = last.endswith(".tar") or os.path.exists(last)
-    return (words, "0") if not first or is_shard else (first, last)
+    return (words, None) if not first or is_shard else (first, last)
 
 
-def _show(shards, what, out, video, mcap, run, augment, width, device):
-    if sum(map(bool, (out, video, mcap))) > 1:
-        raise ValueError("--out, --video and --mcap are one file each; give one of them")
-    if augment and (video or mcap):
-        raise ValueError("--augment draws one sample; leave out --video and --mcap")
+def _show(shards, what, run, device, **wanted):
+    _check(wanted, run)
     samples = Samples(shards)
-    numbers = samples.find(what)
+    number = samples.find(what or "0")[0]
+    scene = samples.find(samples.keys[number].rpartition("_")[0])
     network = network_of(run, pick_device(device)) if run else None
-    if augment:
-        picture = _draws(samples, numbers[0], network, width or DRAWS_PX)
-        return write_picture(out or f"{samples.keys[numbers[0]]}.augment.png", picture)
-    if mcap:
-        return _write_recording(mcap, samples, _scene(samples, numbers[0]), network)
-    width = width or SHEET_PX
-    if video:
-        return _write_scene(video, samples, _scene(samples, numbers[0]), network, width)
-    write_picture(out or f"{samples.keys[numbers[0]]}.png", sheet_of(samples, numbers[0], network, width))
+    scene = _served(samples, scene, network)
+    if wanted["predictions"]:
+        numbers = scene if what else _served(samples, range(len(samples)), network)
+        _write_predictions(wanted["predictions"], samples, numbers, network)
+    elif wanted["mcap"]:
+        _write_recording(wanted["mcap"], samples, scene, network)
+    elif wanted["video"]:
+        _write_scene(wanted["video"], samples, scene, network, wanted["width"] or SHEET_PX)
+    elif wanted["augment"]:
+        picture = _draws(samples, number, network, wanted["width"] or DRAWS_PX)
+        write_picture(wanted["out"] or f"{samples.keys[number]}.augment.png", picture)
+    else:
+        picture = sheet_of(samples, number, network, wanted["width"] or SHEET_PX)
+        write_picture(wanted["out"] or f"{samples.keys[number]}.png", picture)
 
 
-def _scene(samples, number):
-    """Numbers of all keyframes of the scene that a keyframe is of."""
-    return samples.find(samples.keys[number].rpartition("_")[0])
+def _served(samples, numbers, network):
+    """Those keyframes that a network can be asked about: all but a scene's last ones where it takes several at once."""
+    if network is None or network.options.seqlen == 1:
+        return numbers
+    return [number for number in numbers if window_of(samples, number, network.options)]
+
+
+def _check(wanted, run):
+    """Raise ValueError for options that exclude one another."""
+    files = [f"--{name}" for name in ("out", "video", "mcap", "predictions") if wanted[name]]
+    if len(files) > 1:
+        raise ValueError(f"{' and '.join(files)} are one file each; give one of them")
+    if wanted["augment"] and files not in ([], ["--out"]):
+        raise ValueError(f"--augment draws one sample; leave out {files[0]}")
+    if wanted["predictions"] and not (run and wanted["predictions"].endswith(".npz")):
+        raise ValueError(f"--predictions {wanted['predictions']}: name a .npz, and with --run whose predictions")
 
 
 def _view(samples, number, network, width=None):
@@ -141,6 +160,25 @@ def _write_recording(path, samples, numbers, network):
         (samples.members(number), _view(samples, number, network)) for number in _with_progress(numbers, "recording")
     )
     _say_scene(path, write_recording(path, frames))
+
+
+def _write_predictions(path, samples, numbers, network):
+    """Probabilities (n, Z, X) float16 of keyframes, where each map lies, and their keys and tokens."""
+    maps = []
+    for number in _with_progress(numbers, "predictions"):
+        batch, _, grid = batch_of(samples, number, network.options, network.device)
+        maps.append(maps_of_batch(batch, 0, grid, predict(network, batch, grid)))
+    with new_file(path) as file:
+        np.savez_compressed(
+            file,
+            keys=[samples.keys[number] for number in numbers],
+            tokens=[samples.tokens[number] for number in numbers],
+            probability=np.stack([m.prediction for m in maps]).astype(np.float16),
+            low_xz_m=maps[0].low_xz_m,
+            high_xz_m=maps[0].high_xz_m,
+            ego_T_cam0=np.stack([m.ego_T_cam0 for m in maps]),
+        )
+    _say_scene(path, len(maps))
 
 
 def _say_scene(path, count):

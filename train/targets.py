@@ -12,56 +12,63 @@ _FAR = 1e9  # squared cells; its heat is zero
 
 @dataclass
 class Targets:
-    """Label maps, all float32: seg, valid, center, ry, ycoord (B,1,Z,X), offset (B,2,Z,X), size (B,3,Z,X)."""
+    """Label maps, all float32: seg, valid, center (B,1,Z,X), offset (B,2,Z,X)."""
 
     seg: torch.Tensor
     valid: torch.Tensor
     center: torch.Tensor
     offset: torch.Tensor
-    size: torch.Tensor
-    ry: torch.Tensor
-    ycoord: torch.Tensor
 
 
 def bev_targets(numbers, valid, lrt_cam, num_boxes, vox_util):
-    """Derive the label maps, batched over samples and boxes.
+    """Derive the label maps, batched over samples and boxes; nothing here waits for a GPU.
 
     Args:
         numbers: (B,Z,X) integer map of box number + 1, 0 elsewhere. valid: (B,Z,X), 0 where masked.
         lrt_cam: (B,N,19) float32 boxes in cam0, metres, padded. num_boxes: (B,) true counts.
         vox_util: VoxUtil whose Z, Y, X grid the maps have.
     Returns:
-        Targets. As in the benchmark, offset is twice the cells from the rounded centre, and ry is the heading of the
-        box's x axis about cam0's Y, plus a quarter turn, in [-pi, pi].
+        Targets. As in the benchmark, offset is twice the cells from the rounded centre.
     """
-    batch, rows, columns = numbers.shape
-    boxes = lrt_cam.shape[1]
-    numbers = numbers.long()
-    lengths, cam_T_box = lrt_cam[..., :3], lrt_cam[..., 3:].reshape(batch, boxes, 4, 4)
-    centers = cam_T_box[..., :3, 3]
-    cells = vox_util.ref_to_mem(centers).round()  # x, y, z
-    heading = torch.atan2(cam_T_box[..., 0, 0], cam_T_box[..., 2, 0]) + math.pi / 2
-    heading = torch.atan2(torch.sin(heading), torch.cos(heading))
-
-    # Row 0 is the background's.
-    table = torch.cat([lengths, heading[..., None], centers[..., 1:2], cells[..., [0, 2]]], -1)
-    table = torch.cat([table.new_zeros(batch, 1, table.shape[-1]), table], 1)
-    picked = table.gather(1, numbers.view(batch, -1, 1).expand(-1, -1, table.shape[-1]))
-    picked = picked.view(batch, rows, columns, -1).permute(0, 3, 1, 2)
-
+    _, rows, columns = numbers.shape
+    cells = vox_util.ref_to_mem(_centers(lrt_cam)).round()  # x, y, z
+    picked = _of_box_on_top(numbers, cells)
     seg = (numbers > 0).float()[:, None]
     grid_x = torch.arange(columns, device=numbers.device, dtype=torch.float32)
     grid_z = torch.arange(rows, device=numbers.device, dtype=torch.float32)[:, None]
-    offset = 2 * seg * torch.stack([grid_x - picked[:, 5], grid_z - picked[:, 6]], 1)
     return Targets(
         seg=seg,
         valid=valid.float()[:, None],
         center=_center_heat(cells, num_boxes, (rows, vox_util.Y, columns)),
-        offset=offset,
-        size=picked[:, :3],
-        ry=picked[:, 3:4],
-        ycoord=picked[:, 4:5],
+        offset=2 * seg * torch.stack([grid_x - picked[:, 0], grid_z - picked[:, 2]], 1),
     )
+
+
+def box_maps(numbers, lrt_cam):
+    """Maps of the boxes' own figures, which no loss uses; arguments as in bev_targets.
+
+    Returns:
+        dict of float32 maps: size (B,3,Z,X) l, w, h; ry (B,1,Z,X) the heading of the box's x axis about cam0's Y, plus a
+        quarter turn, in [-pi, pi]; ycoord (B,1,Z,X) height of the centre along cam0's Y.
+    """
+    cam_T_box = lrt_cam[..., 3:].unflatten(-1, (4, 4))
+    heading = torch.atan2(cam_T_box[..., 0, 0], cam_T_box[..., 2, 0]) + math.pi / 2
+    heading = torch.atan2(torch.sin(heading), torch.cos(heading))
+    table = torch.cat([lrt_cam[..., :3], heading[..., None], _centers(lrt_cam)[..., 1:2]], -1)
+    size, ry, ycoord = _of_box_on_top(numbers, table).split([3, 1, 1], 1)
+    return {"size": size, "ry": ry, "ycoord": ycoord}
+
+
+def _centers(lrt_cam):
+    return lrt_cam[..., 3:].unflatten(-1, (4, 4))[..., :3, 3]
+
+
+def _of_box_on_top(numbers, table):
+    """(B,C,Z,X): the figures (B,N,C) of the box that lies on top of each cell, zero where none does."""
+    # Row 0 is the background's.
+    table = torch.cat([table.new_zeros(len(table), 1, table.shape[2]), table], 1)
+    flat = numbers.flatten(1).long()[:, None].expand(-1, table.shape[2], -1)
+    return table.transpose(1, 2).gather(2, flat).unflatten(2, numbers.shape[1:])
 
 
 def _center_heat(cells, num_boxes, grid):

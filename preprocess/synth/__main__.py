@@ -5,13 +5,14 @@ from pathlib import Path
 
 import click
 
+from common.spelling import EITHER
 from preprocess.errors import SourceError
 from preprocess.plan import official_splits
 from preprocess.synth.folder import Folder
 from preprocess.synth.progress import progress
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(context_settings={**EITHER, "show_default": True})
 @click.option("--out", required=True, type=click.Path(path_type=Path))
 @click.option("--scenes", default=4, type=click.IntRange(2), help="a fifth of them, at least one, in the val split")
 @click.option("--samples", default=4, type=click.IntRange(1), help="keyframes a scene")

@@ -10,7 +10,7 @@ import simplejpeg
 import torch
 
 from common.cameras import CAMERAS
-from tests.bench import device_bench, loader_bench, shards_bench, train_bench
+from tests.bench import device_bench, loader_bench, shards_bench, source_bench, step_bench, train_bench
 from tests.bench.measure import HEADER, Row, best_ms
 from tests.conftest import SHARED, run_module
 
@@ -55,18 +55,21 @@ def main(device, scenes):
             return show(train_bench.rows(full, folder / "run", device))
         run_module("preprocess.run", *common, "--out", folder / "small", "--image-size", "540x960", timeout=3600)
         small = sorted(map(str, (folder / "small").glob("train-*.tar")))
-        show(shards_bench.rows(world, version, unit))
+        show(shards_bench.rows(world, version, decode))
         show(shards_bench.scaling(world, version, folder / "scaling"))
         show(loader_bench.rows(full, small, decode))
+        show(source_bench.rows(full, folder, decode))
         (folder / "large").mkdir()
         show(loader_bench.opening(full[0], folder / "large"))
         show(device_bench.rows(full[0], unit))
         torch.set_num_threads(os.cpu_count() or 1)
         show(train_bench.rows(full, folder / "run", "cuda" if torch.cuda.is_available() else "cpu"))
+        show(step_bench.rows())
     if (SHARED / "realframe").is_dir():
-        unit = best_ms(decoder(SHARED / "realframe"), 20)
+        decode = decoder(SHARED / "realframe")
+        unit = best_ms(decode, 20)
         show([Row("decode: six source JPEGs, real keyframe", unit, decodes=1.0)])
-        show(shards_bench.rows(SHARED / "realframe", "v1.0-mini", unit))
+        show(shards_bench.rows(SHARED / "realframe", "v1.0-mini", decode))
 
 
 def show(rows):

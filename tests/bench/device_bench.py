@@ -4,14 +4,16 @@ import numpy as np
 import torch
 
 from common.cameras import CAMERAS
+from common.record import image_member
 from common.shard_index import load_index
 from common.vox import VoxUtil
 from tests.bench.loader_bench import GRID
 from tests.bench.measure import Row, best_ms
 from train.augment import crop_and_resize
-from train.data import make_frame_options
-from train.data.frame import decode_frame
-from train.data.polygons import draw_maps, footprints
+from train.data.config import DecodeConfig, Grid
+from train.data.decode import decode_frame
+from train.data.images import decode_jpeg
+from train.data.labels import draw_maps, footprints
 from train.data.sources import LocalSource
 from train.model.camera_mean import camera_mean
 from train.targets import bev_targets
@@ -23,12 +25,14 @@ def rows(shard, decode_ms, device="cpu"):
     """One sample on one CPU core, or a batch of 16 on CUDA."""
     batch = 16 if device == "cuda" else 1
     vox = VoxUtil(*GRID[2], scene_centroid=torch.tensor([GRID[0]], device=device), bounds=GRID[1])
-    options = make_frame_options(GRID, 3, True, True, False, "simple_bev", 1, ("vehicle",))
+    config = DecodeConfig(Grid(*GRID), nsweeps=3)
     reader = LocalSource([shard])
     number = min(3, len(load_index(shard).keys) - 1)
-    frame = decode_frame(reader.read(number, options.members(CAMERAS)), CAMERAS, options)
+    members = reader.read(number, config.members(CAMERAS))
+    frame = decode_frame(members, reader.keys[number], CAMERAS, config)
+    images = [decode_jpeg(members[image_member(c)], c, hw) for c, hw in zip(CAMERAS, frame.sizes_hw, strict=True)]
     lrt = _boxes()
-    polygons = footprints(lrt, options.mem_T_cam)
+    polygons = footprints(lrt, config.grid.mem_T_cam)
     numbers, valid = draw_maps(polygons, np.ones(BOXES, bool), GRID[2][::2])
 
     def on(array):
@@ -36,7 +40,7 @@ def rows(shard, decode_ms, device="cpu"):
 
     numbers_d, valid_d, lrt_d = on(numbers), on(valid), on(lrt)
     counts = torch.full((batch,), BOXES, device=device)
-    images, matrices = torch.from_numpy(frame.images).to(device), torch.from_numpy(frame.intrinsics).to(device)
+    images, matrices = torch.from_numpy(np.stack(images)).to(device), torch.from_numpy(frame.intrinsics).to(device)
     sizes, crops = np.tile([[760, 425]], (6, 1)), np.tile([[-20, -10, 780, 438]], (6, 1))
     points = on(frame.lidar[:3].T)
     feats = torch.randn((batch, 6, 128, 56, 100), device=device)
@@ -45,7 +49,7 @@ def rows(shard, decode_ms, device="cpu"):
     pix_T_cam[..., :2, 2] = torch.tensor([50.0, 28.0], device=device)
     cam_T_ref = torch.eye(4, device=device).repeat(batch, 6, 1, 1)
     pieces = {
-        "labels: polygons drawn in the threads": (lambda: draw_maps(footprints(lrt, options.mem_T_cam),
+        "labels: polygons drawn in the threads": (lambda: draw_maps(footprints(lrt, config.grid.mem_T_cam),
                                                   np.ones(BOXES, bool), GRID[2][::2]), "<= 0.5 ms"),
         f"labels: all maps, {BOXES} boxes": (lambda: bev_targets(numbers_d, valid_d, lrt_d, counts, vox), "<= 3 ms"),
         "images: crop and resize to 448x800, bilinear": (lambda: crop_and_resize(images, matrices, sizes, crops,

@@ -4,48 +4,76 @@ Shape legend: B batch, T time, S camera slot, C channel, N box, V lidar point, R
 X rows and columns of the BEV grid. Names are Simple-BEV's.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 
+from train.targets import box_maps
 
-@dataclass
+
+@dataclass(frozen=True)
+class FrameFacts:
+    """What is known of one keyframe besides tensors; arrays in the order of the batch's boxes, on the CPU.
+
+    key: in the shards. location, description: the log's place, and the scene's free text (night, rain). timestamp_us: of the
+    keyframe. categories: n names. visibility: (n,) int32, 1-4, 0 where not annotated. num_lidar_pts, num_radar_pts: (n,) int32,
+    -1 where unknown. velocity: (n, 3) float64 m/s, global frame, NaN where unknown.
+    """
+
+    key: str
+    scene: str
+    description: str
+    location: str
+    timestamp_us: int
+    categories: tuple
+    visibility: np.ndarray
+    num_lidar_pts: np.ndarray
+    num_radar_pts: np.ndarray
+    velocity: np.ndarray
+
+
+@dataclass(repr=False)
 class Batch:
     """One batch on one device. Modalities that are switched off are None.
 
     Frames: ego = the car at the LIDAR_TOP timestamp; cam = camera of the slot, X right, Y down, Z forward; cam0 = the
     reference camera, slot 0; BEV maps are in cam0's Z, X plane. Metres, radians, seconds. Padding, to the longest in
     the batch, is zero except where said; true counts are in the num_* fields.
+
+    What no loss needs is computed when asked for, each time anew: size_bev (B,T,3,Z,X) l, w, h; ry_bev (B,T,1,Z,X) heading
+    about cam0's Y; ycoord_bev (B,T,1,Z,X) height of the box centre along cam0's Y; lidar0_data and lidar0_extra
+    (B,T,3,V), the keyframe's sweep alone, all zero where padded. All float32.
     """
 
     imgs: torch.Tensor | None  # (B,T,S,3,H,W) float32 in [0,1], RGB
     rots: torch.Tensor  # (B,T,S,3,3) float32, rotation of ego_T_cam
     trans: torch.Tensor  # (B,T,S,3) float32, translation of ego_T_cam
     intrins: torch.Tensor  # (B,T,S,4,4) float32, pixels of imgs from cam
-    lidar0_data: torch.Tensor | None  # (B,T,3,V) float32 ego, keyframe sweep
-    lidar0_extra: torch.Tensor | None  # (B,T,3,V) float32 intensity, ring, lag
-    lidar_data: torch.Tensor | None  # (B,T,3,V) float32 ego, all sweeps
+    lidar_data: torch.Tensor | None  # (B,T,3,V) float32 ego, all sweeps, the keyframe's first
     lidar_extra: torch.Tensor | None  # (B,T,3,V) float32 intensity, ring, lag; padding -1
     radar_data: torch.Tensor | None  # (B,T,19,R) float32, 18 PCD fields (x, y, z ego) and lag
     lrtlist: torch.Tensor  # (B,T,N,19) float32, lengths l, w, h and ego_T_box row by row
+    lrtlist_cam0: torch.Tensor  # (B,T,N,19) float32, lengths and cam0_T_box
     vislist: torch.Tensor  # (B,T,N) float32, 0 for visibility 1, else 1
     tidlist: torch.Tensor | None  # (B,T,N) int64, one id a track over the window; padding -1
     scorelist: torch.Tensor  # (B,T,N) float32, 1 for real boxes
+    box_numbers: torch.Tensor  # (B,T,Z,X) int16, number of the box on top and 1, 0 where none is
     seg_bev: torch.Tensor  # (B,T,1,Z,X) float32 in {0,1}
     valid_bev: torch.Tensor  # (B,T,1,Z,X) float32 in {0,1}, 0 where loss and IoU look away
     center_bev: torch.Tensor  # (B,T,1,Z,X) float32 heat in [0,1]
     offset_bev: torch.Tensor  # (B,T,2,Z,X) float32, twice the (x, z) cells from the box centre
-    size_bev: torch.Tensor  # (B,T,3,Z,X) float32 l, w, h
-    ry_bev: torch.Tensor  # (B,T,1,Z,X) float32 heading about cam0's Y
-    ycoord_bev: torch.Tensor  # (B,T,1,Z,X) float32 height of the box centre along cam0's Y
+    labels: dict  # name of each LabelSpec -> (seg, valid) as above; the first's are seg_bev and valid_bev
     egopose: torch.Tensor  # (B,T,4,4) float32 global_T_ego
     num_lidar0: torch.Tensor | None  # (B,T) int64
     num_lidar: torch.Tensor | None  # (B,T) int64
     num_radar: torch.Tensor | None  # (B,T) int64
     num_boxes: torch.Tensor  # (B,T) int64
+    longest_lidar0: int  # V of lidar0_data
     tokens: list  # B lists of T sample tokens
     scenes: list  # B scene names
     cams: list  # B lists of S camera names in slot order
+    facts: list  # B lists of T FrameFacts
     indices: list  # B window numbers: what every random draw of the sample depends on, besides seed and epoch
     epoch: int = 0
 
@@ -54,8 +82,65 @@ class Batch:
 
     def to(self, device, non_blocking=False):
         """The batch on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, value in moved.items():
+        moved = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
+        }
+        labels = {
+            name: tuple(m.to(device, non_blocking=non_blocking) for m in maps) for name, maps in self.labels.items()
+        }
+        return replace(self, **moved, labels=labels)
+
+    def tensors(self):
+        """Every tensor that the batch holds."""
+        for value in vars(self).values():
             if isinstance(value, torch.Tensor):
-                moved[name] = value.to(device, non_blocking=non_blocking)
-        return Batch(**moved)
+                yield value
+        for maps in self.labels.values():
+            yield from maps
+
+    @property
+    def size_bev(self):
+        return self._box_map("size")
+
+    @property
+    def ry_bev(self):
+        return self._box_map("ry")
+
+    @property
+    def ycoord_bev(self):
+        return self._box_map("ycoord")
+
+    @property
+    def lidar0_data(self):
+        return self._keyframe_sweep(self.lidar_data)
+
+    @property
+    def lidar0_extra(self):
+        return self._keyframe_sweep(self.lidar_extra)
+
+    def _box_map(self, name):
+        maps = box_maps(self.box_numbers.flatten(0, 1), self.lrtlist_cam0.flatten(0, 1))
+        return maps[name].unflatten(0, self.box_numbers.shape[:2])
+
+    def _keyframe_sweep(self, points):
+        if points is None:
+            return None
+        place = torch.arange(self.longest_lidar0, device=points.device)
+        return torch.where(place < self.num_lidar0[..., None, None], points[..., : self.longest_lidar0], 0.0)
+
+    def __repr__(self):
+        lines = [f"Batch of {len(self)}, epoch {self.epoch}"]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, torch.Tensor):
+                what = f"{str(tuple(value.shape)):<28}{str(value.dtype).removeprefix('torch.'):<9}{value.device}"
+            elif field.name == "labels":
+                what = ", ".join(value)
+            elif isinstance(value, list):
+                what = f"{len(value)} of {type(value[0]).__name__}" if value else "none"
+            else:
+                what = str(value)
+            lines.append(f"  {field.name:<16}{what}")
+        return "\n".join(lines)

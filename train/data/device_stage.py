@@ -1,153 +1,206 @@
-"""Frames on the CPU -> one Batch on the device: upload, crop and resize, label maps, padding."""
+"""Frames on the CPU -> one Batch on the device: one upload, images resampled, label maps."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from train.augment import crop_and_resize
+from train.augment import moved_intrinsics, resample, resample_into, sampling_plan, stacked
 from train.data.batch import Batch
+from train.data.buffers import passed
+from train.data.images import EncodedImages, NoImages, ResampledImages
+from train.data.upload import Parcel
 from train.targets import bev_targets
 
 
+@dataclass
+class Loaded:
+    """What the loader's threads made of one batch. windows: B lists of T Frames. draws: their Draw. images: see images.py."""
+
+    windows: list
+    draws: list
+    images: object
+    indices: list
+    epoch: int
+
+    @property
+    def frames(self):
+        return [frame for window in self.windows for frame in window]
+
+    @property
+    def shape(self):
+        """B, T."""
+        return len(self.windows), len(self.windows[0])
+
+    def crops(self):
+        """Of all images, frame by frame: stored sizes (n,2), resize_wh (n,2) and crop_ltrb (n,4)."""
+        sizes_hw = np.array([size for frame in self.frames for size in frame.sizes_hw])
+        resize_wh, crop_ltrb = (np.concatenate([getattr(d, n) for d in self.draws]) for n in ("resize_wh", "crop_ltrb"))
+        return sizes_hw, resize_wh.reshape(-1, 2), crop_ltrb.reshape(-1, 4)
+
+
 class DeviceStage:
-    """Turns the decoded frames of B windows into a Batch.
+    """Makes a Batch of a Loaded.
 
     Args:
-        device: where batches live. final_hw: network image size. interpolation: as in crop_and_resize.
-        vox_util: the BEV grid. get_tids: whether to number tracks.
+        config: StageConfig. grid: Grid. labels: LabelSpecs of the frames' maps. pools: Pools.
     """
 
-    def __init__(self, device, final_hw, interpolation, vox_util, get_tids):
-        self.device = torch.device(device)
-        self.final_hw = tuple(final_hw)
-        self.interpolation = interpolation
-        self.vox_util = vox_util
-        self.get_tids = get_tids
+    def __init__(self, config, grid, labels, pools):
+        self.config, self.labels, self.pools = config, labels, pools
+        self.device = config.device
+        if config.on_cuda and self.device.index is None:  # the stage's thread has a current device of its own
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        self.vox_util = grid.vox_util()
+        self._stream = None
 
-    def __call__(self, windows, draws, indices, epoch):
-        """The batch of B windows, each T frames; draws: their Draw. Geometry is float32 whatever the autocast."""
+    def __call__(self, loaded):
+        """The batch. Geometry is float32 whatever the autocast. Raises RuntimeError where the device cannot decode."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return self._build(windows, draws, indices, epoch)
+            return self._build(loaded)
 
-    def _build(self, windows, draws, indices, epoch):
-        frames = [frame for window in windows for frame in window]
-        shape = (len(windows), len(windows[0]))
-        imgs, intrins = self._images(windows, draws)
-        ego_T_cam = self._stack([f.ego_T_cam for f in frames], shape)
-        lrt, num_boxes = self._pad([f.lrt.T for f in frames], shape, 0.0)
-        lrt = lrt.transpose(-1, -2).contiguous()
-        visible, _ = self._pad([f.visible[None] for f in frames], shape, 0.0)
-        targets = self._targets(frames, ego_T_cam[:, :, 0].flatten(0, 1), lrt.flatten(0, 1), num_boxes)
-        maps = {f"{k}_bev": v.unflatten(0, shape) for k, v in vars(targets).items()}
-        scores = torch.arange(lrt.shape[2], device=self.device) < num_boxes[..., None]
+    def ahead(self, loaded):
+        """The batch, made on a stream of the stage's own, and the event that passes when it is there (CUDA)."""
+        if not self.config.on_cuda:
+            return self(loaded), None
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self._stream):
+            return self(loaded), passed(self.device)
+
+    def hand_over(self, batch, event):
+        """The batch of `ahead`, for the caller's stream: which waits for it, and whose use of its memory is made known."""
+        if event is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(event)
+            for tensor in batch.tensors():
+                tensor.record_stream(stream)
+        return batch
+
+    def _build(self, loaded):
+        parcel = self._parcel(loaded)
+        sent = parcel.upload(self.device, self.pools.parcels)
+        imgs = None
+        if not isinstance(loaded.images, NoImages):
+            imgs = self._images(loaded.images, loaded, sent.pop("plan", None)).unflatten(0, loaded.shape)
+        targets = bev_targets(sent["numbers"], sent["valid"], sent["lrt_cam0"], sent["num_boxes"], self.vox_util)
+        sent = {name: value.unflatten(0, loaded.shape) for name, value in sent.items()}
+        maps = {f"{name}_bev": value.unflatten(0, loaded.shape) for name, value in vars(targets).items()}
         return Batch(
             imgs=imgs,
-            intrins=intrins,
-            rots=ego_T_cam[..., :3, :3].contiguous(),
-            trans=ego_T_cam[..., :3, 3].contiguous(),
-            lrtlist=lrt,
-            vislist=visible[:, :, 0],
-            tidlist=self._track_ids(windows, lrt.shape[2]) if self.get_tids else None,
-            scorelist=scores.float(),
-            egopose=self._stack([f.global_T_ego for f in frames], shape),
-            num_boxes=num_boxes,
-            tokens=[[f.token for f in window] for window in windows],
-            scenes=[window[0].scene for window in windows],
-            cams=[list(d.cams) for d in draws],
-            indices=list(indices),
-            epoch=epoch,
+            **{name: sent[name] for name in ("rots", "trans", "intrins", "egopose", "num_boxes")},
+            lrtlist=sent["lrt"],
+            lrtlist_cam0=sent["lrt_cam0"],
+            vislist=sent["visible"],
+            scorelist=sent["score"],
+            tidlist=sent.get("tids"),
+            box_numbers=sent["numbers"],
+            labels=self._labels(maps, sent),
+            tokens=[[f.token for f in window] for window in loaded.windows],
+            scenes=[window[0].facts.scene for window in loaded.windows],
+            cams=[list(d.cams) for d in loaded.draws],
+            facts=[[f.facts for f in window] for window in loaded.windows],
+            indices=loaded.indices,
+            epoch=loaded.epoch,
             **maps,
-            **self._points(frames, shape),
+            **_points(loaded.frames, sent),
         )
 
-    def _upload(self, array):
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+    def _parcel(self, loaded):
+        """Everything but the images, ready to be sent."""
+        frames, parcel = loaded.frames, Parcel()
+        crops = loaded.crops()
+        intrins = moved_intrinsics(torch.from_numpy(np.concatenate([f.intrinsics for f in frames])), *crops)
+        parcel.copy("intrins", list(intrins.numpy().reshape(len(frames), -1, 4, 4)))
+        parcel.copy("rots", [f.ego_T_cam[:, :3, :3] for f in frames])
+        parcel.copy("trans", [f.ego_T_cam[:, :3, 3] for f in frames])
+        parcel.copy("egopose", [f.global_T_ego for f in frames])
+        parcel.copy("num_boxes", [np.array(len(f.lrt)) for f in frames])
+        parcel.pad("lrt", [f.lrt for f in frames])
+        parcel.pad("lrt_cam0", [f.lrt_cam0 for f in frames])
+        parcel.pad("visible", [f.visible for f in frames])
+        parcel.pad("score", [np.ones(len(f.lrt), np.float32) for f in frames])
+        if self.config.get_tids:
+            parcel.pad("tids", _track_ids(loaded.windows), -1)
+        parcel.copy("numbers", [f.maps[0][0] for f in frames])
+        parcel.copy("valid", [f.maps[0][1] for f in frames])
+        for spec, maps in zip(self.labels[1:], zip(*(f.maps[1:] for f in frames), strict=True), strict=True):
+            parcel.copy(f"seg of {spec.name}", [numbers > 0 for numbers, _ in maps])
+            parcel.copy(f"valid of {spec.name}", [valid for _, valid in maps])
+        if frames[0].lidar is not None:
+            parcel.copy("num_lidar0", [np.array(f.num_lidar0) for f in frames])
+            parcel.copy("num_lidar", [np.array(f.lidar.shape[1]) for f in frames])
+            parcel.pad("lidar_data", [f.lidar[:3] for f in frames], axis=1)
+            parcel.pad("lidar_extra", [f.lidar[3:] for f in frames], -1, axis=1)
+        if frames[0].radar is not None:
+            parcel.copy("num_radar", [np.array(f.radar.shape[1]) for f in frames])
+            parcel.pad("radar_data", [f.radar for f in frames], axis=1)
+        if self.config.on_cuda and not isinstance(loaded.images, NoImages):
+            parcel.copy("plan", list(sampling_plan(*crops, self.config.final_hw, self.config.interpolation)))
+        return parcel
 
-    def _stack(self, arrays, shape):
-        return self._upload(np.stack(arrays)).unflatten(0, shape)
+    def _images(self, images, loaded, plan):
+        """(frames,S,3,h,w) float32 in [0,1] of any of the three forms."""
+        if isinstance(images, ResampledImages):
+            return images.tensor
+        pixels = self._decode(images) if isinstance(images, EncodedImages) else self._sent(images)
+        shape, final_hw = (len(loaded.frames), -1), self.config.final_hw
+        if self.config.on_cuda:
+            return resample(stacked(pixels), plan, final_hw, self.config.interpolation).unflatten(0, shape)
+        out = torch.empty((len(pixels), 3, *final_hw))
+        _, resize_wh, crop_ltrb = loaded.crops()
+        for place, image, wh, ltrb in zip(out, pixels, resize_wh, crop_ltrb, strict=True):
+            resample_into(place, image.contiguous(), wh, ltrb, self.config.interpolation)
+        return out.unflatten(0, shape)
 
-    def _pad(self, arrays, shape, value):
-        """(C, n) arrays -> (B,T,C,longest) tensor and (B,T) counts."""
-        counts = np.array([a.shape[-1] for a in arrays])
-        out = np.full((len(arrays), arrays[0].shape[0], max(counts.max(), 1)), value, np.float32)
-        for row, array in zip(out, arrays, strict=True):
-            row[:, : array.shape[-1]] = array
-        return self._upload(out).unflatten(0, shape), self._upload(counts).unflatten(0, shape)
+    def _sent(self, images):
+        """Decoded images on the device: (frames*S,H,W,3) uint8, or a list of (H,W,3) where sizes differ."""
+        if images.whole is not None:
+            sent = torch.from_numpy(images.whole).to(self.device, non_blocking=True).flatten(0, 1)
+        else:
+            sent = [torch.from_numpy(i).to(self.device, non_blocking=True) for own in images.images for i in own]
+        images.give_back(passed(self.device))
+        return sent
 
-    def _images(self, windows, draws):
-        shape = (len(windows), len(windows[0]))
-        frames = [frame for window in windows for frame in window]
-        places = [(draw, t) for draw in draws for t in range(shape[1])]
-        imgs, intrins = [], []
-        for pixels, frame, (draw, t) in zip(self._pixels(frames), frames, places, strict=True):
-            image, matrix = crop_and_resize(
-                pixels,
-                self._upload(frame.intrinsics),
-                draw.resize_wh[t],
-                draw.crop_ltrb[t],
-                self.final_hw,
-                self.interpolation,
-            )
-            imgs.append(image)
-            intrins.append(matrix)
-        return torch.stack(imgs).unflatten(0, shape), torch.stack(intrins).unflatten(0, shape)
+    def _decode(self, images):
+        """Encoded JPEGs of all frames -> list of (H,W,3) uint8 images on the device.
 
-    def _pixels(self, frames):
-        """(S,H,W,3) uint8 of each frame, or S images: decoded ones are uploaded, encoded ones go to nvJPEG in one call."""
-        if not isinstance(frames[0].images[0], np.ndarray):
-            return self._decode(frames)
-        return [
-            torch.from_numpy(f.images).to(self.device, non_blocking=True)
-            if isinstance(f.images, np.ndarray)
-            else [torch.from_numpy(i).to(self.device, non_blocking=True) for i in f.images]
-            for f in frames
-        ]
-
-    def _decode(self, frames):
-        """Encoded JPEGs of all frames -> lists of (H,W,3) uint8 images on the device, a list a frame.
+        torchvision's decoder on CUDA works on a stream of its own, which neither waits for the caller's nor is waited for: the
+        memory that it is given may still be read by what was queued before, and what it returns may not be written yet. So the
+        host waits for both sides. That costs this thread alone, which is a batch ahead.
 
         Raises RuntimeError, which does not say which one, for an image that is damaged or not of the size recorded.
         """
-        buffers = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for frame in frames for image in frame.images]
-        decoded = iter(decode_jpeg(buffers, mode=ImageReadMode.RGB, device=self.device))
-        images = [[next(decoded).permute(1, 2, 0) for _ in frame.images] for frame in frames]
-        if any(
-            [image.shape[:2] for image in own] != frame.stored_hw for own, frame in zip(images, frames, strict=True)
-        ):
+        encoded = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for own in images.encoded for image in own]
+        sizes_hw = [size for own in images.sizes_hw for size in own]
+        if self.config.on_cuda:
+            torch.cuda.current_stream(self.device).synchronize()
+        decoded = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=self.device)
+        if self.config.on_cuda:
+            torch.cuda.synchronize(self.device)
+        if [tuple(image.shape[1:]) for image in decoded] != sizes_hw:
             raise RuntimeError("an image is not of the size that its record says")
-        return images
+        return [image.permute(1, 2, 0) for image in decoded]
 
-    def _targets(self, frames, ego_T_cam0, lrt, num_boxes):
-        cam0_T_ego, _ = torch.linalg.inv_ex(ego_T_cam0)  # inv would wait for the GPU to say whether it worked
-        lrt_cam = lrt.clone()
-        lrt_cam[..., 3:] = (cam0_T_ego[:, None] @ lrt[..., 3:].unflatten(-1, (4, 4))).flatten(-2)
-        numbers = self._upload(np.stack([f.numbers for f in frames]))
-        valid = self._upload(np.stack([f.valid for f in frames]))
-        return bev_targets(numbers, valid, lrt_cam, num_boxes.flatten(), self.vox_util)
+    def _labels(self, maps, sent):
+        """(seg, valid) of each LabelSpec; the first's are the batch's own."""
+        labels = {self.labels[0].name: (maps["seg_bev"], maps["valid_bev"])}
+        for spec in self.labels[1:]:
+            labels[spec.name] = tuple(sent[f"{what} of {spec.name}"].float()[:, :, None] for what in ("seg", "valid"))
+        return labels
 
-    def _points(self, frames, shape):
-        out = dict.fromkeys(("lidar0_data", "lidar0_extra", "num_lidar0", "lidar_data", "lidar_extra", "num_lidar"))
-        out |= dict.fromkeys(("radar_data", "num_radar"))
-        if frames[0].lidar is not None:
-            first = [f.lidar[:, : f.num_lidar0] for f in frames]
-            points, out["num_lidar0"] = self._pad(first, shape, 0.0)
-            out["lidar0_data"], out["lidar0_extra"] = points[:, :, :3], points[:, :, 3:]
-            points, counts = self._pad([f.lidar for f in frames], shape, 0.0)
-            is_padding = torch.arange(points.shape[-1], device=self.device) >= counts[..., None, None]
-            out["lidar_data"], out["num_lidar"] = points[:, :, :3], counts
-            out["lidar_extra"] = torch.where(is_padding, -1.0, points[:, :, 3:])
-        if frames[0].radar is not None:
-            out["radar_data"], out["num_radar"] = self._pad([f.radar for f in frames], shape, 0.0)
-        return out
 
-    def _track_ids(self, windows, longest):
-        ids = np.full((len(windows), len(windows[0]), longest), -1, np.int64)
-        for b, window in enumerate(windows):
-            seen = {}
-            for t, frame in enumerate(window):
-                for n, instance in enumerate(frame.instances):
-                    ids[b, t, n] = seen.setdefault(instance, len(seen))
-        return self._upload(ids)
+def _points(frames, sent):
+    names = ("lidar_data", "lidar_extra", "num_lidar0", "num_lidar", "radar_data", "num_radar")
+    longest = max(max(f.num_lidar0 for f in frames), 1)
+    return {name: sent.get(name) for name in names} | {"longest_lidar0": longest}
+
+
+def _track_ids(windows):
+    """By frame, (n,) int64: one number a track over its window, in order of appearance."""
+    ids = []
+    for window in windows:
+        seen = {}
+        ids += [np.array([seen.setdefault(i, len(seen)) for i in frame.instances], np.int64) for frame in window]
+    return ids

@@ -1,19 +1,24 @@
-"""The loader: threads that fetch and decode ahead into a ring of buffers, and batches in an exact order."""
+"""The loader: threads that fetch and decode, a stage that finishes batches one ahead of its caller, and an exact order."""
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 
 import torch
 
 from common.record import RecordError
 from common.shard_index import ShardError
-from train.data.buffers import BufferPool
+from train.data.ahead import Ahead
+from train.data.buffers import Pools
+from train.data.decode import decode_frame
+from train.data.device_stage import DeviceStage, Loaded
 from train.data.draws import draw
-from train.data.frame import decode_frame, decode_image
+from train.data.images import EncodedImages, encoded_images, images_of
 from train.data.order import num_batches, rank_batch, sample_rng
+from train.data.windows import windows
 from train.errors import DataError
 
-BATCHES_AHEAD = 2  # being decoded while one is consumed
+BATCHES_AHEAD = 2  # being decoded while one is finished
 
 
 class Loader:
@@ -23,47 +28,33 @@ class Loader:
     load_state_dict() continues there without reading what came before.
 
     Args:
-        reader: a source (see train.data.sources). windows: lists of keyframe numbers.
-        frame_options, augment, stage: what to load and how.
-        batch_size: samples over all ranks. nworkers: threads; 0 loads in the caller's.
-        is_train: augment, and drop the last partial batch; else every sample once.
+        reader: a source of keyframes' bytes, see train.data.sources. order, decode, augment, stage: what to load and how, see
+            train.data.config.
+        nworkers: threads that fetch and decode; with any, the device stage has one too. 0 does everything in the caller's.
     """
 
-    def __init__(
-        self,
-        reader,
-        windows,
-        frame_options,
-        augment,
-        stage,
-        *,
-        batch_size,
-        nworkers,
-        is_train,
-        shuffle,
-        shuffle_cams,
-        refcam_id,
-        seed,
-        rank=0,
-        world_size=1,
-    ):
-        self.reader, self.windows = reader, windows
-        self.frame_options, self.augment, self.stage = frame_options, augment, stage
-        self.batch_size, self.nworkers, self.is_train = batch_size, nworkers, is_train
-        self.shuffle, self.shuffle_cams, self.refcam_id, self.seed = shuffle, shuffle_cams, refcam_id, seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch, self.position = 0, 0
+    def __init__(self, reader, order, decode, augment, stage, nworkers):
+        self.reader, self.order, self.decode, self.augment = reader, order, decode, augment
+        self.nworkers = nworkers
+        self.windows = windows(reader.scene_of, order.seqlen, order.temporal_aug)
         self.batches_ahead = BATCHES_AHEAD
+        self.pools = Pools(BATCHES_AHEAD + 4, pinned=stage.on_cuda)
+        self.stage = DeviceStage(stage, decode.grid, decode.labels, self.pools)
+        self.make_images = images_of(stage, decode.use_cameras)
+        self.epoch, self.position = 0, 0
         self._running = 0
-        self._buffers = BufferPool(pinned=stage.device.type == "cuda")
 
     def __len__(self):
-        return num_batches(len(self.windows), self.batch_size, self.rank, self.world_size, drop_last=self.is_train)
+        return self._num_batches(self.order.rank, self.order.world_size)
 
     @property
     def num_global_batches(self):
         """Batches of an epoch over all ranks; len() is one less where this rank's share of the last is empty."""
-        return num_batches(len(self.windows), self.batch_size, drop_last=self.is_train)
+        return self._num_batches(0, 1)
+
+    def _num_batches(self, rank, world_size):
+        drop_last = self.order.is_train
+        return num_batches(len(self.windows), self.order.batch_size, rank, world_size, drop_last)
 
     def state_dict(self):
         """Epoch and number of the next batch. Valid for any number of workers."""
@@ -73,6 +64,29 @@ class Loader:
         """Continue where the loader that gave `state` stood; the next iter() starts there."""
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
 
+    def batch_of(self, samples, augment=False):
+        """The batch of chosen samples, loaded in the caller's thread; the epoch stays where it is.
+
+        Args:
+            samples: window numbers, or keys or tokens of the windows' first keyframes. augment: draw as this epoch of training
+                does; else as in evaluation.
+        Raises:
+            ValueError: no such sample, or shards that can only be read from front to back.
+        """
+        if self.reader.is_stream:
+            raise ValueError("a pipe: is read from front to back and has no single samples; give shards that are files")
+        numbers = [self._number(sample) for sample in samples]
+        return self.stage(_finished(self._start(None, numbers, self.epoch, augment)))
+
+    def _number(self, sample):
+        if isinstance(sample, str):
+            for number, window in enumerate(self.windows):
+                if sample in (self.reader.keys[window[0]], self.reader.tokens[window[0]]):
+                    return number
+        elif 0 <= sample < len(self.windows):
+            return int(sample)
+        raise ValueError(f"no sample {sample}; there are {len(self.windows)}, {self.reader.keys[0]} is the first")
+
     def __iter__(self):
         if self.position >= len(self):  # of an epoch's last batch, saved by a rank that has a share of it
             self.epoch, self.position = self.epoch + 1, 0
@@ -80,61 +94,78 @@ class Loader:
         return self._batches(self.epoch, self.position)
 
     def _batches(self, epoch, first):
-        order = self.reader.order(self.windows, self.seed, epoch, self.shuffle)
-        total = len(self)
-        self.reader.begin(self._frames(order, first, total))
-        pool = ThreadPoolExecutor(self.nworkers, "loader") if self.nworkers else None
-        pending = deque()
-        number = first
+        order = self.reader.order(self.windows, self.order.seed, epoch, self.order.shuffle)
+        numbers = [self._share(order, number) for number in range(first, len(self))]
+        frames = [frame for share in numbers for sample in share for frame in self.windows[sample]]
+        self.reader.begin(frames, self._members_of_all() if self.nworkers else None)
         self._running += 1
+        made = self._finish(numbers, epoch)
+        if self.nworkers:
+            made = Ahead(made, "loader-stage")
         try:
-            while pending or number < total:
-                ahead = self.batches_ahead + 1 if pool else 1
-                while number < total and len(pending) < ahead:
-                    pending.append(self._start(pool, order, number, epoch))
-                    number += 1
-                samples, draws, jobs = pending.popleft()
-                windows = [[job() for job in window] for window in jobs]
-                batch = self._staged(windows, draws, samples, epoch)
-                self._recycle(windows)
+            for batch, event in made:
                 self.position += 1
-                if self.position == total:
+                if self.position == len(self):
                     self.epoch, self.position = epoch + 1, 0
-                yield batch
+                yield self.stage.hand_over(batch, event)
         finally:
             self._running -= 1
             if not self._running or self.reader.is_stream:
                 self.reader.interrupt()
-            if pool:
-                pool.shutdown(wait=True, cancel_futures=True)
+            made.close()
             if not self._running:
                 self.reader.close()
 
-    def _frames(self, order, first, total):
-        """Keyframes of this rank's batches from `first` on, in the order in which they will be read."""
-        for number in range(first, total):
-            for sample in rank_batch(order, number, self.batch_size, self.rank, self.world_size).tolist():
-                yield from self.windows[sample]
+    def _members_of_all(self):
+        """Function from a keyframe to the members that are read of it; None where these are drawn sample by sample."""
+        if self.order.is_train and self.augment.ncams < len(self.augment.cams):
+            return None
+        members = self.decode.members(self.augment.cams)
+        return lambda number: members
 
-    def _start(self, pool, order, number, epoch):
-        """Begin loading one batch: its sample numbers, draws, and for each frame a function that waits for it."""
-        samples = rank_batch(order, number, self.batch_size, self.rank, self.world_size).tolist()
-        draws, jobs = [], []
-        for sample in samples:
-            rng = sample_rng(self.seed, epoch, sample) if self.is_train else None
-            window = self.windows[sample]
-            chosen = draw(rng, self.augment, len(window), self.is_train, self.shuffle_cams, self.refcam_id)
-            draws.append(chosen)
-            if pool:
-                jobs.append([pool.submit(self._load, frame, chosen.cams).result for frame in window])
-            else:
-                jobs.append([lambda f=frame, c=chosen.cams: self._load(f, c) for frame in window])
-        return samples, draws, jobs
+    def _share(self, order, number):
+        """The samples of one batch that this rank loads."""
+        return rank_batch(order, number, self.order.batch_size, self.order.rank, self.order.world_size).tolist()
 
-    def _load(self, number, cams):
+    def _finish(self, numbers, epoch):
+        """(batch, event) of each list of samples, in order, later ones being decoded meanwhile; see DeviceStage.ahead."""
+        pool = _threads(self.nworkers) if self.nworkers else None
+        pending, waiting = deque(), deque(numbers)
         try:
-            members = self.reader.read(number, self.frame_options.members(cams))
-            return decode_frame(members, cams, self.frame_options, self._buffers.take)
+            while pending or waiting:
+                while waiting and len(pending) <= (self.batches_ahead if pool else 0):
+                    pending.append(self._start(pool, waiting.popleft(), epoch, self.order.is_train))
+                yield self._staged(_finished(pending.popleft()), pool is not None)
+        finally:
+            if pool:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self, pool, samples, epoch, augment):
+        """Begin loading one batch: a Loaded whose frames are functions that wait for them."""
+        draws, jobs, images = [], [], None
+        for sample in samples:
+            window = self.windows[sample]
+            chosen = draw(sample_rng(self.order.seed, epoch, sample) if augment else None, self.augment, len(window))
+            if images is None:
+                images = self.make_images(self.pools, len(samples) * len(window), len(chosen.cams), self.stage.config)
+            own = []
+            for t, number in enumerate(window):
+                arguments = (images, len(jobs) * len(window) + t, number, chosen, t)
+                own.append(pool.submit(self._load, *arguments).result if pool else lambda a=arguments: self._load(*a))
+            draws.append(chosen)
+            jobs.append(own)
+        return Loaded(jobs, draws, images, samples, epoch)
+
+    def _load(self, images, place, number, chosen, t):
+        """Keyframe `number`, at `t` of its window and `place` of its batch: a Frame; its images go to `images`."""
+        cams = chosen.cams
+        try:
+            members = self.reader.read(number, self.decode.members(cams))
+            frame = decode_frame(members, self.reader.keys[number], cams, self.decode)
+            if self.decode.use_cameras:
+                encoded = encoded_images(members, cams)
+                images.add(place, encoded, cams, frame.sizes_hw, chosen.resize_wh[t], chosen.crop_ltrb[t])
+            return frame
         except ShardError as error:
             raise DataError(str(error)) from error
         except RecordError as error:
@@ -143,31 +174,39 @@ class Loader:
     def _bad_record(self, number, error):
         return DataError(f"{self.reader.where(number)}: {error}; check the shard with python -m preprocess.verify")
 
-    def _staged(self, windows, draws, samples, epoch):
-        """The batch of loaded windows. Where a device could not decode its images, find out which one it was."""
+    def _staged(self, loaded, ahead):
+        """The batch. Where a device could not decode its images, find out which one it was."""
         try:
-            return self.stage(windows, draws, samples, epoch)
+            return self.stage.ahead(loaded) if ahead else (self.stage(loaded), None)
         except RuntimeError:
-            if not self.frame_options.decode_images:
-                for window, chosen, sample in zip(windows, draws, samples, strict=True):
-                    for frame, number in zip(window, self.windows[sample], strict=True):
-                        self._check_images(frame, number, chosen.cams)
+            if isinstance(loaded.images, EncodedImages):
+                numbers = [number for sample in loaded.indices for number in self.windows[sample]]
+                for place, number in enumerate(numbers):
+                    try:
+                        loaded.images.check(place)
+                    except RecordError as error:
+                        raise self._bad_record(number, error) from None
             raise
 
-    def _check_images(self, frame, number, cams):
-        for image, camera, stored_hw in zip(frame.images, cams, frame.stored_hw, strict=True):
-            try:
-                decode_image(image, camera, stored_hw)
-            except RecordError as error:
-                raise self._bad_record(number, error) from None
 
-    def _recycle(self, windows):
-        event = None
-        if self.stage.device.type == "cuda":
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(self.stage.device))
-        frames = [frame for window in windows for frame in window]
-        if self.frame_options.decode_images:
-            self._buffers.give([image for frame in frames for image in frame.buffers], event)
-        for frame in frames:
-            frame.images = frame.buffers = None
+def _finished(loaded):
+    """The Loaded once its frames are there. Raises what loading one of them did."""
+    loaded.windows = [[wait() for wait in window] for window in loaded.windows]
+    return loaded
+
+
+def _threads(count):
+    """Pool of `count` threads whose tensor operations each take one thread: the pool is the parallelism.
+
+    What torch is told in a thread, threads that start later inherit, and this must stay within the pool: each of its
+    threads puts the caller's number back through a thread that ends at once.
+    """
+    number = torch.get_num_threads()
+
+    def begin():
+        torch.set_num_threads(1)
+        restore = Thread(target=torch.set_num_threads, args=(number,))
+        restore.start()
+        restore.join()
+
+    return ThreadPoolExecutor(count, "loader", begin)

@@ -1,5 +1,7 @@
 """ImageNet weights for the encoders, from a file or from where torchvision and efficientnet-pytorch publish them."""
 
+from pickle import UnpicklingError
+
 import torch
 
 
@@ -28,8 +30,13 @@ def _download(encoder_type):
             return weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
         from efficientnet_pytorch.utils import url_map
 
-        return load_state_dict_from_url(url_map[f"efficientnet-{encoder_type[3:]}"], progress=False)
-    except OSError as error:
+        url = url_map[f"efficientnet-{encoder_type[3:]}"]
+        return load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True)
+    except (
+        OSError,
+        RuntimeError,
+        UnpicklingError,
+    ) as error:  # the latter: another hash than the name says, code inside
         raise ValueError(
             f"ImageNet weights of {encoder_type} cannot be downloaded ({error}); "
             "give --backbone_weights FILE or --no_pretrained"

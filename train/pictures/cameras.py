@@ -5,7 +5,7 @@ import numpy as np
 
 from common.cameras import CAMERAS
 from train.pictures.palette import FAINT_INK, GROUND, PAGE, colour_of
-from train.pictures.text import tag, write
+from train.pictures.text import fitting, tag, write
 from train.pictures.view import Camera
 
 NEAR_M = 0.1  # edges are cut here, just before the image plane
@@ -123,8 +123,8 @@ def draw_camera(camera, boxes, width, height=None, note=""):
     height = height or round(width * camera.image.shape[0] / camera.image.shape[1])
     small = resized(camera, width, height)
     image = draw_boxes(small, boxes, thickness=1 if width < 700 else 2)
-    letters = 7 if width < 300 else 9
-    tag(image, camera.name + note, (4, 4), letters)
+    letters, name = (9, camera.name) if width >= 300 else (7, camera.name.removeprefix("CAM_"))
+    tag(image, fitting(name + note, width - 16, letters), (4, 4), letters)
     return image
 
 

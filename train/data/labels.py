@@ -19,13 +19,18 @@ _SIGNS = np.array(
 )
 
 
-def cam_T_ego(ego_T_cam):
-    """(4, 4) float32 inverse of a rigid transform, by transposing the rotation."""
-    ego_T_cam = ego_T_cam.astype(np.float32)
-    out = np.eye(4, dtype=np.float32)
-    out[:3, :3] = ego_T_cam[:3, :3].T
-    out[:3, 3] = -(out[:3, :3] @ ego_T_cam[:3, 3])
-    return out
+def chosen_boxes(boxes, categories, spec):
+    """Numbers of the boxes that a LabelSpec draws. boxes: rows of BOX_DTYPE. categories: their names."""
+    keep = [i for i, name in enumerate(categories) if name.startswith(spec.categories)]
+    if spec.protocol == "min_visibility":
+        seen = boxes["visibility"]
+        keep = [i for i in keep if seen[i] >= spec.min_visibility or seen[i] == 0]  # 0: not annotated
+    return keep
+
+
+def masked_boxes(boxes, spec):
+    """(n,) bool: which of the drawn boxes hide their cells from loss and IoU."""
+    return (boxes["visibility"] == 1) & (spec.protocol == "simple_bev")
 
 
 def footprints(lrt_cam, mem_T_cam):
