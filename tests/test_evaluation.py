@@ -36,7 +36,6 @@ def random_batch(seed, scenes=("a", "a", "b", "c")):
         [
             SimpleNamespace(
                 key=f"{scene}_{seed}{i:03d}",
-                token=f"token-{seed}-{i}",
                 scene=scene,
                 description="Night, rain" if scene == "b" else "After rain, parked cars",
                 location=f"place-{scene}",
@@ -56,6 +55,7 @@ def random_batch(seed, scenes=("a", "a", "b", "c")):
         lrtlist=lrt,
         trans=torch.zeros(count, 1, 6, 3),
         facts=facts,
+        tokens=[[f"token-{seed}-{i}"] for i in range(count)],
     )
     noise = torch.from_numpy(rng.normal(0, 1, (count, 1, 24, 20)).astype(np.float32))
     return batch, 1.5 * (seg[:, 0] - 0.5) + noise

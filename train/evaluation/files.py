@@ -14,10 +14,11 @@ SCHEMA = 1
 MAX_BYTES = 256 << 20
 
 
-def as_json(evaluation, figures=None, seed=0):
+def as_json(evaluation, figures=None, seed=0, robustness=None):
     """The object that eval.json holds: plain values; NaN is null.
 
-    Each figure has numerator and denominator, and both scene by scene, so that two evaluations can be compared in pairs.
+    robustness: a table of the same under damage. Each figure has numerator and denominator, and both scene by scene, so
+    that two evaluations can be compared in pairs.
     """
     figures = all_figures(evaluation, seed) if figures is None else figures
     labels = list(evaluation.rows[0].counts) if evaluation.rows else []
@@ -34,6 +35,7 @@ def as_json(evaluation, figures=None, seed=0):
         },
         "calibration": {label: _calibration(evaluation, label) for label in labels},
         "conditions": _conditions(evaluation.rows, labels),
+        **({"robustness": robustness} if robustness else {}),
     }
 
 
@@ -79,9 +81,9 @@ def _number(value):
     return None if math.isnan(value) else float(value)
 
 
-def write_json(path, evaluation, figures=None, seed=0):
-    """Write eval.json atomically; its path."""
-    text = json.dumps(as_json(evaluation, figures, seed), indent=1, allow_nan=False)
+def write_json(path, evaluation, figures=None, seed=0, robustness=None):
+    """Write eval.json atomically; its path. robustness: what train.evaluation.robustness gave."""
+    text = json.dumps(as_json(evaluation, figures, seed, robustness), indent=1, allow_nan=False)
     write_atomically(path, text.encode() + b"\n")
     return Path(path)
 

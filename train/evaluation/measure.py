@@ -43,7 +43,7 @@ def measure(outputs, batch, rings):
         scenes.setdefault(facts.scene, SceneSums()).add(sums)
         in_view = int((boxes[b, :, 1] > 0).sum())
         own = {name: values[b] for name, values in losses.items()}
-        rows.append(_row(facts, by_label, in_view, own))
+        rows.append(_row(facts, batch.tokens[b][0], by_label, in_view, own))
     return rows, scenes
 
 
@@ -67,14 +67,14 @@ def _mean(values, mask):
     return (values * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
 
 
-def _row(facts, by_label, in_view, losses):
+def _row(facts, token, by_label, in_view, losses):
     boxes = {}
     for category, seen in zip(facts.categories, facts.visibility, strict=True):
         by_visibility = boxes.setdefault(category, {})
         by_visibility[int(seen)] = by_visibility.get(int(seen), 0) + 1
     return SampleRow(
         key=facts.key,
-        token=facts.token,
+        token=token,
         scene=facts.scene,
         timestamp_us=facts.timestamp_us,
         location=facts.location,

@@ -173,3 +173,65 @@ def corruption_error(corrupted_ious, baseline_ious):
         for name, values in corrupted_ious.items()
     }
     return errors, float(np.mean(list(errors.values())))
+
+
+def damages(batch_cameras, sensors, seed=0):
+    """Name -> Batch -> Batch of every damage but the corruptions; sensors: of "lidar" and "radar" those that are used."""
+    out = {}
+    for camera in batch_cameras:
+        out[f"without {camera}"] = lambda batch, c=camera: without_camera(batch, c)
+    for camera in batch_cameras:
+        out[f"black {camera}"] = lambda batch, c=camera: with_black_camera(batch, c)
+    for degrees, metres in ((0.5, 0.02), (1.0, 0.05), (2.0, 0.10), (5.0, 0.20)):
+        name = f"calibration off by {degrees:g} degrees, {100 * metres:g} cm"
+        out[name] = lambda batch, d=degrees, m=metres: with_moved_cameras(batch, d, m, seed)
+    for sensor in sensors:
+        out[f"without {sensor}"] = lambda batch, s=sensor: without_points(batch, s)
+    return out
+
+
+def robustness(again, baseline, clean, cameras, sensors, seed=0):
+    """The table of an evaluation under every damage.
+
+    Args:
+        again: (name, change) -> Evaluation of a pass over changed batches; None on other ranks than 0.
+        baseline: eval.json object whose corruptions mCE is relative to, or None. clean: Evaluation; None on other ranks.
+        cameras, sensors: that the batches hold.
+    Returns:
+        dict of rows (name, iou, change, intersection, union), mRR in percent, and mCE where there is a baseline; None on
+        other ranks. IoU is that of the first label.
+    Raises:
+        ValueError: the baseline was not evaluated with robustness.
+    """
+    if baseline is not None and "robustness" not in baseline:
+        raise ValueError("--baseline: it was evaluated without --robustness, so there are no corruptions in it")
+    changes = damages(cameras, sensors, seed)
+    for name in CORRUPTIONS:
+        for strength in STRENGTHS:
+            changes[f"{name}, strength {strength}"] = lambda batch, n=name, s=strength: corrupted(batch, n, s, seed)
+    evaluations = {name: again(name, change) for name, change in changes.items()}
+    if clean is None:
+        return None
+    reference = _iou(clean)[2]
+    rows = []
+    for name, found in evaluations.items():
+        both, either, value = _iou(found)
+        rows.append({"name": name, "iou": value, "change": value - reference, "intersection": both, "union": either})
+    out = {"seed": seed, "clean_iou": reference, "rows": rows}
+    by_name = {
+        name: [row["iou"] for row in rows if row["name"].startswith(f"{name}, strength")] for name in CORRUPTIONS
+    }
+    if reference:
+        out["resilience"], out["mRR"] = resilience(reference, by_name)
+    if baseline is not None:
+        theirs = {row["name"]: row["iou"] for row in baseline["robustness"]["rows"]}
+        other = {name: [theirs[f"{name}, strength {s}"] for s in STRENGTHS] for name in CORRUPTIONS}
+        out["corruption_error"], out["mCE"] = corruption_error(by_name, other)
+    return out
+
+
+def _iou(evaluation):
+    label = next(iter(evaluation.rows[0].counts))
+    both, predicted, truth = sum(row.counts[label].sum(0) for row in evaluation.rows).tolist()
+    either = predicted + truth - both
+    return both, either, both / either if either else 0.0

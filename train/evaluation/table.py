@@ -57,6 +57,17 @@ def _share(figure):
     return f"{figure.samples} samples"
 
 
+def robustness_lines(damaged):
+    """Lines of what train.evaluation.robustness gave."""
+    out = ["", f"{'Under damage':<52} {'IoU':>7} {'change':>8}"]
+    out += [f"  {row['name'][:50]:<50} {row['iou']:>7.4f} {row['change']:>+8.4f}" for row in damaged["rows"]]
+    if "mRR" in damaged:
+        out.append(f"{'Mean resilience rate (mRR)':<52} {damaged['mRR']:>6.1f} %")
+    if "mCE" in damaged:
+        out.append(f"{'Mean corruption error (mCE)':<52} {damaged['mCE']:>6.1f} %")
+    return out
+
+
 def comparison_lines(differences, scenes, names):
     """Lines of a comparison: the two values and the difference with its interval; * where that leaves out zero."""
     out = [f"A: {names[0]}", f"B: {names[1]}", f"{len(scenes)} scenes in common; * the interval leaves out 0", ""]
