@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 from common.errors import Missing, StoreError
-from common.stores import CHUNK_BYTES, RemoteStore, Stat, check_limit
+from common.remote_store import CHUNK_BYTES, RemoteStore, Stat, check_limit
 
 _ETAGS = ("ETag", "etag", "e_tag", "md5Hash", "mtime", "updated", "LastModified", "last_modified", "created")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common import addresses
 from common.errors import CannotList, Missing, StoreError
-from common.stores import RemoteStore, Stat, check_limit
+from common.remote_store import RemoteStore, Stat, check_limit
 
 # Of a whole request: an upload of a large part over a thin line. What stalls is found by read_timeout long before.
 LONGEST_REQUEST = timedelta(minutes=15)

@@ -157,7 +157,8 @@ def parse_sample(data, what=SAMPLE):
         _want(type(sample["index"]) is int and sample["index"] >= 0, what, "index")
         _want(_are((sample["scene"]["name"], sample["scene"]["token"]), str), what, "scene")
         _want(type(sample["scene"]["nbr_samples"]) is int, what, "scene: nbr_samples")
-        _want(isinstance(sample["log"], dict) and isinstance(sample["facts"], dict), what, "log, facts")
+        _want(_are((sample["scene"]["description"], sample["log"]["location"]), str), what, "description, location")
+        _want(isinstance(sample["facts"], dict), what, "facts")
         _want(_is_pose(sample["global_T_ego"]), what, "global_T_ego")
         channels = [camera["channel"] for camera in sample["cameras"]]
         _want(channels and _are(channels, str) and set(channels) <= set(CAMERAS), what, "cameras")

@@ -112,13 +112,13 @@ def find_beside(shards, split):
 def load_indexes(shards):
     """(ShardIndex, Stat of the tar) of every shard of a ShardSet, read in parallel and held against the manifests.
 
-    Raises ShardError; see common.shard_index.open_index. The Stat of what a pipe: command gives is None.
+    Raises ShardError; see common.shard_index.open_index.
     """
     stores = _Folders(shards.options, shards.retry)
+    for tar in shards:
+        stores.store(addresses.split(tar)[0])  # before the threads start, so that a folder is opened once
 
     def load(tar):
-        if addresses.is_pipe(tar):
-            raise ShardError(f"{tar}: can only be read from front to back")
         folder, name = addresses.split(tar)
         entry = shards.entry(tar)
         try:
@@ -319,9 +319,10 @@ def _matches_in(folder, wanted, folders):
             there = {n for n, ok in zip(plain, in_parallel(store.exists, plain), strict=True) if ok}
     gone = [name for name in listed if name not in there]
     if gone and folders.strict:
+        others = f", nor are {len(gone) - 1} others" if len(gone) > 1 else ""
         raise ShardError(
-            f"{store.path(gone[0])}: its manifest lists it, but it is not there (nor are {len(gone) - 1} others); copy it, "
-            "run preprocess.run again, or name the shards that you want"
+            f"{store.path(gone[0])}: its manifest lists it, but it is not there{others}; copy it, run preprocess.run again, "
+            "or name the shards that you want"
         )
     order = {name: i for i, name in enumerate(wanted)}
     return [addresses.join(folder, name) for name in sorted(there, key=lambda n: (order.get(n, 0), n))]
@@ -345,5 +346,6 @@ def _checked(shards, folders):
             notes.append(f"{samples} of the {manifest.keyframes} samples of {where}: the other shards were not named")
         strange = [n for n in names if n not in manifest.by_name]
         if strange:
-            notes.append(f"{strange[0]}, and {len(strange) - 1} others, are not in {where}")
+            others = f" and {len(strange) - 1} others" if len(strange) > 1 else ""
+            notes.append(f"{strange[0]}{others}: not in {where}")
     return manifests, tuple(notes)

@@ -28,7 +28,9 @@ class VoxUtil:
     def __init__(self, Z, Y, X, scene_centroid, bounds, pad=None, assert_cube=False):
         self.Z, self.Y, self.X = Z, Y, X
         # In float64: the lineage adds Python numbers.
-        centroid = np.asarray(torch.as_tensor(scene_centroid).detach().cpu(), np.float64).reshape(-1)[:3]
+        if isinstance(scene_centroid, torch.Tensor):
+            scene_centroid = scene_centroid.detach().cpu()
+        centroid = np.asarray(scene_centroid, np.float64).reshape(-1)[:3]
         low, high = (
             np.array(bounds[0::2], np.float64) + centroid,
             np.array(bounds[1::2], np.float64) + centroid,
@@ -50,9 +52,8 @@ class VoxUtil:
         self._constants = {}
 
     def to(self, device):
-        """Itself, with the constants of that device made now rather than at their first use."""
+        """Itself, with its constants for that device made now rather than at their first use; nothing waits for it."""
         self._on(torch.device(device))
-        self.centers_ref(torch.device(device))
         return self
 
     def _constant(self, name, device, build):

@@ -5,8 +5,8 @@ import re
 import numpy as np
 
 from preprocess.errors import SourceError
-from preprocess.plausible import check_count, check_size
-from preprocess.tables import by_token, field_of, finite, read_table, refer
+from preprocess.plausible import check_count, check_sizes
+from preprocess.tables import by_token, check_quaternions, column, field_of, read_table, refer
 
 # Upper ends in percent of nuScenes' levels v0-40, v40-60, v60-80, v80-100, which are 1 to 4; and words that others use.
 _UPPER_ENDS = (40, 60, 80, 100)
@@ -37,6 +37,10 @@ class Annotations:
         levels = self._levels(folder)
         fields = ("prev", "next", "visibility_token")
         self.rows = by_token(read_table(folder, "sample_annotation", not required), "sample_annotation", fields)
+        rows = list(self.rows.values())
+        column(rows, "translation", 3, "sample_annotation")
+        check_quaternions(rows, column(rows, "rotation", 4, "sample_annotation"), "sample_annotation")
+        check_sizes(rows, column(rows, "size", 3, "sample_annotation"), "sample_annotation")
         self._by_sample = {}
         for token, row in self.rows.items():
             what = f"sample_annotation {token}"
@@ -53,11 +57,7 @@ class Annotations:
             row["visibility"] = refer(levels, seen, "visibility", what) if seen and levels is not None else 0
             for name in ("num_lidar_pts", "num_radar_pts"):
                 row[name] = -1 if row.get(name) is None else row[name]
-                check_count(row[name], f"{what}: {name}")
-            finite(field_of(row, "translation", what), (3,), f"{what}: translation")
-            check_size(finite(field_of(row, "size", what), (3,), f"{what}: size"), what)
-            if not finite(field_of(row, "rotation", what), (4,), f"{what}: rotation").any():
-                raise SourceError(f"{what}: rotation is the zero quaternion")
+                check_count(row[name], what, name)
             self._by_sample.setdefault(sample, []).append(row)
 
     def _levels(self, folder):

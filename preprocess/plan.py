@@ -159,8 +159,11 @@ class Planner:
             facts["annotated"] = False
         return facts
 
-    def shards(self, split, scene_names, count):
-        """Recipes of one split's shards: whole scenes in the order of scene tokens (Simple-BEV's), spread evenly."""
+    def shards(self, split, scene_names, count, on_scene=lambda: None):
+        """Recipes of one split's shards: whole scenes in the order of scene tokens (Simple-BEV's), spread evenly.
+
+        on_scene: called after each scene.
+        """
         names = set(scene_names)
         scenes = sorted((s for s in self.scenes if s["name"] in names), key=lambda s: s["token"])
         count = min(count, len(scenes))
@@ -170,6 +173,7 @@ class Planner:
             recipe = ShardRecipe(f"{split}-{i:03d}", facts)
             for j in group:
                 recipe.keyframes += self.scene_keyframes(scenes[j], recipe.skipped)
+                on_scene()
             recipes.append(recipe)
         return recipes
 

@@ -27,25 +27,27 @@ def check_camera(intrinsics, ego_T_cam, what):
     check_rigid(ego_T_cam, what)
 
 
-def check_size(wlh, what):
-    """Raise SourceError for a box with a negative side."""
-    if (np.asarray(wlh) < 0).any():
-        raise SourceError(f"{what}: size {np.asarray(wlh).tolist()} has a negative side")
+def check_sizes(rows, wlh, table):
+    """Raise SourceError for the first of (n, 3) box sizes with a negative side; `rows` are its table's."""
+    negative = (wlh < 0).any(1)
+    if negative.any():
+        n = int(np.flatnonzero(negative)[0])
+        raise SourceError(f"{table} {rows[n]['token']}: size {wlh[n].tolist()} has a negative side")
 
 
-def check_count(value, what):
+def check_count(value, what, name):
     """Raise SourceError unless `value` is a number of points, or -1 where the source has none."""
     if type(value) is not int or not -1 <= value <= MAX_COUNT:
-        raise SourceError(f"{what} = {value!r} is no number of points")
+        raise SourceError(f"{what}: {name} = {value!r} is no number of points")
 
 
 def check_boxes(rows, what):
     """Raise SourceError for (n,) rows of BOX_DTYPE that the tables could not have given."""
+    check_sizes([{"token": f"row {n}"} for n in range(len(rows))], rows["wlh"], what)
     for n, row in enumerate(rows):
         where = f"{what}: row {n}"
-        check_size(row["wlh"], where)
         for name in ("num_lidar_pts", "num_radar_pts"):
-            check_count(int(row[name]), f"{where}: {name}")
+            check_count(int(row[name]), where, name)
         if not 0 <= row["visibility"] <= 4:
             raise SourceError(f"{where}: visibility {row['visibility']} is not 0 to 4")
         check_rigid(row["ego_lrt"][3:].reshape(4, 4), where)

@@ -44,8 +44,12 @@ class Progress:
                 f"{self.title}: {done} of {self.total} {self.unit}s{f', {note}' if note else ''}, about {left:.0f} s left"
             )
 
+    def one_more(self):
+        """Another one is finished."""
+        self.update(self.done + 1)
+
     def over(self, items):
         """The items, counted as they are taken."""
         for item in items:
             yield item
-            self.update(self.done + 1)
+            self.one_more()

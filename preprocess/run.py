@@ -105,7 +105,11 @@ def _run(version, dataroot, out, sweeps, image_size, jpeg_quality, split_file, w
     writing = {"image_hw": options.image_hw, "jpeg_quality": options.jpeg_quality}
     if rest["dry_run"]:
         return _dry_run(recipes, dataroot, store, writing, on_error == "skip")
-    with store.locked():
+    with store.locked() as alone:
+        if not alone and not store.remote:
+            click.echo(
+                f"note: {store.path('')}: its file system knows no locks; run one preprocess.run at a time there"
+            )
         digests = {r.name: r.digest() for r in recipes}
         todo = [r for r in recipes if not _finished(store, r, digests[r.name], rest["overwrite"], on_error)]
         for recipe in todo:
@@ -129,7 +133,8 @@ def _plan(version, dataroot, options, split_file, rest, skip):
     say(
         f"planning {len(planner.scenes) - len(left)} scenes, {len(planner.samples)} samples; {', '.join(planner.sensors)}"
     )
-    recipes = [r for split in splits for r in planner.shards(split, splits[split], counts[split])]
+    with Progress(len(planner.scenes) - len(left), "scene", "planning") as bar:
+        recipes = [r for split in splits for r in planner.shards(split, splits[split], counts[split], bar.one_more)]
     if not recipes:
         raise SourceError(f"{dataroot / version}: none of its scenes is in the splits of {version}; see --split-file")
     return recipes

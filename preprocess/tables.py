@@ -110,7 +110,7 @@ def finite(values, shape, what):
         array = np.array(values)
         if array.dtype.kind not in "iuf":
             raise ValueError
-        array = array.astype(np.float64)
+        array = array.astype(np.float64, copy=False)
     except (TypeError, ValueError, OverflowError):
         raise SourceError(f"{what} is not numeric") from None
     if array.shape != shape:
@@ -120,27 +120,35 @@ def finite(values, shape, what):
     return array
 
 
+def column(rows, name, width, table):
+    """(n, width) float64 of one field of a table's rows, read at once. Raises SourceError, naming the row at fault."""
+    try:
+        values = np.array([row[name] for row in rows]) if rows else np.zeros((0, width))
+        if values.dtype.kind in "if" and values.shape == (len(rows), width) and np.isfinite(values).all():
+            return values.astype(np.float64, copy=False)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        pass
+    for row in rows:  # find the culprit, slowly
+        what = f"{table} {row.get('token', '?')}"
+        finite(field_of(row, name, what), (width,), f"{what}: {name}")
+    raise SourceError(f"{table}: the field {name!r} cannot be understood")
+
+
+def check_quaternions(rows, rotation, table):
+    """Raise SourceError for a row whose quaternion is zero and so turns nothing anywhere."""
+    zero = ~rotation.any(1)
+    if zero.any():
+        raise SourceError(f"{table} {rows[int(np.flatnonzero(zero)[0])]['token']}: rotation is the zero quaternion")
+
+
 def read_poses(folder):
     """The ego_pose table. Raises SourceError for a pose that is not finite or has a zero quaternion."""
     rows = read_table(folder, "ego_pose")
     row_of = {field_of(row, "token", "ego_pose", str): i for i, row in enumerate(rows)}
     if len(row_of) != len(rows):
         by_token(rows, "ego_pose")
-    try:
-        rotation = np.array([row["rotation"] for row in rows]).reshape(len(rows), 4)
-        translation = np.array([row["translation"] for row in rows]).reshape(len(rows), 3)
-        if {rotation.dtype.kind, translation.dtype.kind} - set("if"):
-            raise ValueError
-        rotation, translation = rotation.astype(np.float64), translation.astype(np.float64)
-    except (KeyError, TypeError, ValueError):
-        for row in rows:  # find the culprit, slowly
-            finite(field_of(row, "rotation", "ego_pose"), (4,), f"ego_pose {row['token']}: rotation")
-            finite(field_of(row, "translation", "ego_pose"), (3,), f"ego_pose {row['token']}: translation")
-        raise SourceError("ego_pose: the table cannot be understood") from None
-    bad = ~(np.isfinite(rotation).all(1) & np.isfinite(translation).all(1) & (rotation != 0).any(1))
-    if bad.any():
-        token = rows[int(np.flatnonzero(bad)[0])]["token"]
-        raise SourceError(f"ego_pose {token}: its rotation or translation is not a finite pose")
+    rotation, translation = column(rows, "rotation", 4, "ego_pose"), column(rows, "translation", 3, "ego_pose")
+    check_quaternions(rows, rotation, "ego_pose")
     return Poses(row_of, rotation, translation)
 
 
@@ -181,7 +189,9 @@ def read_sensor_frames(folder, calibration, poses, samples):
         sensor = field_of(row, "calibrated_sensor_token", what)
         channel = refer(calibration, sensor, "calibrated_sensor", what)[0]
         sample = field_of(row, "sample_token", what)
-        scene = refer(samples, sample, "sample", what)["scene_token"]
+        is_key = field_of(row, "is_key_frame", what, bool)
+        # A sweep whose sample was cut out of the tables matters to nobody who does not follow a chain to it.
+        scene = refer(samples, sample, "sample", what)["scene_token"] if is_key or sample in samples else ""
         prev = field_of(row, "prev", what, str)
         if token in (prev, row.get("next")):
             raise SourceError(f"{what}: its {'prev' if token == prev else 'next'} points to itself")
@@ -194,17 +204,13 @@ def read_sensor_frames(folder, calibration, poses, samples):
             pose=refer(poses.row, field_of(row, "ego_pose_token", what), "ego_pose", what),
             calibration=sensor,
             prev=prev,
-            height=_pixels(row, "height", what),
-            width=_pixels(row, "width", what),
+            height=row.get("height") or 0,
+            width=row.get("width") or 0,
         )
-        if field_of(row, "is_key_frame", what, bool):
+        if type(frames[token].height) is not int or type(frames[token].width) is not int:
+            raise SourceError(f"{what}: height and width {row['height']!r}, {row['width']!r} are no numbers of pixels")
+        if is_key:
             if (sample, channel) in keyframes:
                 raise SourceError(f"sample {sample}: two keyframes of {channel}")
             keyframes[sample, channel] = token
     return frames, keyframes
-
-
-def _pixels(row, name, what):
-    """Height or width as the table has it; 0 where it says nothing."""
-    value = row.get(name) or 0
-    return value if value == 0 else field_of(row, name, what, int)

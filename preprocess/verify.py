@@ -120,7 +120,11 @@ def _folders(patterns, options):
             there += [manifest_name(s) for s in SPLITS if store.exists(manifest_name(s))]
         return [_Folder(store, [n for n in there if n.endswith(".tar")], there)]
     names = {}
-    for tar in find_shards(patterns, options=options, strict=False):
+    try:
+        tars = find_shards(patterns, options=options, strict=False)
+    except ShardError as error:
+        raise SourceError(f"no shards there: {error}") from None
+    for tar in tars:
         folder, name = split(tar)
         names.setdefault(folder, []).append(name)
     return [_Folder(open_store(folder or ".", options), own, None) for folder, own in names.items()]

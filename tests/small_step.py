@@ -1,68 +1,67 @@
-"""A small network and its losses as one module, with inputs as a batch gives them: what is compiled and run on fake devices."""
+"""A small network and its losses as one module, with batches as the loader gives them: what is compiled and faked."""
+
+from types import SimpleNamespace
 
 import torch
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from common.vox import VoxUtil
-from train.loss import SimpleLoss, balanced_mse_loss
-from train.model import Flips, Segnet
+from train.forward import run_network
+from train.loss import Normaliser
+from train.model import Flips
 from train.model.encoders import ResNetEncoder
+from train.model.simple_bev import SimpleBev
 
 GRID = (16, 2, 24)
 IMAGE = (64, 96)
 CAMERAS = 3
+RADAR_ROWS = 19
 
 
 def grid():
     """A new VoxUtil: what one test keeps in it, another never sees."""
-    return VoxUtil(*GRID, scene_centroid=torch.tensor([[0.0, 1.0, 0.0]]), bounds=(-24, 24, -4, 4, -16, 16))
+    return VoxUtil(*GRID, scene_centroid=[[0.0, 1.0, 0.0]], bounds=(-24, 24, -4, 4, -16, 16))
 
 
 class SmallStep(torch.nn.Module):
-    """Images, matrices, lidar points, labels -> loss; points become voxels inside."""
+    """Batch -> loss, as the training step has it: points become voxels inside. dtype: of the network's arithmetic."""
 
-    def __init__(self, vox_util, dtype=None, **options):
+    def __init__(self, vox_util, dtype=None, encoder_type="res50", **options):
         super().__init__()
         torch.manual_seed(0)
-        options = {"latent_dim": 8, "encoder_type": "res50", "use_lidar": True, **options}
-        self.network, self.vox_util, self.dtype = Segnet(*GRID, **options), vox_util, dtype
-        if options["encoder_type"] == "res50":  # with a block a level: the same code, a quarter of the time
+        options = {"latent_dim": 8, "use_lidar": True, **options}
+        self.network, self.vox_util, self.dtype = (
+            SimpleBev(*GRID, encoder_type=encoder_type, **options),
+            vox_util,
+            dtype,
+        )
+        if encoder_type == "res50":  # with a block a level: the same code, a quarter of the time
             self.network.encoder = ResNetEncoder(ResNet(Bottleneck, [1, 1, 1, 1]), options["latent_dim"])
-        self.seg_loss = SimpleLoss(2.13)
 
-    def voxels(self, points, count):
-        """(B,N,3) points in ref of which the first (B,) count -> (B,1,Z,Y,X)."""
-        with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
-            valid = torch.arange(points.shape[1], device=points.device) < count[:, None]
-            return self.vox_util.voxelize_xyz(points, valid)
-
-    def forward(self, images, pix_T_cams, cam0_T_cams, points, count, seg, center, offset, flips=None):
-        device, dtype = images.device.type, self.dtype
-        voxels = self.voxels(points, count) if self.network.use_lidar else None
-        with torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            outputs = self.network(images, pix_T_cams, cam0_T_cams, self.vox_util, voxels, flips=flips)
-        _, _, seg_out, center_out, offset_out = (v.float() for v in outputs)
-        loss = self.seg_loss(seg_out, seg, torch.ones_like(seg)) * torch.exp(-self.network.ce_weight)
-        loss = loss + balanced_mse_loss(center_out, center) + (offset_out - offset).abs().mean()
-        return loss + 0.5 * (self.network.ce_weight + self.network.center_weight + self.network.offset_weight)
+    def forward(self, batch, flips=None):
+        outputs = run_network(self.network, batch, self.vox_util, flips, self.dtype)
+        return self.network.loss(outputs, batch, Normaliser())[0]
 
 
 def inputs(batch=2, points=50, seed=0):
-    """Arguments of SmallStep on the CPU; the number of lidar points varies from batch to batch."""
+    """(batch, Flips) on the CPU; `points` is the longest cloud of the batch, which varies from batch to batch."""
     rng = torch.Generator().manual_seed(seed)
-    pix_T_cams = torch.eye(4).repeat(batch, CAMERAS, 1, 1)
-    pix_T_cams[..., 0, 0] = pix_T_cams[..., 1, 1] = 40.0
-    pix_T_cams[..., 0, 2], pix_T_cams[..., 1, 2] = IMAGE[1] / 2, IMAGE[0] / 2
-    cam0_T_cams = torch.eye(4).repeat(batch, CAMERAS, 1, 1)
-    cam0_T_cams[..., :3, 3] = torch.randn((batch, CAMERAS, 3), generator=rng)
-    return (
-        torch.rand((batch, CAMERAS, 3, *IMAGE), generator=rng) - 0.5,
-        pix_T_cams,
-        cam0_T_cams,
-        torch.randn((batch, points, 3), generator=rng) * 8,
-        torch.randint(1, points + 1, (batch,), generator=rng),
-        (torch.rand((batch, 1, GRID[0], GRID[2]), generator=rng) < 0.1).float(),
-        torch.rand((batch, 1, GRID[0], GRID[2]), generator=rng),
-        torch.randn((batch, 2, GRID[0], GRID[2]), generator=rng),
-        Flips.of(torch.rand((batch, 2 + CAMERAS), generator=rng)),
-    )
+    intrins = torch.eye(4).repeat(batch, 1, CAMERAS, 1, 1)
+    intrins[..., 0, 0] = intrins[..., 1, 1] = 40.0
+    intrins[..., 0, 2], intrins[..., 1, 2] = IMAGE[1] / 2, IMAGE[0] / 2
+    plane = (batch, 1, 1, GRID[0], GRID[2])
+    counts = torch.randint(1, points + 1, (2, batch, 1), generator=rng)
+    return SimpleNamespace(
+        imgs=torch.rand((batch, 1, CAMERAS, 3, *IMAGE), generator=rng),
+        intrins=intrins,
+        rots=torch.eye(3).repeat(batch, 1, CAMERAS, 1, 1),
+        trans=torch.randn((batch, 1, CAMERAS, 3), generator=rng),
+        lidar_data=torch.randn((batch, 1, 3, points), generator=rng) * 8,
+        radar_data=torch.randn((batch, 1, RADAR_ROWS, points), generator=rng) * 8,
+        num_lidar=counts[0],
+        num_radar=counts[1],
+        seg_bev=(torch.rand(plane, generator=rng) < 0.1).float(),
+        valid_bev=(torch.rand(plane, generator=rng) < 0.9).float(),
+        center_bev=torch.rand(plane, generator=rng),
+        offset_bev=torch.randn((batch, 1, 2, GRID[0], GRID[2]), generator=rng),
+    ), Flips.of(torch.rand((batch, 2 + CAMERAS), generator=rng))

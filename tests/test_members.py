@@ -70,7 +70,7 @@ def options():
 def decoded(members, config):
     """The Frame of a record, its images decoded too, as a loader's thread does."""
     frame = decode_frame(members, "scene-0061_0001", CAMERAS, config)
-    images = ResampledImages(Pools(1), 1, len(CAMERAS), StageConfig((14, 25)))
+    images = ResampledImages(Pools(1, False), 1, len(CAMERAS), StageConfig((14, 25)))
     sizes, crops = [[[25, 14]] * len(CAMERAS)], [[[0, 0, 25, 14]] * len(CAMERAS)]
     encoded = encoded_images(members, CAMERAS)
     images.add(0, encoded, CAMERAS, frame.sizes_hw, *(np.array(v[0]) for v in (sizes, crops)))
@@ -153,6 +153,8 @@ LIES = {
     "a pose of a number beyond floats": (SAMPLE, _set("global_T_ego", 0, 3, to=10**400)),
     "no scene": (SAMPLE, _drop("scene")),
     "a scene without a name": (SAMPLE, _set("scene", "name", to=None)),
+    "a scene of no description": (SAMPLE, _set("scene", "description", to=None)),
+    "a log without a place": (SAMPLE, _drop("log", "location")),
     "a token that is a list": (SAMPLE, _set("token", to=[])),
     "a camera that nobody knows": (SAMPLE, _set("cameras", 0, "channel", to="CAM_TOP")),
     "a camera twice": (SAMPLE, _set("cameras", 1, "channel", to=CAMERAS[0])),

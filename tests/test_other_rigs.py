@@ -249,3 +249,16 @@ def test_a_wrong_link_can_be_skipped(copy, tmp_path):
     rewrite(copy, "sample_data", point("prev", "scene"))
     result = run_here(copy, tmp_path / "out", "--on-error", "skip")
     assert result.exit_code == 0 and "1 samples were left out" in result.stdout and "another scene" in result.stdout
+
+
+def test_sweeps_of_samples_that_were_cut_out(copy, tmp_path):
+    """A trimmed set may keep the rows of sweeps whose sample is gone; only a chain that leads to them is an error."""
+
+    def change(rows):
+        for row in rows:
+            if not row["is_key_frame"] and "CAM" not in row["filename"]:
+                row["sample_token"] = "gone"
+
+    rewrite(copy, "sample_data", change)
+    assert run_here(copy, tmp_path / "out", "--sweeps", "1").exit_code == 0
+    assert "another scene" in says_no(copy, tmp_path / "x")

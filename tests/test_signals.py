@@ -176,6 +176,28 @@ if __name__ == "__main__":
     assert ended(process) == (128 + number, [f"stopped by {number.name}"])
 
 
+def start_two(*words):
+    """Two processes that find each other by the variables that torchrun, or Slurm's script, gives them."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return [start(*words, RANK=f"{rank}", LOCAL_RANK=f"{rank}", **meet) for rank in range(2)]
+
+
+def test_a_process_that_hangs_is_given_up(synth_shards, tmp_path):
+    """As a node does whose power fails: nothing is closed, nothing comes. It is noticed long before the first time-out."""
+    words = arguments(synth_shards, tmp_path, "--max_iters", 900, "--save_freq", 2, "--do_val", "False")
+    first, second = start_two(*words, "--timeout_min", 0.25)
+    try:
+        wait_for(tmp_path, 2, first)
+        second.send_signal(signal.SIGSTOP)
+        code, said = ended(first)
+        assert code == 1 and len(said) == 1 and "no connection to the others" in said[0]
+    finally:
+        second.kill()
+        second.wait()
+
+
 CHAIN = re.search(r"^run=.*?^fi$", (REPOSITORY / "train" / "slurm.md").read_text(), re.DOTALL | re.MULTILINE)[0]
 
 
@@ -190,10 +212,7 @@ def test_the_chain_of_jobs_of_slurm_md(synth_shards, tmp_path):
     def job(signalled):
         chosen = subprocess.run(["bash", "-c", f"name=chain\n{script}"], cwd=tmp_path, capture_output=True, text=True)
         chosen = [re.sub("^ckpt/", f"{tmp_path}/ckpt/", word) for word in chosen.stdout.split()]
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        tasks = [start("train.run", *chosen, RANK=f"{rank}", LOCAL_RANK=f"{rank}", **meet) for rank in range(2)]
+        tasks = start_two("train.run", *chosen)
         wait_until(signalled, tasks[0])
         for task in tasks:
             task.send_signal(signal.SIGTERM)

@@ -84,9 +84,11 @@ def test_gaps_are_read_through_where_they_are_small():
 
 _ONE_RANK = """
 import sys
-from tests.test_reading import stream_of
+from tests.test_order import CONF, GRID
+from train.data import compile_data
 shards, rank = sys.argv[1], int(sys.argv[2])
-loader = stream_of(shards, use_lidar=False, use_radar=False, rank=rank, world_size=2)
+shared = {"bsz": 4, "nworkers": 2, "use_lidar": False, "use_radar": False, "rank": rank, "world_size": 2}
+loader, _ = compile_data(shards, None, {**CONF, "ncams": 6}, **GRID, **shared)
 print([token for batch in loader for window in batch.tokens for token in window])
 """
 
@@ -160,7 +162,7 @@ def test_what_comes_next_is_fetched_ahead(http, synth_shards):
     source.begin(frames, lambda frame: members)
     assert [source.read(f, members) for f in frames] == [local.read(f, members) for f in frames]
     assert source.requests_made == len(frames)
-    source.begin(frames, lambda frame: CAMERA_MEMBERS)
+    source.begin(frames, [CAMERA_MEMBERS] * len(frames))
     assert source.read(3, members) == local.read(3, members)
     source.close()
 

@@ -13,12 +13,11 @@ import torch
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY
 from tests.small_step import SmallStep, grid, inputs
-from train.model import Segnet
+from train.model import Flips, Segnet
 from train.model.camera_mean import camera_mean
 from train.model.pair_gather import find_pairs, pair_mean
 from train.model.plain_mean import plain_mean
 from train.model.portable_mean import portable_mean
-from train.model.segnet import Flips
 
 WAYS = {"pairs": pair_mean, "portable": portable_mean}
 CENTROID = torch.tensor([[0.0, 1.0, 0.0]])
@@ -136,7 +135,7 @@ def test_geometry_pairs_and_voxels_under_bfloat16_are_those_of_float32(monkeypat
     losses, voxels = [], []
     for dtype in (None, torch.bfloat16):
         step = SmallStep(grid(), dtype).eval()
-        step.network.register_forward_pre_hook(lambda _, args: voxels.append(args[4]))
+        step.network.register_forward_pre_hook(lambda _, args: voxels.append(args[0].lidar_voxels))
         losses.append(step(*inputs()).item())
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True)) and seen[0][-1][-1] > 1000
     assert torch.equal(*voxels) and voxels[0].any()

@@ -1,4 +1,4 @@
-"""Who may import whom (the folders meet only through files)."""
+"""Who may import whom: folders meet only through files, and inside train/ the arrows run one way."""
 
 import ast
 
@@ -11,14 +11,79 @@ FORBIDDEN = {
     "preprocess": {"train"},
     "train": {"preprocess", "nuscenes", "pyquaternion"},
 }
+# What a module or folder of train/ must not know: everything that stands above it.
+COMMANDS = {"run", "evaluate", "compare", "show", "report", "demo", "command", "setup"}
+ABOVE = {
+    "loop": COMMANDS,
+    "step": COMMANDS | {"loop"},
+    **dict.fromkeys(
+        ("data", "model", "loss", "metrics", "pictures", "checkpoint", "augment", "targets", "optim"),
+        COMMANDS | {"loop", "step"},
+    ),
+    "distributed": COMMANDS | {"loop", "step", "data", "model", "loss", "metrics", "pictures", "checkpoint", "options"},
+    "errors": COMMANDS
+    | {"loop", "step", "data", "model", "loss", "metrics", "pictures", "checkpoint", "options", "distributed"},
+}
+
+
+def imports(path):
+    """Dotted names that a file imports, wherever in it; `from a import b` counts as a and a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def modules(folder):
+    """Dotted name -> path of every module of a top-level folder."""
+    out = {}
+    for path in (REPOSITORY / folder).rglob("*.py"):
+        parts = path.relative_to(REPOSITORY).with_suffix("").parts
+        out[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return out
 
 
 @pytest.mark.parametrize("folder", FORBIDDEN)
 def test_imports_stay_within_the_walls(folder):
-    crossed = []
-    for path in (REPOSITORY / folder).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            crossed += [f"{path}: {n}" for n in names if n.split(".")[0] in FORBIDDEN[folder]]
+    crossed = [
+        f"{path}: {name}"
+        for path in modules(folder).values()
+        for name in imports(path)
+        if name.split(".")[0] in FORBIDDEN[folder]
+    ]
     assert not crossed
+
+
+def test_arrows_inside_train_run_one_way():
+    crossed = []
+    for module, path in modules("train").items():
+        own = module.split(".")[1] if "." in module else ""
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[0] == "train" and len(parts) > 1 and parts[1] in ABOVE.get(own, ()):
+                crossed.append(f"{module} imports {name}")
+    assert not crossed
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_no_modules_import_each_other_in_a_circle(folder):
+    known = modules(folder)
+    graph = {}
+    for module, path in known.items():
+        # A package's own __init__ may gather its modules: what counts is the most specific module that is named.
+        graph[module] = {name for name in imports(path) if name in known} - {module}
+        for name in list(graph[module]):
+            if any(other.startswith(f"{name}.") for other in graph[module]):
+                graph[module].discard(name)
+
+    def reach(start):
+        seen, todo = set(), [start]
+        while todo:
+            for other in graph[todo.pop()] - seen:
+                seen.add(other)
+                todo.append(other)
+        return seen
+
+    assert not [module for module in graph if module in reach(module)]

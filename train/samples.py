@@ -16,6 +16,7 @@ from train.data.config import AugmentConfig, DecodeConfig, Grid, LabelSpec, Orde
 from train.data.draws import draw
 from train.data.order import FLIP_STREAM, sample_rng
 from train.data.sources import open_source
+from train.data.windows import windows
 from train.errors import DataError
 from train.forward import run_network
 from train.model.interface import Flips
@@ -125,8 +126,18 @@ def options_without_run(facts):
     return Options(nsweeps=1, res_scale=1.0, **({"refcam_id": 0} if len(facts.get("cameras", CAMERAS)) < 2 else {}))
 
 
+def window_of(samples, number, options, is_train=False):
+    """(number of the training sample that begins at a keyframe, its keyframes) of a keyframe's source; None without one.
+
+    A network of several keyframes has none that begins near a scene's end.
+    """
+    source, own = samples.source_of(number)
+    found = windows(source.scene_of, options.seqlen, options.temporal_aug and is_train)
+    return next(((n, frames) for n, frames in enumerate(found) if frames[0] == own), None)
+
+
 def batch_of(samples, number, options, device="cpu", epoch=None):
-    """The Batch of one keyframe as a network of these Options gets it.
+    """The Batch of the sample that begins at a keyframe, as a network of these Options gets it; its Draw; the grid.
 
     Args:
         epoch: of training, whose draws are taken; None for evaluation, which draws nothing.
@@ -135,22 +146,33 @@ def batch_of(samples, number, options, device="cpu", epoch=None):
     Raises:
         ValueError: naming shard and key.
     """
-    source, own = samples.source_of(number)
+    source, _ = samples.source_of(number)
+    is_train = epoch is not None
+    window = window_of(samples, number, options, is_train)
+    if window is None:
+        raise ValueError(
+            f"{samples.where(number)}: fewer than {options.seqlen} keyframes from here on; name an earlier one"
+        )
+    sample, frames = window
+    loader = _loader_of(source, options, device, is_train)
+    loader.load_state_dict({"epoch": epoch or 0, "position": 0})
+    try:
+        batch = loader.batch_of([sample], augment=is_train)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+    rng = sample_rng(options.seed, epoch, sample) if is_train else None
+    return batch, draw(rng, loader.augment, len(frames)), loader.stage.vox_util
+
+
+def _loader_of(source, options, device, is_train):
     chosen = {"shuffle_cams": options.do_shuffle_cams, "refcam_id": options.refcam_id}
     augment = AugmentConfig.from_dict(options.data_aug_conf(), **chosen).of_those_held(source.facts.get("cameras"))
-    order = OrderConfig(1, epoch is not None, shuffle=False, seed=options.seed)
+    windows_of = {"seqlen": options.seqlen, "temporal_aug": options.temporal_aug and is_train}
+    order = OrderConfig(1, is_train, shuffle=False, seed=options.seed, **windows_of)
     labels = (LabelSpec("target", "boxes", options.target_categories, options.protocol, options.min_visibility),)
     sensors = (options.nsweeps, options.use_radar, options.use_lidar, options.use_radar_filters)
     decode = DecodeConfig(Grid(*options.grid), *sensors, labels)
-    stage = StageConfig(augment.final_hw, device, options.interpolation)
-    loader = Loader(source, order, decode, augment, stage, 0)
-    loader.load_state_dict({"epoch": epoch or 0, "position": 0})
-    try:
-        batch = loader.batch_of([own], augment=epoch is not None)
-    except DataError as error:
-        raise ValueError(str(error)) from None
-    rng = sample_rng(options.seed, epoch, own) if epoch is not None else None
-    return batch, draw(rng, augment, 1), loader.stage.vox_util
+    return Loader(source, order, decode, augment, StageConfig(augment.final_hw, device, options.interpolation), 0)
 
 
 def flips_of(batch, options):
@@ -162,6 +184,9 @@ def flips_of(batch, options):
 
 
 def predict(network, batch, grid):
-    """(Z, X) float32 probabilities of the first sample of a Batch."""
+    """(Z, X) float32 probabilities of the first sample of a Batch. Raises ValueError for a network without a seg."""
     with torch.no_grad():
-        return run_network(network.model, batch, grid)["seg"][0, 0].sigmoid().cpu()
+        outputs = run_network(network.model, batch, grid)
+    if "seg" not in outputs:
+        raise ValueError(f"{type(network.model).__name__} gives no seg: there is no map to show; leave out --run")
+    return outputs["seg"][0, 0].sigmoid().cpu()

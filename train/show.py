@@ -18,7 +18,7 @@ from train.pictures.layout import encode, sheet
 from train.pictures.recording import write_recording
 from train.pictures.video import write_video
 from train.pictures.view import maps_of_batch, view_of_batch, view_of_record
-from train.samples import Samples, batch_of, flips_of, network_of, options_without_run, predict
+from train.samples import Samples, batch_of, flips_of, network_of, options_without_run, predict, window_of
 
 DRAWS = 8  # of --augment
 SHEET_PX, DRAWS_PX = 1600, 1920  # columns
@@ -56,8 +56,10 @@ def _show(shards, what, run, device, **wanted):
     number = samples.find(what or "0")[0]
     scene = samples.find(samples.keys[number].rpartition("_")[0])
     network = network_of(run, pick_device(device)) if run else None
+    scene = _served(samples, scene, network)
     if wanted["predictions"]:
-        _write_predictions(wanted["predictions"], samples, scene if what else range(len(samples)), network)
+        numbers = scene if what else _served(samples, range(len(samples)), network)
+        _write_predictions(wanted["predictions"], samples, numbers, network)
     elif wanted["mcap"]:
         _write_recording(wanted["mcap"], samples, scene, network)
     elif wanted["video"]:
@@ -68,6 +70,13 @@ def _show(shards, what, run, device, **wanted):
     else:
         picture = sheet_of(samples, number, network, wanted["width"] or SHEET_PX)
         write_picture(wanted["out"] or f"{samples.keys[number]}.png", picture)
+
+
+def _served(samples, numbers, network):
+    """Those keyframes that a network can be asked about: all but a scene's last ones where it takes several at once."""
+    if network is None or network.options.seqlen == 1:
+        return numbers
+    return [number for number in numbers if window_of(samples, number, network.options)]
 
 
 def _check(wanted, run):

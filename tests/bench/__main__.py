@@ -10,7 +10,7 @@ import simplejpeg
 import torch
 
 from common.cameras import CAMERAS
-from tests.bench import device_bench, loader_bench, shards_bench, source_bench, train_bench
+from tests.bench import device_bench, loader_bench, shards_bench, source_bench, step_bench, train_bench
 from tests.bench.measure import HEADER, Row, best_ms
 from tests.conftest import SHARED, run_module
 
@@ -64,6 +64,7 @@ def main(device, scenes):
         show(device_bench.rows(full[0], unit))
         torch.set_num_threads(os.cpu_count() or 1)
         show(train_bench.rows(full, folder / "run", "cuda" if torch.cuda.is_available() else "cpu"))
+        show(step_bench.rows())
     if (SHARED / "realframe").is_dir():
         decode = decoder(SHARED / "realframe")
         unit = best_ms(decode, 20)

@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import torch
-
 from common.record import lidar_member, radar_member
 from train.data.batch import Batch, FrameFacts
 from train.data.config import AugmentConfig, DecodeConfig, Grid, LabelSpec, OrderConfig, StageConfig
@@ -129,7 +127,5 @@ def grid_of(centroid, bounds, zyx):
 
 
 def make_vox_util(grid, device="cpu"):
-    """VoxUtil of (centroid, bounds, (Z, Y, X)), its constants made on the device."""
-    vox_util = grid_of(*grid).vox_util()
-    vox_util.ref_to_mem(torch.zeros(3, device=device))
-    return vox_util
+    """VoxUtil of (centroid, bounds, (Z, Y, X)), its constants made on the device rather than copied there."""
+    return grid_of(*grid).vox_util().to(device)

@@ -97,7 +97,7 @@ class Loader:
         order = self.reader.order(self.windows, self.order.seed, epoch, self.order.shuffle)
         numbers = [self._share(order, number) for number in range(first, len(self))]
         frames = [frame for share in numbers for sample in share for frame in self.windows[sample]]
-        self.reader.begin(frames, self._members_of_all())
+        self.reader.begin(frames, self._members_of_all() if self.nworkers else None)
         self._running += 1
         made = self._finish(numbers, epoch)
         if self.nworkers:

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
 
+from train.model.norm import InstanceNorm
+
 STRIDE = 8  # coarsest level of the trunk
 
 
@@ -16,7 +18,7 @@ class UpsamplingAdd(nn.Module):
         self.upsample_layer = nn.Sequential(
             nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
             nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
-            nn.InstanceNorm2d(out_channels),
+            InstanceNorm(out_channels),
         )
 
     def forward(self, x, skip):
@@ -26,7 +28,7 @@ class UpsamplingAdd(nn.Module):
 def _head(channels, outputs, *extra):
     return nn.Sequential(
         nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
-        nn.InstanceNorm2d(channels),
+        InstanceNorm(channels),
         nn.ReLU(inplace=True),
         nn.Conv2d(channels, outputs, kernel_size=1),
         *extra,

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torchvision.models import resnet50, resnet101
 
+from train.model.norm import InstanceNorm
+
 ENCODERS = ("res101", "res50", "effb0", "effb4")
 STRIDE = 8
 
@@ -16,10 +18,10 @@ class UpsamplingConcat(nn.Module):
         self.upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
         self.conv = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
-            nn.InstanceNorm2d(out_channels),
+            InstanceNorm(out_channels),
             nn.ReLU(inplace=True),
             nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
-            nn.InstanceNorm2d(out_channels),
+            InstanceNorm(out_channels),
             nn.ReLU(inplace=True),
         )
 

@@ -10,6 +10,7 @@ from train.model.camera_mean import UNPROJECTIONS, camera_mean
 from train.model.decoder import Decoder
 from train.model.encoders import make_encoder
 from train.model.interface import Flips
+from train.model.norm import InstanceNorm
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -82,7 +83,7 @@ class Segnet(nn.Module):
         if do_rgbcompress or use_radar or use_lidar:
             self.bev_compressor = nn.Sequential(
                 HeightConv(latent_dim, Y, compressed, latent_dim, kernel_size=3, padding=1, bias=False),
-                nn.InstanceNorm2d(latent_dim),
+                InstanceNorm(latent_dim),
                 nn.GELU(),
             )
         self.decoder = Decoder(latent_dim)

@@ -185,7 +185,7 @@ def _margin(picture):
     return out
 
 
-def encode(picture, suffix=".png", quality=82):
+def encode(picture, suffix=".png", quality=76):
     """Bytes of an (H, W, 3) uint8 RGB picture as .png or .jpg."""
     flags = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix != ".png" else [cv2.IMWRITE_PNG_COMPRESSION, 6]
     return cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), flags)[1].tobytes()

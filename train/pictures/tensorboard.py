@@ -19,12 +19,12 @@ def pictures_of(batch, outputs, grid, sample=0):
     """Dict from tag to (H, W, 3) uint8 picture of one sample of a Batch, its first time step.
 
     Args:
-        outputs: what the network gave for the batch: "seg" (B,K,Z,X) logits, of which the first are drawn, and where it
-            has them "center" (B,1,Z,X) in [0,1] and "offset" (B,2,Z,X) cells.
+        outputs: what the network gave for the batch, and of that what is drawn: "seg" (B,K,Z,X) logits, the first of the
+            K, "center" (B,1,Z,X) in [0,1], "offset" (B,2,Z,X) cells. Each may be missing.
         grid: VoxUtil of the maps.
     """
-    seg = array_of(outputs["seg"][sample, 0]).astype(np.float64)
-    maps = maps_of_batch(batch, sample, grid, 1 / (1 + np.exp(-seg.clip(-500, 500))))
+    seg = outputs.get("seg")
+    maps = maps_of_batch(batch, sample, grid, None if seg is None else seg[sample, 0].float().sigmoid())
     view = view_of_batch(batch, sample, maps)
     out = {"outputs/segmentation": _segmentation(maps)}
     if batch.imgs is not None:
@@ -57,13 +57,11 @@ def _row(panels):
 
 def _segmentation(maps):
     ground = Ground(MAP_PX, reach_of(maps))
-    return _row(
-        [
-            ("truth", draw_truth(maps, ground)),
-            ("prediction", draw_values(maps.prediction, maps, ground)),
-            ("hit green, false orange, missed blue", draw_errors(maps, ground)),
-        ]
-    )
+    panels = [("truth", draw_truth(maps, ground))]
+    if maps.prediction is not None:
+        panels.append(("prediction", draw_values(maps.prediction, maps, ground)))
+        panels.append(("hit green, false orange, missed blue", draw_errors(maps, ground)))
+    return _row(panels)
 
 
 def _values(values, maps):

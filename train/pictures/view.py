@@ -190,7 +190,7 @@ def view_of_batch(batch, sample, maps=None, boxes=None):
         place="",
         description="",
         timestamp_us=None,
-        cameras=_cameras_of_batch(batch, sample),
+        cameras=() if batch.imgs is None else _cameras_of_batch(batch, sample),
         boxes=_boxes_of_batch(batch, sample) if boxes is None else boxes,
         lidar=_points(batch.lidar0_data, batch.lidar0_extra, batch.num_lidar0, sample),
         radar=_points(batch.radar_data, None, batch.num_radar, sample),
@@ -199,8 +199,6 @@ def view_of_batch(batch, sample, maps=None, boxes=None):
 
 
 def _cameras_of_batch(batch, sample):
-    if batch.imgs is None:
-        return ()
     ego_T_cam = np.tile(np.eye(4), (len(batch.cams[sample]), 1, 1))
     ego_T_cam[:, :3, :3], ego_T_cam[:, :3, 3] = array_of(batch.rots[sample, 0]), array_of(batch.trans[sample, 0])
     images = (array_of(batch.imgs[sample, 0]).transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)

@@ -47,12 +47,14 @@ class RangeSource(KeyframeTable):
 
         Args:
             frames: the keyframes wanted, in order, with repeats.
-            members: function from a keyframe to the members that will be read of it. With it, `requests` threads fetch
-                ahead; without, as many requests are in flight as threads read.
+            members: what will be read of each of them: an iterable in the same order, or a function of the keyframe. With
+                it, `requests` threads fetch ahead; without, as many requests are in flight as threads read.
         """
         self.close()
         if members is not None and self.requests:
-            self._ahead = _Ahead(self._fetch, frames, members, self.requests)
+            frames = list(frames)
+            members = map(members, frames) if callable(members) else members
+            self._ahead = _Ahead(self._fetch, zip(frames, members, strict=False), self.requests)
 
     def read(self, number, members):
         """Bytes of the members that keyframe `number` has: dict from name to bytes-like. Safe from many threads; waits.
@@ -121,8 +123,8 @@ class RangeSource(KeyframeTable):
 class _Ahead:
     """Fetches the next keyframes of an epoch in threads of its own; holds at most twice as many as there are threads."""
 
-    def __init__(self, fetch, frames, members, threads):
-        self._fetch, self._frames, self._members = fetch, iter(frames), members
+    def __init__(self, fetch, wanted, threads):
+        self._fetch, self._wanted = fetch, wanted  # (keyframe, members) pairs, taken one by one
         self._pool = ThreadPoolExecutor(threads, "source")
         self._lock = threading.Lock()
         self._held = {}  # keyframe -> futures, first come first
@@ -151,9 +153,9 @@ class _Ahead:
 
     def _fill(self):
         while self._room > 0:
-            number = next(self._frames, None)
+            number, members = next(self._wanted, (None, ()))
             if number is None:
                 return
             self._room -= 1
-            future = self._pool.submit(self._fetch, number, self._members(number))
+            future = self._pool.submit(self._fetch, number, members)
             self._held.setdefault(number, deque()).append(future)

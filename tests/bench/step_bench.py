@@ -1,0 +1,291 @@
+"""python -m tests.bench.step_bench: a training step on the CPU by part, its peak memory, its share of the possible.
+
+Four ways run in turn, each in a process of its own, so that a machine whose speed drifts slows all of them alike and each
+peak is its own. `plain lineage-like` stands for Simple-BEV's own network, which is not part of this project: the same layers,
+but all cameras' whole volumes are sampled in one go and kept for the backward pass, as there. `plain` is our own, with
+unprojection="plain".
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from common.vox import VoxUtil
+from tests.bench.measure import Row, best_ms
+from tests.conftest import REPOSITORY
+from train.loss import SimpleLoss, balanced_mse_loss
+from train.model import Segnet, camera_mean, segnet
+
+RESULTS = Path(__file__).parent / "results"
+GRID, IMAGE, CAMERAS = (200, 8, 200), (224, 400), 6
+YAWS = (-55, 0, 55, 110, 180, -110)  # degrees; six cameras about as nuScenes has them
+PARTS = ("encoder", "unprojection", "BEV network", "losses", "backward", "optimizer")
+# name: (unprojection, autocast dtype, channels_last)
+WAYS = {
+    "plain lineage-like fp32": ("lineage", None, False),
+    "plain fp32": ("plain", None, False),
+    "fused fp32": ("fused", None, True),
+    "fused bf16": ("fused", torch.bfloat16, True),
+}
+GOALS = {
+    ("plain lineage-like fp32", "fused fp32"): (">= 1.9", "<= 0.6"),
+    ("plain lineage-like fp32", "fused bf16"): (">= 3.3", "<= 0.5"),
+    ("plain fp32", "fused fp32"): (">= 1.7", ""),
+    ("plain fp32", "fused bf16"): (">= 3", ""),
+}
+
+
+def lineage_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips, unprojection):
+    """The camera mean with every camera's volume in memory at once, and kept."""
+    flat = (feats.float().flatten(0, 1), pix_T_refs.flatten(0, 1), cams_T_ref.flatten(0, 1))
+    values = vox_util.unproject_image_to_mem(*flat).unflatten(0, feats.shape[:2])
+    mask = (values != 0).float()
+    return (values * mask).sum(1) / (mask.sum(1) + 1e-6)
+
+
+class Step:
+    """One training step at a time of one of the WAYS, on inputs drawn once."""
+
+    def __init__(self, way, encoder="res101"):
+        unprojection, self.dtype, channels_last = WAYS[way]
+        segnet.camera_mean = lineage_mean if unprojection == "lineage" else camera_mean.camera_mean
+        torch.manual_seed(0)
+        self.vox = VoxUtil(*GRID, scene_centroid=[[0.0, 1.0, 0.0]], bounds=(-50, 50, -5, 5, -50, 50))
+        self.net = Segnet(*GRID, encoder_type=encoder, unprojection="fused" if unprojection == "fused" else "plain")
+        self.net.decoder.feat_head.requires_grad_(False)
+        if channels_last and not torch._guards.detect_fake_mode():  # fake parameters cannot be exchanged
+            self.net.to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-4, fused=True)
+        self.seg_loss = SimpleLoss(2.13)
+        self.inputs, self.labels = self._draw()
+        self.marks = []
+        self.net.encoder.register_forward_hook(lambda *_: self.mark())
+        self.net.bev_compressor.register_forward_pre_hook(lambda *_: self.mark())
+
+    def _draw(self):
+        yaw = torch.deg2rad(torch.tensor(YAWS, dtype=torch.float32))
+        cam0_T_cams = torch.eye(4).repeat(1, CAMERAS, 1, 1)
+        cam0_T_cams[0, :, 0, 0] = cam0_T_cams[0, :, 2, 2] = yaw.cos()
+        cam0_T_cams[0, :, 0, 2], cam0_T_cams[0, :, 2, 0] = yaw.sin(), -yaw.sin()
+        pix_T_cams = torch.eye(4).repeat(1, CAMERAS, 1, 1)
+        pix_T_cams[..., 0, 0] = pix_T_cams[..., 1, 1] = IMAGE[1] * 1266 / 1600
+        pix_T_cams[..., 0, 2], pix_T_cams[..., 1, 2] = IMAGE[1] / 2, IMAGE[0] / 2
+        plane = (1, 1, GRID[0], GRID[2])
+        labels = (torch.rand(plane) < 0.05).float(), torch.rand(plane), torch.randn(1, 2, *plane[2:])
+        return (torch.rand(1, CAMERAS, 3, *IMAGE) - 0.5, pix_T_cams, cam0_T_cams), labels
+
+    def mark(self):
+        self.marks.append(self.clock())
+
+    def run(self, clock):
+        """Seconds of each of PARTS."""
+        self.clock, self.marks = clock, [clock()]
+        with torch.autocast("cpu", dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            outputs = [o.float() for o in self.net(*self.inputs, self.vox)[2:]]
+        self.mark()
+        seg, center, offset = self.labels
+        loss = 10 * self.seg_loss(outputs[0], seg, torch.ones_like(seg)) * torch.exp(-self.net.ce_weight)
+        loss = loss + balanced_mse_loss(outputs[1], center) / (2 * torch.exp(self.net.center_weight))
+        loss = loss + (outputs[2] - offset).abs().mean() / (2 * torch.exp(self.net.offset_weight))
+        self.mark()
+        loss.backward()
+        self.mark()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.mark()
+        return [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)]
+
+
+class Count(TorchDispatchMode):
+    """(operations, bytes read and written) of everything that runs below, views aside."""
+
+    def __init__(self):
+        super().__init__()
+        self.each = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view and not func.name().startswith("prim::"):
+            counter = flop_registry.get(func._overloadpacket)
+            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+            flops = counter(*args, **(kwargs or {}), out_val=out) if counter else 0
+            self.each.append((flops, sum(t.numel() * t.element_size() for t in tensors)))
+        return out
+
+
+def counts(way, encoder):
+    """[(operations, bytes)] of a step, of fake tensors: nothing is computed."""
+    with FakeTensorMode(), Count() as count:
+        step = Step(way, encoder)
+        count.each.clear()
+        step.run(time.perf_counter)
+    return count.each
+
+
+def ceilings():
+    """Operations a second of a matrix product in fp32 and bf16, and bytes a second of a copy, as measured here and now."""
+    found = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a = torch.randn(2048, 2048).to(dtype)
+        found[name] = 2 * 2048**3 / best_ms(lambda a=a: a @ a, 5) * 1e3
+    a, b = torch.zeros(2**26), torch.zeros(2**26)
+    found["copy"] = 2 * a.nbytes / best_ms(lambda: b.copy_(a), 5) * 1e3
+    return found
+
+
+class Worker:
+    """A process that runs the steps of one way when asked."""
+
+    def __init__(self, way, encoder, threads, clock):
+        # Threads that spin while they wait would count as work where CPU time is measured.
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "passive" if clock == "cpu" else "active",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "tests.bench.step_bench",
+            "--worker",
+            way,
+            "--encoder",
+            encoder,
+            "--clock",
+            clock,
+        ]
+        self.process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.steps = []
+
+    def step(self, count=True):
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        seconds, self.peak_gb = json.loads(self.process.stdout.readline())
+        if count:
+            self.steps.append(seconds)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def work(way, encoder, clock):
+    step = Step(way, encoder)
+    for _ in sys.stdin:
+        seconds = step.run(time.process_time if clock == "cpu" else time.perf_counter)
+        print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]), flush=True)
+
+
+def rows(repeats=3, encoder="res101", threads=2, clock="wall"):
+    """The step's part of the benchmarks' table."""
+    workers = {way: Worker(way, encoder, threads, clock) for way in WAYS}
+    for turn in range(repeats + 1):
+        for worker in workers.values():
+            worker.step(count=turn > 0)
+    for worker in workers.values():
+        worker.close()
+    medians = {way: [statistics.median(part) for part in zip(*w.steps, strict=True)] for way, w in workers.items()}
+    totals = {way: [sum(step) for step in w.steps] for way, w in workers.items()}
+    out = []
+    for way, parts in medians.items():
+        out.append(Row(f"step: {way}, {encoder}", statistics.median(totals[way]) * 1e3))
+        out += [Row(f"step: {way}: {name}", s * 1e3) for name, s in zip(PARTS, parts, strict=True)]
+        out.append(Row(f"step: {way}: peak memory", workers[way].peak_gb, "GB"))
+    for (other, ours), (faster, smaller) in GOALS.items():
+        ratio = statistics.median(a / b for a, b in zip(totals[other], totals[ours], strict=True))
+        out.append(Row(f"step: {ours}, times as fast as {other}", ratio, "x", goal=faster))
+        memory = workers[ours].peak_gb / workers[other].peak_gb
+        out.append(Row(f"step: {ours}, peak over that of {other}", memory, "", goal=smaller))
+    out += unprojection(repeats, clock)
+    return out + roofline({way: statistics.median(t) for way, t in totals.items()}, encoder)
+
+
+def unprojection(repeats=3, clock="wall"):
+    """The camera mean alone, forward and backward, against the plain one: pairs of runs in turn."""
+    step = Step("fused fp32", "res50")
+    _, pix_T_cams, cam0_T_cams = step.inputs
+    cams_T_cam0 = torch.linalg.inv(cam0_T_cams)
+    pix_T_cam0 = torch.diag(torch.tensor([1 / 8, 1 / 8, 1, 1])) @ pix_T_cams @ cams_T_cam0
+    feats = torch.randn(1, CAMERAS, 128, IMAGE[0] // 8, IMAGE[1] // 8, requires_grad=True)
+    now, times = time.process_time if clock == "cpu" else time.perf_counter, {"fused": [], "plain": []}
+    for _ in range(repeats + 1):
+        for way, own in times.items():
+            begin = now()
+            volume = camera_mean.camera_mean(feats, pix_T_cam0, cams_T_cam0, step.vox, None, way)
+            middle = now()
+            volume.backward(volume.detach())
+            own.append((middle - begin, now() - begin))
+    out = []
+    for part, name in enumerate(("forward", "forward and backward")):
+        fused, plain = ([each[part] for each in own[1:]] for own in times.values())
+        ratio = statistics.median(b / a for a, b in zip(fused, plain, strict=True))
+        out += [Row(f"unprojection: fused, {name}", statistics.median(fused) * 1e3)]
+        out += [Row("unprojection: times as fast as plain", ratio, "x", goal=">= 8" if part else "")]
+    return out
+
+
+def roofline(seconds, encoder):
+    """What the machine allows a step, operation by operation the slower of its arithmetic and its traffic."""
+    limit = ceilings()
+    out = [Row(f"ceiling: matrix product, {name}", limit[name] / 1e9, "GFLOP/s") for name in ("fp32", "bf16")]
+    out.append(Row("ceiling: copy", limit["copy"] / 1e9, "GB/s"))
+    for way in ("fused fp32", "fused bf16"):
+        each = counts(way, encoder)
+        best = sum(max(flops / limit[way[-4:]], size / limit["copy"]) for flops, size in each)
+        out.append(Row(f"roofline: {way}: operations", sum(f for f, _ in each) / 1e9, "GFLOP"))
+        out.append(Row(f"roofline: {way}: bytes moved", sum(b for _, b in each) / 1e9, "GB"))
+        out.append(Row(f"roofline: {way}: the ceilings allow", best * 1e3))
+        out.append(Row(f"roofline: {way}: share reached", 100 * best / seconds[way], "%"))
+    return out
+
+
+def machine():
+    """The processor and what of it counts here, without anything that names the machine itself."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    facts = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    name = facts.get("model name", platform.processor() or platform.machine())
+    family = f"family {facts['cpu family']} model {facts['model']}, " if "cpu family" in facts else ""
+    bf16 = "avx512_bf16" if "avx512_bf16" in facts.get("flags", "").split() else "no avx512_bf16"
+    return f"{name}, {family}{os.cpu_count()} cores, {bf16}, torch {torch.__version__}"
+
+
+@click.command()
+@click.option("--repeats", default=3, help="steps of each way, after one that is not counted")
+@click.option("--encoder", default="res101")
+@click.option("--threads", default=2)
+@click.option(
+    "--clock", default="wall", type=click.Choice(["wall", "cpu"]), help="cpu: of all threads, for a busy machine"
+)
+@click.option("--keep", help="also write the table to results/NAME.txt")
+@click.option("--worker", hidden=True, type=click.Choice(list(WAYS)))
+def main(repeats, encoder, threads, clock, keep, worker):
+    """Print the table of the training step."""
+    if worker:
+        return work(worker, encoder, clock)
+    torch.set_num_threads(threads)
+    lines = [f"{machine()}; {threads} threads, {clock} clock, median of {repeats}; {IMAGE[0]}x{IMAGE[1]}, batch 1"]
+    lines += map(str, rows(repeats, encoder, threads, clock))
+    click.echo("\n".join(lines))
+    if keep:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{keep}.txt").write_text("\n".join(line.rstrip() for line in lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
