@@ -72,7 +72,7 @@ def main(given, **choices):
     sensors, grid, image size, labels, shards) need not be said again. Options of training are taken and change nothing.
     """
     options = read_options(from_config(given))
-    launch(_Evaluation(choices), options)
+    launch(Evaluation(choices), options)
 
 
 def read_options(given):
@@ -129,8 +129,11 @@ def label_specs(options):
 
 
 @dataclass(frozen=True)
-class _Evaluation:
-    """One process's part of the command: called with the options and its World."""
+class Evaluation:
+    """One process's part of the command: called with the options and its World.
+
+    choices: out, pictures, robustness and baseline, as the command line has them.
+    """
 
     choices: dict
 
@@ -240,10 +243,10 @@ def _prepare(options, world):
     labels = label_specs(options)
     place = (world.device, False, world.rank, world.size)
     _, loader, grid = make_loaders(options, *place, network.needs.cameras, labels)
-    step = checkpoint.load_weights(path, content, on_device(network, world.device), options.ignore_load)
+    autocast = options.autocast_on(world.device)
+    step = checkpoint.load_weights(path, content, on_device(network, world.device, autocast), options.ignore_load)
     if options.compile:
         network.compile()
-    autocast = options.autocast_on(world.device)
     return Parts(options, network, loader, grid, labels, step, Path(path), autocast)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from common.files import write_atomically
+from common.spelling import EITHER
 from train.command import fail_in_one_line
 from train.evaluation.files import read_json
 from train.pictures.page import Run, page
@@ -14,18 +15,17 @@ from train.pictures.page import Run, page
 CURVES = ("stats", "pooled", "_")
 
 
-@click.command()
+@click.command(context_settings=EITHER)
 @click.argument("runs", nargs=-1, required=True)
 @click.option("--out", default="report.html", show_default=True, help="the page")
-@click.option(
-    "--log_dir", "--log-dir", help="TensorBoard folder of the runs, where the run's options name another place"
-)
+@click.option("--log_dir", help="TensorBoard folder of the runs, where the run's options name another place")
 def main(runs, out, log_dir):
     """Write one self-contained page about RUNS: folders of runs that train.evaluate has evaluated."""
-    fail_in_one_line(lambda: _write(runs, out, log_dir))
+    fail_in_one_line(lambda: write_report(runs, out, log_dir))
 
 
-def _write(runs, out, log_dir):
+def write_report(runs, out, log_dir=None):
+    """Write the page of the folders of evaluated runs to `out` and say so."""
     read = [read_run(run, log_dir) for run in runs]
     made = f"Made {datetime.now():%Y-%m-%d %H:%M} by python -m train.report, Python {platform.python_version()}."
     text = page(read, made)
