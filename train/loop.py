@@ -75,7 +75,8 @@ class Trainer:
         self.options, self.network, self.name = options, network, name or options.exp_name
         self.train_loader, self.val_loader, grid = loaders
         self.world = world or World(0, 1, self.train_loader.stage.device)
-        on_device(network, self.world.device)
+        autocast = options.autocast_on(self.world.device)
+        on_device(network, self.world.device, autocast)
         if optimizer is None:
             chosen = (options.lr, options.weight_decay, options.max_iters, options.use_scheduler)
             optimizer, scheduler = fetch_optimizer(parameter_groups(network), *chosen)
@@ -83,7 +84,6 @@ class Trainer:
         self.folder = Path(options.ckpt_dir) / self.name
         self.pools = {w: Pool((pools or {}).get(w, ())) for w in "tv"}
         self.best = best
-        autocast = options.autocast_on(self.world.device)
         self.step = LossStep(network, grid, autocast, self.world, options.seed, options.rand_flip)
         if options.compile:
             network.compile()

@@ -1,5 +1,7 @@
 """Network and losses as one module: what DistributedDataParallel wraps, so that every parameter is used inside it."""
 
+import inspect
+
 import numpy as np
 import torch
 from torch import nn
@@ -84,8 +86,12 @@ def over_processes(step, batch=None):
         return step
     search = batch is not None and bool(step.world.any(int(bool(unreached(step, batch)))))
     # Batch-norm statistics are each rank's own; evaluation and checkpoints take rank 0's.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    own_buffers = (
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    )  # before torch 2.15
     return DistributedDataParallel(
-        step, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=search
+        step, gradient_as_bucket_view=True, find_unused_parameters=search, **{own_buffers: False}
     )
 
 
