@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 
@@ -19,8 +20,9 @@ from tests.test_order import CONF, GRID, equal
 from tests.test_resume import SMALL, assert_same, run_folder, start, wait_for
 from train import checkpoint, show
 from train.data import compile_data
+from train.evaluate import read_options
 from train.options import Options
-from train.run import check_samples
+from train.run import check_samples, note_other_order
 from train.setup import make_loaders
 
 TINY = [*SMALL, "--nsweeps", 2, "--val_freq", 5, "--max_iters", 15, "--save_freq", 3, "--keep_latest", 9]
@@ -76,6 +78,17 @@ def test_a_list_of_other_samples_is_refused_wherever_it_lies(local_run, s3_shard
             check_samples(local_run, content, other, "")
 
 
+def test_a_stream_takes_the_list_and_says_that_its_order_is_another(local_run, synth_shards, capsys):
+    options = {"nsweeps": 2, "batch_size": 2, "res_scale": 0.25, "nworkers": 0, "do_val": False}
+    content = checkpoint.read(local_run, 3)  # in the middle of the first epoch
+    for reader, notes in (("stream", 1), ("auto", 0)):
+        train, _, _ = make_loaders(Options(shards=(str(synth_shards),), reader=reader, **options), torch.device("cpu"))
+        check_samples(local_run, content, train, "")
+        train.load_state_dict(content["loader"])
+        note_other_order(content, train)
+        assert capsys.readouterr().err.count("note: shards that are streamed have an order of their own") == notes
+
+
 @pytest.fixture
 def access(s3, tmp_path, monkeypatch):
     """A file with --store_options, which alone say where the bucket is."""
@@ -89,18 +102,18 @@ def access(s3, tmp_path, monkeypatch):
     return path
 
 
-def test_two_processes_fetch_each_sample_of_an_epoch_once(s3, s3_shards, access, tmp_path):
-    """One epoch of cameras, a request a keyframe; what the second needs is in the cache, whichever process put it there."""
+def test_two_processes_fetch_each_sample_once(s3, s3_shards, access, tmp_path):
+    """Two epochs of cameras, a request a keyframe; in the second all is in the cache, whichever process put it there."""
     cameras = ["--use_radar", "False", "--use_lidar", "False", "--do_val", "False", "--device_ids", "0,1"]
-    more = ["--max_iters", 5, "--store_options", access, "--cache_dir", tmp_path / "cache"]
+    more = ["--max_iters", 10, "--store_options", access, "--cache_dir", tmp_path / "cache"]
     before = len(s3.requests('.tar HTTP/1.1" 206'))
     result = run_module(*words(f"{s3_shards}/train-*.tar", tmp_path, *cameras, *more))
-    assert len(s3.requests('.tar HTTP/1.1" 206')) - before == 20
-    assert result.stderr.count("0 % of 10 keyframes came from the cache") == 1
-    files = [p for p in tmp_path.rglob("*") if p.is_file() and p != access]
-    assert not any(b"secret_access_key" in p.read_bytes() for p in files)
-    run_module("train.run", "--resume", run_folder(tmp_path), "--max_iters", 10, "--store_options", access)
-    assert len(s3.requests('.tar HTTP/1.1" 206')) - before == 20
+    assert len(s3.requests('.tar HTTP/1.1" 206')) - before == 20 + 1  # and a look at the categories of one
+    told = re.findall(r"(\d+ % of \d+) keyframes came from the cache", result.stderr)
+    assert told[-2:] == ["0 % of 10", "100 % of 10"] and len(told) <= 3
+    assert not any(b"secret_access" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p != access)
+    given = {"init_dir": str(run_folder(tmp_path)), "store_options": str(access)}
+    assert read_options(given).val_shards == (f"{s3_shards}/val-000.tar",)
 
 
 def invoke(command, *arguments):

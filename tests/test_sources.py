@@ -82,34 +82,6 @@ def test_gaps_are_read_through_where_they_are_small():
     assert [len(g) for g in neighbours(wanted, 2)] == [3, 1]
 
 
-_ONE_RANK = """
-import sys
-from tests.test_order import CONF, GRID
-from train.data import compile_data
-shards, rank = sys.argv[1], int(sys.argv[2])
-shared = {"bsz": 4, "nworkers": 2, "use_lidar": False, "use_radar": False, "rank": rank, "world_size": 2}
-loader, _ = compile_data(shards, None, {**CONF, "ncams": 6}, **GRID, **shared)
-print([token for batch in loader for window in batch.tokens for token in window])
-"""
-
-
-def test_two_processes_fetch_each_sample_of_an_epoch_once(s3, s3_shards):
-    before = len(s3.requests('.tar HTTP/1.1" 206'))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", _ONE_RANK, f"{s3_shards}/train-*.tar", str(rank)],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
-    seen = [token for output in outputs for token in eval(output)]
-    assert len(seen) == len(set(seen)) == 20
-    assert len(s3.requests('.tar HTTP/1.1" 206')) - before == 20
-
-
 def test_transient_faults_cost_time_only(http, synth_shards):
     remote = open_source(f"{http.address}/train-000.tar", SourceConfig(**QUICK))
     local = LocalSource(f"{synth_shards}/train-000.tar")

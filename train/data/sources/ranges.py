@@ -26,7 +26,7 @@ class RangeSource(KeyframeTable):
     is_stream = False
 
     def __init__(self, shards, verify_reads=False, cache=None, requests=16):
-        shards = find_shards(shards)
+        self.shards = shards = find_shards(shards)
         opened = load_indexes(shards)
         super().__init__([index for index, _ in opened], verify_reads)
         self.cache, self.requests = cache, requests
