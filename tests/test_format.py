@@ -1,8 +1,10 @@
 """shards/README.md and the code say the same about the format."""
 
+import hashlib
 import io
 import json
 import re
+import shutil
 import tarfile
 
 import numpy as np
@@ -32,6 +34,7 @@ from common.record import (
     parse_sample,
 )
 from common.shard_index import ABSENT, ShardError, build_index, dump_index, index_path, load_index, parse_index
+from common.shard_set import find_shards
 from preprocess.verify import verify
 from tests.conftest import REPOSITORY
 
@@ -170,3 +173,27 @@ def test_shards_of_schema_1_are_read(synth_shards, tmp_path):
     raw = json.loads(dump_index(index)) | {"schema": 3}
     with pytest.raises(ShardError, match="schema 3"):
         parse_index(json.dumps(raw).encode(), index.tar)
+
+
+@pytest.mark.parametrize("name", ["val.manifest.json", "val-000.idx.json"])
+def test_index_and_manifest_are_specified_and_sealed_as_it_says(synth_shards, name):
+    body = json.loads((synth_shards / name).read_bytes())
+    described = SPECIFICATION[SPECIFICATION.index("## Beside the shards" if "manifest" in name else "## Index") :]
+    entries = body["shards"] if "manifest" in name else []
+    assert all(re.search(rf"\b{field}\b", described) for field in {*body, *(k for entry in entries for k in entry)})
+    assert "sorted keys, no spaces, and everything but ASCII escaped" in SPECIFICATION
+    digest = body.pop("body_sha256")
+    rest = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    assert digest == hashlib.sha256(rest.encode()).hexdigest()
+
+
+def test_layers_lie_where_it_says_and_belong_to_no_split(synth_shards, tmp_path):
+    place = re.search(r"A layer adds members to finished shards: `([^`]+)`", SPECIFICATION)[1]
+    tar = tmp_path / place.replace("<name>", "maps").replace("train", "val")
+    tar.parent.mkdir(parents=True)
+    for name in ("val-000.tar", "val-000.idx.json", "val.manifest.json"):
+        shutil.copy(synth_shards / name, tmp_path)
+        shutil.copy(synth_shards / name, tar.parent)
+    for pattern in (tmp_path, tmp_path / "val-*.tar"):
+        assert find_shards(pattern, "val").shards == (str(tmp_path / "val-000.tar"),)
+    assert not verify(tmp_path)[0]
