@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from common.shard_set import find_beside, find_shards
+from common.stores import parse_options
 from train import checkpoint
 from train.arithmetic import on_device, set_arithmetic
 from train.command import commands_among, from_config, launch, options_command
@@ -89,7 +90,7 @@ def read_options(given):
             say(f"note: --{name} {given[name]}; the run was trained with {own[name]}")
     if not any(name in given for name in _SHARDS):
         own |= {name: coerce(name, recorded[name]) for name in _SHARDS if name in recorded}
-        own |= _val_shards_of(given["init_dir"], own)
+        own |= _val_shards_of(given["init_dir"], own, parse_options(given.get("store_options")))
     own["exp_name"] = recorded.get("exp_name", Options.exp_name)
     own["log_dir"] = recorded.get("log_dir", Options.log_dir)
     options = Options(**{**own, **given, "do_val": True})
@@ -97,15 +98,15 @@ def read_options(given):
     return replace(options, precision=options.precision or "fp32")
 
 
-def _val_shards_of(run, recorded):
-    """{"val_shards": those of the run}, or {} where it records none. Raises ValueError."""
+def _val_shards_of(run, recorded, access):
+    """{"val_shards": those of the run}, or {} where it records none; access: options of the stores. Raises ValueError."""
     if commands := commands_among(recorded):
         raise ValueError(
             f"{run}: a checkpoint may not say which commands to run; if {commands[0]!r} is meant, name it: --val_shards …"
         )
     if recorded.get("val_shards") or not recorded.get("shards"):
         return {"shards": ()}
-    found = find_beside(find_shards(recorded["shards"], "train"), "val")
+    found = find_beside(find_shards(recorded["shards"], "train", access), "val")
     if not found:
         raise ValueError(f"{run}: no val shards beside {', '.join(recorded['shards'])}; give --val_shards")
     return {"shards": (), "val_shards": found.shards}

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from common.shard_set import find_shards
 from train.pictures.layout import encode
 from train.samples import Network, Samples
 from train.show import sheet_of
@@ -21,9 +20,7 @@ def write_gallery(out, evaluation, label, parts, count):
     chosen = chosen_rows(evaluation.rows, label, count)
     if not chosen or parts.loader.reader.is_stream:
         return 0
-    samples = Samples(
-        find_shards([str(index.tar) for index in parts.loader.reader.indexes], None, parts.options.stores)
-    )
+    samples = Samples(parts.loader.reader.shards)
     network = Network(parts.options, parts.network.eval(), parts.step, parts.loader.stage.device)
     for number, (kind, row, value) in enumerate(chosen):
         picture = sheet_of(samples, samples.find(row.key)[0], network, WIDTH_PX)

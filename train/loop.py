@@ -261,6 +261,7 @@ class Trainer:
                 state |= {f"{prefix}loader": loader.state_dict(), f"{prefix}samples": len(loader.windows)}
                 if digest := getattr(loader.reader, "samples_sha256", None):
                     state[f"{prefix}samples_sha256"] = digest
+        state["is_stream"] = getattr(self.train_loader.reader, "is_stream", False)
         content = checkpoint.snapshot(step, self.network, self.optimizer, self.scheduler, **state)
         return saver.submit(step, content, name)
 
