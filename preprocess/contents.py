@@ -78,7 +78,7 @@ def count(tars, progress=lambda shards: shards):
     """Contents of the shards at `tars`.
 
     Args:
-        progress: wraps the list of shards, as tqdm does.
+        progress: wraps the list of shards, as common.progress.progress does.
     Raises:
         ShardError: a shard or member that cannot be read, named.
     """

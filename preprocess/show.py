@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import click
-from tqdm import tqdm
 
 from common.files import write_atomically
+from common.progress import progress
 from common.shard_index import ShardError
 from common.spelling import EITHER
 from preprocess.chart import draw_chart
@@ -29,7 +29,7 @@ def main(shards, as_json, chart):
         if chart and not chart.endswith(".png"):
             raise ValueError(f"--chart {chart}: a chart ends in .png")
         tars = shards_of(shards)
-        contents = count(tars, _progress)
+        contents = count(tars, lambda shards: progress(shards, "shard", "show"))
         if chart:
             write_atomically(Path(chart), draw_chart(contents))
     except (SourceError, ShardError, ValueError) as error:
@@ -40,11 +40,6 @@ def main(shards, as_json, chart):
         click.echo(json.dumps(contents.as_dict(), indent=1))
     else:
         click.echo("\n".join(table(contents)))
-
-
-def _progress(tars):
-    wait = 0.1 if sys.stderr.isatty() else 10.0  # a log wants a line now and then
-    return tqdm(tars, desc="show", unit="shard", dynamic_ncols=True, mininterval=wait, delay=2.0, leave=False)
 
 
 def _fail(error):

@@ -19,6 +19,7 @@ from common.cameras import CAMERAS, LIDAR_FIELDS, RADAR_FIELDS, RADARS
 from common.errors import CannotList, Missing
 from common.keys import keyframe_key
 from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
+from common.progress import Progress
 from common.record import (
     BOXES_MEMBER,
     CAMERAS_MEMBER,
@@ -45,7 +46,6 @@ from preprocess.options import Options
 from preprocess.plan import Planner
 from preprocess.plausible import check_boxes, check_camera, check_rigid
 from preprocess.pointclouds import lidar_problem, radar_problem
-from preprocess.progress import Progress
 from preprocess.steps import check_keyframe_step, check_offset, check_sweep_step
 
 SAMPLE_FIELDS = frozenset(
