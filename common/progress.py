@@ -99,9 +99,9 @@ class Progress:
             self.told = True
             say(f"{self.title}: {done} of {self.total} {self.unit}s{f', {texts}' if texts else ''}")
 
-    def begin_clock(self):
-        """Reckon what is left from here on: what was done so far also paid for what begins once."""
-        self.left = Left(self.total, self.done)
+    def begin_clock(self, done):
+        """Reckon what is left from here on, where `done` are finished: these also paid for what begins once."""
+        self.left = Left(self.total, done)
 
     def one_more(self):
         """Another one is finished."""

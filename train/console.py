@@ -38,10 +38,10 @@ class Console:
         if not self.leads:
             return
         speed = "{samples_per_s:.1f} samples/s, {read_mb_per_s:.0f} MB/s, wait {data_wait_percent:.0f} %"
-        self.bar.update(step, speed.format(**figures))
         if step == self.first:  # it also paid for what begins once
             self.left = Left(self.last, step)
-            self.bar.begin_clock()
+            self.bar.begin_clock(step)
+        self.bar.update(step, speed.format(**figures))
         due = self.pace.due()
         if due or self.updates <= FIRST_UPDATES or step == self.last:
             say(line(step, self.last, figures, pools, self.left.after(step)), to_stdout=True)
@@ -108,6 +108,7 @@ def opening(options, world, network, loaders, folder, step):
         row("val", _validation(loaders[1], options)),
         row("labels", _labels(options)),
         row("network", _network(network, options)),
+        row("sensors", _sensors(network.needs, options)),
         row("updates", f"{options.max_iters - step}{later}; {each}; a checkpoint every {options.save_freq}"),
     ]
 
@@ -146,14 +147,16 @@ def _labels(options):
 
 
 def _network(network, options):
-    needs = network.needs
-    sensors = ["camera"] * needs.cameras + ["lidar"] * bool(needs.lidar)
-    sensors += ["metaradar" if needs.radar == "metaradar" else "radar"] * bool(needs.radar)
     encoder = f" {options.encoder_type}" if options.model == Options().model else ""
+    return f"{options.model}{encoder}, {sum(p.numel() for p in network.parameters()):,} parameters"
+
+
+def _sensors(needs, options):
     height, width = options.data_aug_conf()["final_dim"]
-    count = sum(p.numel() for p in network.parameters())
-    images = f", {height}x{width}" if needs.cameras else ""
-    return f"{options.model}{encoder}, {count:,} parameters; {', '.join(sensors) or 'no sensor'}{images}"
+    names = [f"{options.ncams} cameras of {height} x {width}"] * needs.cameras
+    names += ["lidar"] * bool(needs.lidar)
+    names += ["metaradar" if needs.radar == "metaradar" else "radar"] * bool(needs.radar)
+    return ", ".join(names) or "none"
 
 
 def ending(options, folder, *, done, evaluated):

@@ -96,9 +96,9 @@ def train_rank(options, world, build=None):
     options = dataclasses.replace(options, ckpt_dir=str(folder.parent), resume="", config="")
     config = yaml.safe_dump(as_dict(options), sort_keys=False)
     world.together(lambda: world.leads and (folder / "config.yaml").write_text(config))
-    if world.leads:
-        for text in opening(options, world, parts["network"], parts["loaders"], folder, step):
-            say(text)
+    what = world.together(lambda: opening(options, world, parts["network"], parts["loaders"], folder, step))
+    for text in what:
+        say(text)
     return _run(Trainer(options, name=folder.name, world=world, **parts), step)
 
 
