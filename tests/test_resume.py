@@ -81,14 +81,14 @@ def straight(synth_shards, tmp_path_factory):
 
 
 def curves(out):
-    """(step, value) of every scalar of a run that does not measure time."""
+    """(step, value) of every scalar of a run that does not measure time or memory."""
     found = {}
     for where in "tv":
         [folder] = (out / "logs").glob(f"*/{where}")
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:
-            if not re.search("time|wait|_per_s", tag):
+            if not re.search("time|wait|_per_s|memory", tag):
                 found[where, tag] = [(event.step, event.value) for event in events.Scalars(tag)]
     return found
 
