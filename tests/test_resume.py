@@ -44,6 +44,11 @@ def arguments(shards, out, *more):
     return ["train.run", *where, *SMALL, *more]
 
 
+def _answer_hang_ups():
+    """A runner under nohup hands down that SIGHUP is ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(*words, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, words)],
@@ -53,6 +58,7 @@ def start(*words, **environment):
         text=True,
         start_new_session=True,
         env={**os.environ, **environment},
+        preexec_fn=_answer_hang_ups,
     )
 
 
