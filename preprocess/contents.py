@@ -82,7 +82,7 @@ def count(shards, progress=lambda tars: tars):
     """Contents of a ShardSet.
 
     Args:
-        progress: wraps the list of shards, as tqdm does.
+        progress: wraps the list of shards, as common.progress.progress does.
     Raises:
         ShardError: a shard or member that cannot be read, named.
     """

@@ -6,6 +6,7 @@ import click
 
 from common.addresses import index_address, split
 from common.errors import StoreError
+from common.progress import progress, say
 from common.shard_index import build_index, dump_index
 from common.shard_set import find_shards
 from common.spelling import EITHER
@@ -24,12 +25,12 @@ def main(shards, store_options):
             tars += find_shards(pattern, options=options, strict=False)
         except (ValueError, OSError) as error:
             failed = _failed(error)
-    for tar in tars:
+    for tar in progress(tars, "shard", "index"):
         folder, name = split(tar)
         try:
             store = open_store(folder or ".", options)
             path = store.path(index_address(name))
-            click.echo(f"{path}: {'rebuilt' if rebuild(store, name) else 'was right already'}")
+            say(f"{path}: {'rebuilt' if rebuild(store, name) else 'was right already'}", to_stdout=True)
         except (ValueError, OSError) as error:
             failed = _failed(error)
     sys.exit(failed)
@@ -50,7 +51,7 @@ def rebuild(store, name):
 
 
 def _failed(error):
-    click.echo(f"error: {' '.join(str(error).split())}", err=True)
+    say(f"error: {' '.join(str(error).split())}")
     return True
 
 

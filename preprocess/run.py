@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from common.progress import Progress, say
 from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
 from common.spelling import EITHER
@@ -20,7 +21,6 @@ from preprocess.options import Options, parse_channels, parse_sensors
 from preprocess.plan import DEFAULT_SHARDS, Planner, read_splits
 from preprocess.pointclouds import LIDAR_COLUMNS
 from preprocess.pool import DaskPool, LocalPool
-from preprocess.progress import Progress, say
 from preprocess.shard_writer import KINDS
 
 PROBED_KEYFRAMES = 24  # what --dry-run makes in memory to know how large the rest will be

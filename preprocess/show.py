@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import click
-from tqdm import tqdm
 
 from common.files import write_atomically
+from common.progress import progress
 from common.shard_index import ShardError
 from common.spelling import EITHER
 from common.stores import parse_options
@@ -33,7 +33,7 @@ def main(shards, as_json, chart, store_options):
         found = shards_of(shards, parse_options(store_options))
         for note in found.notes:
             click.echo(f"note: {note}", err=True)
-        contents = count(found, _progress)
+        contents = count(found, lambda shards: progress(shards, "shard", "show"))
         if chart:
             write_atomically(Path(chart), draw_chart(contents))
     except (SourceError, ShardError, ValueError) as error:
@@ -44,11 +44,6 @@ def main(shards, as_json, chart, store_options):
         click.echo(json.dumps(contents.as_dict(), indent=1))
     else:
         click.echo("\n".join(table(contents)))
-
-
-def _progress(tars):
-    wait = 0.1 if sys.stderr.isatty() else 10.0  # a log wants a line now and then
-    return tqdm(tars, desc="show", unit="shard", dynamic_ncols=True, mininterval=wait, delay=2.0, leave=False)
 
 
 def _fail(error):

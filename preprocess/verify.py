@@ -19,6 +19,7 @@ from common.cameras import CAMERAS, LIDAR_FIELDS, RADAR_FIELDS, RADARS
 from common.errors import CannotList, Missing
 from common.keys import keyframe_key
 from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
+from common.progress import Progress, progress, say
 from common.record import (
     BOXES_MEMBER,
     CAMERAS_MEMBER,
@@ -45,7 +46,6 @@ from preprocess.options import Options
 from preprocess.plan import Planner
 from preprocess.plausible import check_boxes, check_camera, check_rigid
 from preprocess.pointclouds import lidar_problem, radar_problem
-from preprocess.progress import Progress
 from preprocess.steps import check_keyframe_step, check_offset, check_sweep_step
 
 SAMPLE_FIELDS = frozenset(
@@ -321,14 +321,15 @@ def _check_scenes(indexes):
 def _sources(against, tars):
     """(address of the folder, shard name) -> (facts, {key: KeyframeRecipe}) of the nuScenes folder."""
     out, planner = {}, None
-    for store, tar in tars:
+    for store, tar in progress(tars, "shard", "planning"):
         try:
             index, _ = open_index(store, tar)
         except ShardError:
             continue  # told by the check of the shard itself
         facts = index.facts
         if planner is None:
-            planner = Planner(against, facts["version"], Options.from_facts(facts), "skip")
+            say(f"reading the tables of {against / facts['version']}")
+            planner = Planner(against, facts["version"], Options.from_facts(facts), "skip", say=say)
             scenes = {scene["name"]: scene for scene in planner.scenes}
         frames = {}
         for name, _, _ in index.scenes:

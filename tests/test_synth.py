@@ -6,7 +6,7 @@ import pytest
 
 from common.cameras import CAMERAS
 from preprocess.frames import inverse
-from preprocess.synth import cameras, progress, sensors
+from preprocess.synth import cameras, sensors
 from preprocess.synth.conditions import LOCATIONS, Conditions
 from preprocess.synth.folder import Folder
 from preprocess.synth.look import Look
@@ -214,10 +214,3 @@ def test_night_is_dark_and_rain_is_pale():
     assert night.mean() < 0.4 * day.mean()
     saturation = [cv2.cvtColor(image, cv2.COLOR_RGB2HSV)[:400, :, 1].mean() for image in (day, rain)]
     assert saturation[1] < 0.5 * saturation[0]
-
-
-def test_a_log_gets_whole_lines(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
-    assert list(progress.progress("abc", "world", "scene")) == ["a", "b", "c"]
-    told = capsys.readouterr().err
-    assert "\r" not in told and told.splitlines()[-1].startswith("world: 3 of 3 scenes") and "left" in told

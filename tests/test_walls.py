@@ -15,9 +15,10 @@ FORBIDDEN = {
 COMMANDS = {"run", "evaluate", "compare", "show", "report", "demo", "command", "setup"}
 ABOVE = {
     "loop": COMMANDS,
+    "console": COMMANDS | {"loop"},
     "step": COMMANDS | {"loop"},
     **dict.fromkeys(
-        ("data", "model", "loss", "metrics", "pictures", "checkpoint", "augment", "targets", "optim"),
+        ("data", "model", "loss", "metrics", "pictures", "checkpoint", "augment", "targets", "optim", "curves"),
         COMMANDS | {"loop", "step"},
     ),
     "distributed": COMMANDS | {"loop", "step", "data", "model", "loss", "metrics", "pictures", "checkpoint", "options"},

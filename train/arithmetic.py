@@ -1,6 +1,7 @@
-"""How this process computes: random numbers, TF32, and how kernels are chosen."""
+"""How this process computes: random numbers, TF32, how kernels are chosen, and in how much memory."""
 
 import os
+import resource
 
 import torch
 
@@ -31,3 +32,10 @@ def on_device(network, device, autocast=None):
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return network
+
+
+def peak_memory_gb(device):
+    """Most memory that was in use so far: the device's by tensors on CUDA, else this process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

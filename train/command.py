@@ -252,9 +252,10 @@ def fail_in_one_line(action):
             return action()
     except (Stopped, Interrupted) as ended:
         signals.ignore()
-        say(f"{ended}")
+        _say_with_notes(f"{ended}", ended)
         sys.exit(ended.code)
-    except PeerFailed:
+    except PeerFailed as failed:
+        _say_with_notes("", failed)
         sys.exit(1)
     except (ValueError, NotFinite, DataError, OSError, PeersLost, torch.OutOfMemoryError) as error:
         text = _one_line(error)
@@ -262,8 +263,14 @@ def fail_in_one_line(action):
             text = f"out of memory on the device; lower --batch_size or --res_scale ({text[:120]})"
         # Before the ranks have met, they all read the same command line; a machine has its own disk.
         same = "node" if isinstance(error, ValueError) and not distributed.joined() else "process"
-        say(f"error: {text}", "run" if isinstance(error, NotFinite) else same)
+        _say_with_notes(f"error: {text}", error, "run" if isinstance(error, NotFinite) else same)
         sys.exit(1)
+
+
+def _say_with_notes(text, error, once_per="run"):
+    """The text, then what was noted about the error on its way."""
+    for shown in filter(None, (text, *getattr(error, "__notes__", ()))):
+        say(shown, once_per)
 
 
 def _one_line(error):

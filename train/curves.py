@@ -1,17 +1,13 @@
-"""What a run shows of itself: figures pooled over updates, TensorBoard's curves and pictures, a line an update."""
+"""What a run draws of itself: figures of its updates and pooled over them, TensorBoard's curves and pictures."""
 
-import sys
 from collections import deque
-
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from train.metrics import iou
 from train.pictures.tensorboard import pictures_of
+from train.recorder import Recorder
 
 POOL = 10  # updates that the pooled figures average over
-LOGGED = ("grad_norm", "data_wait_percent", "samples_per_s", "read_mb_per_s")
-SHOWN = "data wait {data_wait_percent:.0f} %, {samples_per_s:.1f} samples/s, {read_mb_per_s:.0f} MB/s"
+LOGGED = ("grad_norm", "data_wait_percent", "samples_per_s", "read_mb_per_s", "memory_gb")
 
 
 class Pool:
@@ -40,21 +36,24 @@ class Pool:
 
 
 class Curves:
-    """TensorBoard's files of a run, and its lines. leads: whether this process writes them; the others write nothing.
+    """Curves and pictures of a run. leads: whether this process writes them; the others write nothing.
 
     Args:
-        folder: of the run's curves; t and v lie in it. pools: dict from t and v to Pool. parts: "t", or "tv" with validation.
+        folder: of the run's curves; t and v lie in it. pools: dict from t and, with validation, v to Pool.
+        first_step: curves of it and of later ones that are there already are hidden. board: of train.recorder.open_wandb.
     """
 
-    def __init__(self, name, folder, pools, parts, steps, leads):
-        self.name, self.pools, self.max_iters, self.leads = name, pools, steps.stop - 1, leads
-        self.writers = {w: SummaryWriter(f"{folder}/{w}", purge_step=steps.start) for w in parts} if leads else {}
-        # A log gets the lines alone.
-        quiet = not leads or not sys.stderr.isatty()
-        self.bar = tqdm(steps, desc="train", unit="update", dynamic_ncols=True, disable=quiet)
+    def __init__(self, folder, pools, first_step, leads, board=None):
+        self.pools, self.leads, self.board = pools, leads, board
+        self.writers = {w: Recorder(f"{folder}/{w}", w, first_step, board) for w in pools} if leads else {}
+
+    def configuration(self, text):
+        """The run's options as a text."""
+        if self.leads:
+            self.writers["t"].add_text("configuration", text)
 
     def show(self, step, figures, validated):
-        """Curves and line of an update; figures: of its speed, its rate, its gradient."""
+        """Curves of an update; figures: of its speed, its rate, its gradient."""
         if not self.leads:
             return
         self._write("t", step)
@@ -63,8 +62,6 @@ class Curves:
         self.writers["t"].add_scalar("_/current_lr", figures["lr"], step)
         if validated:
             self._write("v", step)
-        self.bar.set_postfix_str(SHOWN.format(**figures), refresh=False)
-        self.bar.write(self._line(step, figures))
 
     def _write(self, part, step):
         for name, value in self.pools[part].means().items():
@@ -76,19 +73,10 @@ class Curves:
         """The first sample of a batch: what went in, the truth, what counts, and the prediction."""
         if self.leads and "seg" in outputs:
             for tag, picture in pictures_of(batch, outputs, grid).items():
-                self.writers[part].add_image(tag, picture, step, dataformats="HWC")
-
-    def _line(self, step, figures):
-        text = (
-            f"{self.name}; step {step:06d}/{self.max_iters:d}; rtime {figures['rtime']:.2f}; "
-            f"itime {figures['itime']:.2f}; loss {figures['loss']:.5f}"
-        )
-        for part, pool in self.pools.items():
-            means = pool.means() if pool.entries else {}
-            text += f"; iou_{part} {means['iou']:.3f}" if "iou" in means else ""
-        return text
+                self.writers[part].add_image(tag, picture, step)
 
     def close(self):
-        self.bar.close()
         for writer in self.writers.values():
             writer.close()
+        if self.board is not None:
+            self.board.finish()

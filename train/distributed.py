@@ -10,10 +10,10 @@ import sys
 import time
 from dataclasses import dataclass
 
-import click
 import torch
 import torch.distributed as dist
 
+from common import progress
 from train import signals
 from train.errors import PeerFailed, PeersLost
 
@@ -127,7 +127,7 @@ def say(text, once_per="run"):
     """One line on stderr: of rank 0 ("run"), of the first rank of each machine ("node"), or of any ("process")."""
     variable = {"run": "RANK", "node": "LOCAL_RANK", "process": None}[once_per]
     if variable is None or int(os.environ.get(variable, 0)) == 0:
-        click.echo(text, err=True)
+        progress.say(text)
 
 
 def pick_device(name, device_ids=()):
@@ -197,7 +197,10 @@ def _run_here(target, arguments, devices):
     except RuntimeError as error:
         # Gloo raises plain RuntimeErrors, with the path of its source in the text.
         if devices.size > 1 and (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
-            raise PeersLost(f"rank {os.environ['RANK']} has no connection to the others ({str(error)[:300]})") from None
+            lost = PeersLost(f"rank {os.environ['RANK']} has no connection to the others ({str(error)[:300]})")
+            for note in getattr(error, "__notes__", ()):
+                lost.add_note(note)
+            raise lost from None
         raise
     finally:
         if dist.is_initialized():

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 
+from common.progress import Progress
 from train import checkpoint, signals
-from train.arithmetic import on_device
+from train.arithmetic import on_device, peak_memory_gb
+from train.console import Console
 from train.curves import Curves, Pool
 from train.distributed import World, saving, say
 from train.errors import NotFinite, Stopped
@@ -16,7 +18,8 @@ from train.evaluator import evaluate
 from train.model.interface import check_network
 from train.optim import fetch_optimizer, parameter_groups
 from train.options import Options, as_dict
-from train.step import TOTAL, LossStep, over_processes
+from train.recorder import open_wandb
+from train.step import LossStep, over_processes
 
 BEST = "model-best.pth"
 LOST = 255  # no signal's number: rank 0's last write failed
@@ -100,12 +103,13 @@ class Trainer:
         val = batches(self.val_loader) if self.val_loader is not None else None
         saver = _writer(self.folder, self.options.keep_latest) if self.world.leads else None
         steps = range(first_step + 1, self.options.max_iters + 1)
-        where, parts = f"{self.options.log_dir}/{self.name}", "t" if val is None else "tv"
-        self.curves = Curves(self.name, where, self.pools, parts, steps, self.world.leads)
+        shown = {part: pool for part, pool in self.pools.items() if part == "t" or val is not None}
+        self.curves = self._curves(shown, steps.start)
+        self.console = Console(steps, self.options.batch_size * self.options.grad_acc, self.world.leads)
         path, stop = None, 0
         with signals.collected() as caught:  # until the last write is on the disk
             try:
-                for step in self.curves.bar:
+                for step in steps:
                     self._iterate(step, train, val, saver)
                     stop = self.world.any(caught[0] if caught else LOST if saver and saver.failed() else 0)
                     if self._saves(step) or stop:
@@ -120,6 +124,7 @@ class Trainer:
                     raise Stopped(128 + stop)
             finally:
                 self._finish(ended=True)
+                self.console.close()
                 if saver and (lost := saver.finish()):
                     say(f"error: {lost}")
                 train.close()
@@ -127,6 +132,14 @@ class Trainer:
                     val.close()
                 self.curves.close()
         return path
+
+    def _curves(self, pools, first_step):
+        options = as_dict(self.options)
+        mode = self.options.wandb if self.world.leads else ""
+        board = self.world.together(lambda: open_wandb(mode, self.name, self.options.log_dir, options))
+        curves = Curves(f"{self.options.log_dir}/{self.name}", pools, first_step, self.world.leads, board)
+        curves.configuration("\n".join(f"{name}: {value}" for name, value in options.items()))
+        return curves
 
     def _saved(self, saver):
         """Wait on all ranks until rank 0's last write has ended: one that went away might take rank 0 with it.
@@ -225,9 +238,10 @@ class Trainer:
         seconds, samples = update.shown["itime"], self.options.batch_size * self.options.grad_acc
         self.pools["t"].add({**means, "time_per_batch": seconds, "time_per_el": seconds / samples}, counts)
         grad_norm = update.sums[0, -1].item() / self.world.size
-        shown = update.shown | {"loss": means[TOTAL], "grad_norm": grad_norm}
+        shown = update.shown | {"grad_norm": grad_norm, "memory_gb": peak_memory_gb(self.world.device)}
         validated = self.val_loader is not None and self._validates(update.step)
         self.curves.show(update.step, shown, validated)
+        self.console.show(update.step, shown, self.curves.pools)
 
     def _validates(self, step):
         return step % self.options.val_freq == 0 or step == 1
@@ -244,7 +258,8 @@ class Trainer:
         wanted = self.val_loader.num_global_batches if whole else int(self.options.val_batches)
         self.world.follow_leader(self.network.buffers())  # batch-norm statistics: what a checkpoint of now would hold
         taken = (self.world.together(lambda: next(val)) for _ in range(wanted))
-        means, counts, seen = evaluate(self.step, taken, self.world)
+        with Progress(wanted, "batch", "validation", leave=False, shown=self.world.leads) as bar:
+            means, counts, seen = evaluate(self.step, bar.over(taken), self.world)
         self.pools["v"].add(means, counts)
         return seen
 

@@ -47,6 +47,7 @@ class Options:
     val_freq: int = _option(100, "updates between validations", "run", least=1)
     val_batches: str = _option("1", "batches of a validation, going round the val set; or all", "run")
     log_dir: str = _option("logs_nuscenes", "TensorBoard folder", "run")
+    wandb: str = _option("", "offline or online: Weights & Biases too", "run")
     seed: int = _option(0, "of order, augmentation and weights", "run", least=0)
     config: str = _option("", "YAML or JSON file of options; the command line wins", "run")
     ckpt_dir: str = _option("checkpoints", "folder of the runs' checkpoint folders", "checkpoints")
@@ -147,6 +148,8 @@ class Options:
             raise ValueError(f"--encoder_type {self.encoder_type}: it is one of {', '.join(ENCODERS)}")
         if self.precision not in ("", "bf16", "fp32", "tf32"):
             raise ValueError(f"--precision {self.precision}: it is bf16 or fp32, or tf32 on CUDA")
+        if self.wandb not in ("", "offline", "online"):
+            raise ValueError(f"--wandb {self.wandb}: it is offline or online")
         if self.decode not in ("auto", "host", "device"):
             raise ValueError(f"--decode {self.decode}: it is auto, host or device")
         if self.dset not in ("", "trainval", "mini"):
@@ -246,9 +249,10 @@ def _patterns(text):
 
 # What --resume may be given anew; the rest makes the experiment or the order of its samples.
 FREE_ON_RESUME = frozenset(
-    "max_iters log_freq do_val val_freq val_batches log_dir config save_freq keep_latest keep_best resume device device_ids "
-    "timeout_min precision sync_bn compile deterministic shards val_shards data_dir dset nworkers nworkers_val reader decode "
-    "verify_reads store_options requests cache_dir cache_gb".split()
+    "max_iters log_freq do_val val_freq val_batches log_dir wandb config save_freq keep_latest keep_best "
+    "resume device device_ids timeout_min precision sync_bn compile deterministic shards val_shards "
+    "data_dir dset nworkers nworkers_val reader decode verify_reads store_options requests cache_dir "
+    "cache_gb".split()
 )
 
 # Options that earlier versions had and recorded: today's ones from the value; none where it has no meaning any more.

@@ -14,6 +14,7 @@ import yaml
 from train import checkpoint
 from train.arithmetic import on_device, set_arithmetic
 from train.command import from_config, from_run, launch, options_command
+from train.console import ending, opening, row
 from train.distributed import say
 from train.loop import Trainer
 from train.model.interface import model_arguments, name_of
@@ -95,7 +96,26 @@ def train_rank(options, world, build=None):
     options = dataclasses.replace(options, ckpt_dir=str(folder.parent), resume="", config="")
     config = yaml.safe_dump(as_dict(options), sort_keys=False)
     world.together(lambda: world.leads and (folder / "config.yaml").write_text(config))
-    return Trainer(options, name=folder.name, world=world, **parts).run(step)
+    what = world.together(lambda: opening(options, world, parts["network"], parts["loaders"], folder, step))
+    for text in what:
+        say(text)
+    return _run(Trainer(options, name=folder.name, world=world, **parts), step)
+
+
+def _run(trainer, step):
+    """Train; say, also after a signal or an error, where everything lies. Returns the last checkpoint's path."""
+    try:
+        path = trainer.run(step)
+    except BaseException as error:
+        if trainer.world.leads:
+            for text in ending(trainer.options, trainer.folder, done=False, evaluated=False):
+                error.add_note(text)  # whoever shows the error shows these after it
+        raise
+    if trainer.world.leads:
+        say(row("done", trainer.console.speed()))
+        for text in ending(trainer.options, trainer.folder, done=True, evaluated="iou" in trainer.pools["t"].last()):
+            say(text)
+    return path
 
 
 def _prepare(options, world, build):

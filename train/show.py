@@ -1,16 +1,15 @@
 """python -m train.show: any sample of shards as a picture, a scene as a video or a recording."""
 
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import click
 import numpy as np
-from tqdm import tqdm
 
 from common.addresses import is_remote
 from common.files import new_file, write_atomically
+from common.progress import progress
 from common.spelling import EITHER
 from common.stores import parse_options
 from train.command import fail_in_one_line
@@ -147,20 +146,15 @@ def write_picture(path, picture):
     click.echo(f"{path}: {picture.shape[1]} x {picture.shape[0]} pixels")
 
 
-def _with_progress(numbers, what):
-    """The numbers, and a bar once they are asked for and take their time."""
-    wait = 0.1 if sys.stderr.isatty() else 10.0  # a log wants a line now and then
-    yield from tqdm(numbers, desc=what, unit="keyframe", dynamic_ncols=True, mininterval=wait, delay=2.0)
-
-
 def _write_scene(path, samples, numbers, network, width):
-    pictures = (sheet_of(samples, number, network, width) for number in _with_progress(numbers, "video"))
+    pictures = (sheet_of(samples, number, network, width) for number in progress(numbers, "keyframe", "video"))
     _say_scene(path, write_video(path, pictures))
 
 
 def _write_recording(path, samples, numbers, network):
     frames = (
-        (samples.members(number), _view(samples, number, network)) for number in _with_progress(numbers, "recording")
+        (samples.members(number), _view(samples, number, network))
+        for number in progress(numbers, "keyframe", "recording")
     )
     _say_scene(path, write_recording(path, frames))
 
@@ -168,7 +162,7 @@ def _write_recording(path, samples, numbers, network):
 def _write_predictions(path, samples, numbers, network):
     """Probabilities (n, Z, X) float16 of keyframes, where each map lies, and their keys and tokens."""
     maps = []
-    for number in _with_progress(numbers, "predictions"):
+    for number in progress(numbers, "keyframe", "predictions"):
         batch, _, grid = batch_of(samples, number, network.options, network.device)
         maps.append(maps_of_batch(batch, 0, grid, predict(network, batch, grid)))
     with new_file(path) as file:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 
+from common.progress import progress
 from common.spelling import EITHER
 from preprocess.errors import SourceError
 from preprocess.plan import official_splits
 from preprocess.synth.folder import Folder
-from preprocess.synth.progress import progress
 
 
 @click.command(context_settings={**EITHER, "show_default": True})
@@ -31,7 +31,7 @@ def main(out, scenes, samples, sweeps, version, seed, tables_only):
         if (out / version).exists():
             raise SourceError(f"{out / version} exists already; remove it or choose another --out")
         folder = Folder(out, version, seed, tables_only=tables_only)
-        for number, name in enumerate(progress(names, "world", "scene")):
+        for number, name in enumerate(progress(names, "scene", "world")):
             folder.add_scene(number, name, samples, sweeps)
         folder.close()
     except (SourceError, OSError) as error:
