@@ -71,13 +71,13 @@ def test_a_run_on_a_full_disk_ends_in_one_line(synth_shards, tmp_path):
 
 
 def test_a_limit_on_the_size_of_files_is_told_like_a_full_disk(synth_shards, tmp_path):
-    """As a quota tells it: with an error of its own kind."""
+    """As a quota tells it: with an error of its own kind. What TensorBoard gets of an update stays under this limit."""
     result = subprocess.run(
         [sys.executable, "-m", *map(str, arguments(synth_shards, tmp_path, *QUICK, "--max_iters", 3))],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)),
     )
     [line] = errors(result)
     assert f"model-000000001.pth: cannot be written ({os.strerror(errno.EFBIG)})" in line
