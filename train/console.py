@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from common.addresses import is_pipe
 from common.progress import Left, Pace, Progress, clock, say
 from train import checkpoint
 from train.options import Options
@@ -176,9 +177,9 @@ def ending(options, folder, *, done, evaluated):
 
 
 def _unrecorded(options, trains):
-    """Options that a checkpoint may not or does not hold, as a reminder to give them again."""
-    named = [("val_shards", options.val_shards)]
-    named += [("shards", options.shards), ("data_dir", (options.data_dir,))] if trains else []
-    lost = [name for name, words in named if any(word.strip().lower().startswith("pipe:") for word in words)]
-    lost += ["store_options"] if options.store_options else []
-    return "".join(f" --{name} …" for name in lost)
+    """Options that a checkpoint does not hold, or that it may not give by itself, as a reminder to give them again."""
+    given = {"shards": options.shards, "val_shards": options.val_shards, "data_dir": (options.data_dir,)}
+    lost = [name for name, words in given.items() if any(is_pipe(word.strip()) for word in words)]
+    if lost and not trains:
+        lost = ["val_shards"]
+    return "".join(f" --{name} …" for name in [*lost, *["store_options"] * bool(options.store_options)])
