@@ -29,7 +29,7 @@ def main(shards, as_json, chart):
         if chart and not chart.endswith(".png"):
             raise ValueError(f"--chart {chart}: a chart ends in .png")
         tars = shards_of(shards)
-        contents = count(tars, lambda shards: progress(shards, "shard", "show"))
+        contents = count(tars, lambda shards: progress(shards, "shards", "show"))
         if chart:
             write_atomically(Path(chart), draw_chart(contents))
     except (SourceError, ShardError, ValueError) as error:

@@ -219,7 +219,7 @@ def test_time_left():
 
 
 def test_a_log_gets_a_line_now_and_then(capsys):
-    with Progress(5, "keyframe", "shards") as bar:
+    with Progress(5, "keyframes", "shards") as bar:
         bar.pace = Pace(0.0, 0.0)
         for _ in bar.over(range(5)):
             pass
@@ -228,7 +228,7 @@ def test_a_log_gets_a_line_now_and_then(capsys):
         f"shards: {n} of 5 keyframes, T left" for n in range(1, 5)
     ]
     assert ended == "shards: 5 keyframes in 0:00"
-    assert list(progress("abc", "scene", "world")) == ["a", "b", "c"] and not capsys.readouterr().err
+    assert list(progress("abc", "scenes", "world")) == ["a", "b", "c"] and not capsys.readouterr().err
 
 
 def test_other_commands_write_no_carriage_returns(synth_shards, tmp_path):

@@ -30,7 +30,7 @@ class Console:
         self.first, self.last, self.samples, self.leads = steps.start, steps.stop - 1, samples, leads
         self.started, self.updates, self.waited_s = time.monotonic(), 0, 0.0
         self.pace, self.left = Pace(PAUSE_S, LONGEST_PAUSE_S), Left(self.last, self.first)
-        self.bar = Progress(self.last, "update", "", done=self.first - 1, lines=False, shown=leads)
+        self.bar = Progress(self.last, "updates", "", done=self.first - 1, lines=False, shown=leads)
 
     def show(self, step, figures, pools):
         """figures: of an update's speed. pools: dict from t and, with validation, v to the Pool of each."""
@@ -55,9 +55,8 @@ class Console:
         """The run so far in words."""
         seconds = max(time.monotonic() - self.started, 1e-9)
         rate, waited = self.updates * self.samples / seconds, 100 * self.waited_s / seconds
-        return (
-            f"{self.updates} updates in {clock(seconds)}, {rate:.1f} samples/s, {waited:.0f} % of it waiting for data"
-        )
+        made = _number(self.updates, "update")
+        return f"{made} in {clock(seconds)}, {rate:.1f} samples/s, {waited:.0f} % of it waiting for data"
 
 
 def line(step, last, figures, pools, left):
