@@ -1,15 +1,16 @@
 """What a set of shards holds, counted from its indexes, sample.json and boxes: a few kilobytes a keyframe are read."""
 
-import json
-import os
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 
-from common.addresses import is_pipe, is_remote
+from common import addresses
+from common.errors import CannotList
 from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, decode_boxes, parse_sample
-from common.shard_index import ABSENT, ShardError, index_path, load_index
-from common.shard_set import find_shards
+from common.shard_index import ABSENT, ShardError, open_index
+from common.shard_set import find_shards, in_parallel
+from common.stores import open_store
+from preprocess.manifest import read_skipped
 
 VISIBILITIES = (0, 1, 2, 3, 4)  # 0: not annotated
 _READ_TOGETHER = 1 << 20  # sample.json and boxes lie side by side; a read of both is one read
@@ -57,13 +58,16 @@ class Contents:
         }
 
 
-def shards_of(patterns):
-    """Paths of the shards that paths, globs, ranges, manifests and folders name. Raises ValueError."""
-    tars = find_shards(patterns).shards
-    for tar in tars:
-        if is_remote(tar) or is_pipe(tar):
-            raise ValueError(f"{tar}: only shards on this machine's disks can be counted; copy this one")
-    return [Path(tar) for tar in tars]
+def shards_of(patterns, options=None):
+    """ShardSet of the shards that paths, addresses, globs, ranges, manifests and folders name; options: of the stores.
+
+    Raises ValueError.
+    """
+    shards = find_shards(patterns, options=options)
+    for tar in shards:
+        if addresses.is_pipe(tar):
+            raise ValueError(f"{tar}: what comes from front to back would all be read; name a file or an address")
+    return shards
 
 
 def kind_of_member(name):
@@ -74,8 +78,8 @@ def kind_of_member(name):
     return "images" if name.endswith(".jpg") else name.partition(".")[0]
 
 
-def count(tars, progress=lambda shards: shards):
-    """Contents of the shards at `tars`.
+def count(shards, progress=lambda tars: tars):
+    """Contents of a ShardSet.
 
     Args:
         progress: wraps the list of shards, as common.progress.progress does.
@@ -83,13 +87,22 @@ def count(tars, progress=lambda shards: shards):
         ShardError: a shard or member that cannot be read, named.
     """
     contents = Contents()
-    for tar in progress(tars):
-        index = load_index(tar)
+    folders = dict.fromkeys(addresses.split(tar)[0] for tar in shards)
+    stores = {folder: open_store(folder or ".", shards.options, shards.retry) for folder in folders}
+    for tar in progress(shards.shards):
+        folder, name = addresses.split(tar)
+        store = stores[folder]
+        index, stat = open_index(store, name)
         _count_index(contents, index)
-        _count_samples(contents, index)
-    for folder in dict.fromkeys(tar.parent for tar in tars):
-        contents.layers |= _layers(folder)
+        contents.skipped += read_skipped(store, name.removesuffix(".tar"))
+        _count_samples(contents, index, partial(_part, store, name, stat.etag))
+    for store in stores.values():
+        contents.layers |= _layers(store)
     return contents
+
+
+def _part(store, name, etag, start, size):
+    return bytes(store.read_range(name, start, size, etag)[0])
 
 
 def _count_index(contents, index):
@@ -111,34 +124,31 @@ def _count_index(contents, index):
     for column, name in enumerate(index.members):
         sizes = index.sizes[:, column]
         contents.bytes_by_kind[kind_of_member(name)] += int(sizes[sizes != ABSENT].sum(dtype="int64"))
-    skipped = index_path(index.tar).with_name(index.tar.name.removesuffix(".tar") + ".skipped.json")
-    if skipped.is_file():
-        contents.skipped += json.loads(skipped.read_bytes())["skipped"]
 
 
-def _count_samples(contents, index):
+def _count_samples(contents, index, read):
+    """read(first byte, bytes): part of the tar."""
     columns = {name: index.members.index(name) for name in (SAMPLE, BOXES_MEMBER) if name in index.members}
     first = {row for _, row, _ in index.scenes}
     began = 0
     seconds = 0.0
-    with open(index.tar, "rb") as file:
-        for row, key in enumerate(index.keys):
-            try:
-                members = _read(file, index, row, columns)
-                sample = parse_sample(members[SAMPLE])
-                _count_sample(contents, sample, members.get(BOXES_MEMBER))
-            except (RecordError, KeyError, TypeError) as error:
-                raise ShardError(f"{index.tar}: {key}: {error}; check it with python -m preprocess.verify") from None
-            if row in first:
-                began = sample["timestamp_us"]
-                contents.places[str(sample["log"].get("location", "?"))] += 1
-                contents.descriptions[str(sample["scene"].get("description", ""))] += 1
-            elif row + 1 in first or row + 1 == len(index.keys):
-                seconds += (sample["timestamp_us"] - began) / 1e6
+    records = in_parallel(lambda row: _read(read, index, row, columns), range(len(index.keys)))
+    for row, (key, members) in enumerate(zip(index.keys, records, strict=True)):
+        try:
+            sample = parse_sample(members[SAMPLE])
+            _count_sample(contents, sample, members.get(BOXES_MEMBER))
+        except (RecordError, KeyError, TypeError) as error:
+            raise ShardError(f"{index.tar}: {key}: {error}; check it with python -m preprocess.verify") from None
+        if row in first:
+            began = sample["timestamp_us"]
+            contents.places[str(sample["log"].get("location", "?"))] += 1
+            contents.descriptions[str(sample["scene"].get("description", ""))] += 1
+        elif row + 1 in first or row + 1 == len(index.keys):
+            seconds += (sample["timestamp_us"] - began) / 1e6
     contents.splits[index.facts.get("split", "?")]["seconds"] += seconds
 
 
-def _read(file, index, row, columns):
+def _read(read, index, row, columns):
     """{member: bytes} of one keyframe's small members, in one read where they lie together."""
     places = {
         name: (int(index.offsets[row, c]), int(index.sizes[row, c]))
@@ -147,8 +157,8 @@ def _read(file, index, row, columns):
     }
     start, end = min(o for o, _ in places.values()), max(o + s for o, s in places.values())
     if end - start > _READ_TOGETHER:
-        return {name: os.pread(file.fileno(), size, offset) for name, (offset, size) in places.items()}
-    data = os.pread(file.fileno(), end - start, start)
+        return {name: read(offset, size) for name, (offset, size) in places.items()}
+    data = read(start, end - start)
     return {name: data[offset - start : offset - start + size] for name, (offset, size) in places.items()}
 
 
@@ -166,10 +176,12 @@ def _count_sample(contents, sample, boxes):
             contents.boxes.setdefault(category, [0] * len(VISIBILITIES))[seen if seen in VISIBILITIES else 0] += 1
 
 
-def _layers(folder):
-    """name -> {shards, bytes} of the layers beside the shards of a folder."""
-    out = {}
-    for layer in sorted(p for p in (folder / "layers").glob("*") if p.is_dir()):
-        tars = list(layer.glob("*.tar"))
-        out[layer.name] = {"shards": len(tars), "bytes": sum(tar.stat().st_size for tar in tars)}
-    return out
+def _layers(store):
+    """name -> {shards, bytes} of the layers beside the shards of a folder; {} where its store does not list."""
+    try:
+        layers = [name for name in store.list("layers/") if name.endswith("/")] if "layers/" in store.list() else []
+        tars = {layer: [n for n in store.list(f"layers/{layer}") if n.endswith(".tar")] for layer in layers}
+    except CannotList:
+        return {}
+    sizes = {layer: [store.stat(f"layers/{layer}{name}").size for name in names] for layer, names in tars.items()}
+    return {layer.rstrip("/"): {"shards": len(own), "bytes": sum(own)} for layer, own in sizes.items()}

@@ -12,7 +12,7 @@ from common.progress import Progress, say
 from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
 from common.spelling import EITHER
-from common.stores import open_store
+from common.stores import open_store, parse_options
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
 from preprocess.left_out import by_scene, missing_files
@@ -51,7 +51,8 @@ CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
 @click.command(context_settings=CONTEXT)
 @click.option("--version", required=True, help="v1.0-mini, v1.0-trainval, v1.0-test; others with --split-file")
 @click.option("--dataroot", default="data/nuscenes", type=click.Path(path_type=Path), help="nuScenes folder")
-@click.option("--out", default="shards", help="folder for the shards, or an fsspec address (s3://..., gs://...)")
+@click.option("--out", default="shards", help="folder for the shards, or an address (s3://..., gs://...)")
+@click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
 @click.option("--sweeps", default=5, help="largest nsweeps the shards will serve, keyframe included")
 @click.option("--image-size", callback=_image_size, help="re-encode images, e.g. 540x960  [default: source bytes]")
 @click.option("--jpeg-quality", default=90, help="with --image-size")
@@ -101,7 +102,7 @@ def _run(version, dataroot, out, sweeps, image_size, jpeg_quality, split_file, w
     skip = {"on_error": on_error, "keep_sequences": rest["keep_sequences"]}
     recipes = _plan(version, dataroot, options, split_file, rest, skip)
     pool = DaskPool(scheduler) if scheduler else LocalPool(workers)
-    store = open_store(out)
+    store = open_store(out, parse_options(rest["store_options"]))
     writing = {"image_hw": options.image_hw, "jpeg_quality": options.jpeg_quality}
     if rest["dry_run"]:
         return _dry_run(recipes, dataroot, store, writing, on_error == "skip")
@@ -114,7 +115,7 @@ def _run(version, dataroot, out, sweeps, image_size, jpeg_quality, split_file, w
         todo = [r for r in recipes if not _finished(store, r, digests[r.name], rest["overwrite"], on_error)]
         for recipe in todo:
             recipe.facts = {**recipe.facts, "recipe_sha256": digests[recipe.name]}
-        done = _write(todo, pool, {"dataroot": str(dataroot), "out": str(out), **writing, **skip})
+        done = _write(todo, pool, {"dataroot": str(dataroot), "store": store, **writing, **skip})
         indexes = _indexes(store, recipes)
         if not indexes:
             raise SourceError(f"every sample was left out, nothing was written; the first: {done.skipped[0]['why']}")

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from common.record import encode_json
 from common.shard_index import dump_index, index_of
-from common.stores import open_store
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
 
@@ -57,14 +56,14 @@ def skipped_name(shard):
 
 
 def write_shard(
-    recipe, dataroot, out, image_hw=None, jpeg_quality=90, on_error="stop", keep_sequences=False, on_keyframe=None
+    recipe, dataroot, store, image_hw=None, jpeg_quality=90, on_error="stop", keep_sequences=False, on_keyframe=None
 ):
     """Write one shard: tar to a temporary name, flush, rename; then the index, which is the commit mark.
 
     A shard all of whose samples were skipped is not written: only the list of them lies where it would have been.
 
     Args:
-        recipe: ShardRecipe. dataroot: nuScenes folder. out: folder or fsspec address of the shards.
+        recipe: ShardRecipe. dataroot: nuScenes folder. store: of the folder of the shards, see common.stores.
         on_error: "stop" raises; "skip" leaves the sample out, and with keep_sequences its whole scene.
         on_keyframe: called with (1, bytes in by kind, bytes out by kind) after each keyframe.
     Returns:
@@ -72,7 +71,6 @@ def write_shard(
     Raises:
         SourceError: bad input; nothing of the shard stays behind. OSError: the disk.
     """
-    store = open_store(out)
     store.remove(f"{recipe.name}.idx.json")
     store.remove(skipped_name(recipe.name))
     done = Written(skipped=list(recipe.skipped))

@@ -11,6 +11,7 @@ from common.files import write_atomically
 from common.progress import progress
 from common.shard_index import ShardError
 from common.spelling import EITHER
+from common.stores import parse_options
 from preprocess.chart import draw_chart
 from preprocess.contents import count, shards_of
 from preprocess.errors import SourceError
@@ -23,13 +24,16 @@ _BAR = 22  # columns of the longest bar
 @click.argument("shards", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="print everything as one JSON object instead of the table")
 @click.option("--chart", help="also write a chart, .png")
-def main(shards, as_json, chart):
-    """Say what SHARDS (a folder, paths, globs or ranges) hold. Reads a few kilobytes a keyframe."""
+@click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
+def main(shards, as_json, chart, store_options):
+    """Say what SHARDS (a folder, paths, globs or ranges; addresses too) hold. Reads a few kilobytes a keyframe."""
     try:
         if chart and not chart.endswith(".png"):
             raise ValueError(f"--chart {chart}: a chart ends in .png")
-        tars = shards_of(shards)
-        contents = count(tars, lambda shards: progress(shards, "shards", "show"))
+        found = shards_of(shards, parse_options(store_options))
+        for note in found.notes:
+            click.echo(f"note: {note}", err=True)
+        contents = count(found, lambda shards: progress(shards, "shards", "show"))
         if chart:
             write_atomically(Path(chart), draw_chart(contents))
     except (SourceError, ShardError, ValueError) as error:

@@ -23,7 +23,7 @@ from tests.test_trainer import fails
 from train import checkpoint, demo
 from train.command import find_run, options_command
 from train.data import make_vox_util
-from train.data.categories import _spread, check_categories
+from train.data.categories import FEW, _spread, check_categories
 from train.distributed import count_processes
 from train.model import Segnet
 from train.model.backbone import load_backbone
@@ -229,6 +229,12 @@ def test_categories_are_looked_for_in_a_few_keyframes():
         def read(self, number, members):
             self.looked += 1
             return {members[0]: json.dumps({"boxes": {"category": self[number]}}).encode()}
+
+        def begin(self, frames, members):
+            assert len(frames) == len(list(members)) == len(self) - FEW
+
+        def close(self):
+            pass
 
     common = Source([["vehicle.car"]] * 1000)
     check_categories(common, ("vehicle",), all_of_them=True)

@@ -44,6 +44,11 @@ def arguments(shards, out, *more):
     return ["train.run", *where, *SMALL, *more]
 
 
+def _answer_hang_ups():
+    """A runner under nohup hands down that SIGHUP is ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(*words, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, words)],
@@ -53,6 +58,7 @@ def start(*words, **environment):
         text=True,
         start_new_session=True,
         env={**os.environ, **environment},
+        preexec_fn=_answer_hang_ups,
     )
 
 
@@ -81,14 +87,14 @@ def straight(synth_shards, tmp_path_factory):
 
 
 def curves(out):
-    """(step, value) of every scalar of a run that does not measure time."""
+    """(step, value) of every scalar of a run that does not measure time or memory."""
     found = {}
     for where in "tv":
         [folder] = (out / "logs").glob(f"*/{where}")
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:
-            if not re.search("time|wait|_per_s", tag):
+            if not re.search("time|wait|_per_s|memory", tag):
                 found[where, tag] = [(event.step, event.value) for event in events.Scalars(tag)]
     return found
 

@@ -24,10 +24,13 @@ class GroupedCommand(click.Command):
         for parameter in self.params:
             if isinstance(parameter, OptionOfGroup) and not parameter.hidden:
                 rows[parameter.group].append((parameter.spelling(), parameter.text()))
-        for group, title in GROUPS.items():
-            if rows[group]:
+        sections = {title: rows[group] for group, title in GROUPS.items()}
+        own = [p for p in self.params if isinstance(p, click.Option) and not isinstance(p, OptionOfGroup)]
+        sections["Of this command"] = [r for p in own if p.name != "help" and (r := p.get_help_record(ctx))]
+        for title, records in sections.items():
+            if records:
                 with formatter.section(title):
-                    formatter.write_dl(rows[group], col_max=34)
+                    formatter.write_dl(records, col_max=34)
 
 
 class OptionOfGroup(click.Option):
@@ -56,16 +59,18 @@ class OptionOfGroup(click.Option):
         return self.field.metadata["help"] + (f"  [{shown}]" if shown != "" else "")
 
 
-def options_command(hide=(), argument=None):
+def options_command(hide=(), argument=None, extra=()):
     """Decorator: a click command with every field of Options, spelled with _ or -.
 
-    The function gets a dict of the options that were given, coerced. hide: groups and names that the help leaves out.
-    argument: (name in the help, option) for an option that may be given without its name.
+    The function gets a dict of the options that were given, coerced, and what was given to `extra`, click.Options of its own,
+    by name. hide: groups and names that the help leaves out. argument: (name in the help, option) for an option that may be
+    given without its name.
     """
 
     def decorate(function):
         def callback(**values):
-            fail_in_one_line(lambda: function(_given(values, argument)))
+            own = {option.name: values.pop(option.name) for option in extra}
+            fail_in_one_line(lambda: function(_given(values, argument), **own))
 
         words = [click.Argument([argument[0].lower()], required=False)] if argument else []
         command = GroupedCommand(
@@ -76,6 +81,7 @@ def options_command(hide=(), argument=None):
             params=[
                 *words,
                 *(OptionOfGroup(f, f.name in hide or f.metadata["group"] in hide) for f in fields(Options)),
+                *extra,
             ],
         )
         module = function.__globals__["__spec__"].name  # __module__ is __main__ where it runs
@@ -191,8 +197,7 @@ def from_run(given):
         raise ValueError(f"{run}: its checkpoint records no options; use --init_dir")
     recorded = _known(recorded, run, strict=False)
     for name in ("shards", "val_shards", "data_dir"):
-        words = recorded.get(name, ())
-        commands = [w for w in ([words] if isinstance(words, str) else words) if w.strip().lower().startswith("pipe:")]
+        commands = commands_among({name: recorded.get(name, ())})
         if commands and name not in given:
             raise ValueError(
                 f"{run}: a checkpoint may not say which commands to run; if {commands[0]!r} is meant, name it again: --{name} …"
@@ -204,6 +209,13 @@ def from_run(given):
                 "--init_dir and --load_step"
             )
     return {**recorded, **given}
+
+
+def commands_among(recorded):
+    """The pipe: commands among recorded options of shards."""
+    words = [recorded.get(name, ()) for name in ("shards", "val_shards", "data_dir")]
+    words = [word for value in words for word in ([value] if isinstance(value, str) else value)]
+    return [word for word in words if word.strip().lower().startswith("pipe:")]
 
 
 def _known(recorded, source, strict):

@@ -2,13 +2,12 @@
 
 from collections import deque
 
-from torch.utils.tensorboard import SummaryWriter
-
 from train.metrics import iou
 from train.pictures.tensorboard import pictures_of
+from train.recorder import Recorder
 
 POOL = 10  # updates that the pooled figures average over
-LOGGED = ("grad_norm", "data_wait_percent", "samples_per_s", "read_mb_per_s")
+LOGGED = ("grad_norm", "data_wait_percent", "samples_per_s", "read_mb_per_s", "memory_gb")
 
 
 class Pool:
@@ -37,16 +36,21 @@ class Pool:
 
 
 class Curves:
-    """TensorBoard's files of a run. leads: whether this process writes them; the others write nothing.
+    """Curves and pictures of a run. leads: whether this process writes them; the others write nothing.
 
     Args:
         folder: of the run's curves; t and v lie in it. pools: dict from t and, with validation, v to Pool.
-        first_step: curves of it and of later ones that are there already are hidden.
+        first_step: curves of it and of later ones that are there already are hidden. board: of train.recorder.open_wandb.
     """
 
-    def __init__(self, folder, pools, first_step, leads):
-        self.pools, self.leads = pools, leads
-        self.writers = {w: SummaryWriter(f"{folder}/{w}", purge_step=first_step) for w in pools} if leads else {}
+    def __init__(self, folder, pools, first_step, leads, board=None):
+        self.pools, self.leads, self.board = pools, leads, board
+        self.writers = {w: Recorder(f"{folder}/{w}", w, first_step, board) for w in pools} if leads else {}
+
+    def configuration(self, text):
+        """The run's options as a text."""
+        if self.leads:
+            self.writers["t"].add_text("configuration", text)
 
     def show(self, step, figures, validated):
         """Curves of an update; figures: of its speed, its rate, its gradient."""
@@ -69,8 +73,10 @@ class Curves:
         """The first sample of a batch: what went in, the truth, what counts, and the prediction."""
         if self.leads and "seg" in outputs:
             for tag, picture in pictures_of(batch, outputs, grid).items():
-                self.writers[part].add_image(tag, picture, step, dataformats="HWC")
+                self.writers[part].add_image(tag, picture, step)
 
     def close(self):
         for writer in self.writers.values():
             writer.close()
+        if self.board is not None:
+            self.board.finish()

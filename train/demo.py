@@ -7,11 +7,13 @@ import click
 import torch
 
 from common.spelling import EITHER
-from train.command import fail_in_one_line
+from train.command import fail_in_one_line, launch
 from train.distributed import pick_device
-from train.evaluate import evaluate
+from train.evaluate import Evaluation, evaluate, read_options
+from train.evaluation.files import read_json
 from train.metrics import iou
 from train.options import Options
+from train.report import write_report
 from train.run import train
 from train.samples import Network, Samples
 from train.setup import make_loaders, make_network
@@ -50,20 +52,23 @@ def options_of(shards, out, steps):
 @click.option("--out", default="demo", show_default=True, help="folder of logs and checkpoints")
 @click.option("--picture", default="demo.png", show_default=True)
 @click.option("--steps", default=240, show_default=True, type=click.IntRange(1))
-def main(shards, out, picture, steps):
-    """Train for some minutes on the CPU, evaluate, and draw one sample of the val shards."""
-    fail_in_one_line(lambda: _run(options_of(shards, out, steps), picture))
+@click.option("--precision", default="fp32", show_default=True, help="bf16 or fp32")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+def main(shards, out, picture, steps, precision, seed):
+    """Train for some minutes on the CPU, evaluate, draw one sample of the val shards, and make the page of the run."""
+    options = replace(options_of(shards, out, steps), precision=precision, seed=seed)
+    fail_in_one_line(lambda: _run(options, picture, Path(out)))
 
 
-def _run(options, picture):
+def _run(options, picture, out):
     options = on_one_device(options)
     device = pick_device(options.device)
     model, options = make_network(options, device=device)
     _, loader, vox_util = make_loaders(options, device)
     before = iou(evaluate(model, loader, vox_util))
-    path = train(options)
+    path = Path(train(options))
     model.load_state_dict(torch.load(path, map_location=device, weights_only=True)["model_state_dict"])
-    after = iou(evaluate(model, loader, vox_util))
+    after = _evaluated(path.parent, options.device)
     guess = torch.zeros(2, dtype=torch.float64)
     fullest = (-1.0, "")  # vehicle cells and token of the sample with most of them
     for batch in loader:
@@ -74,7 +79,17 @@ def _run(options, picture):
     network = Network(options, model.eval(), options.max_iters, device)
     Path(picture).parent.mkdir(parents=True, exist_ok=True)
     write_picture(picture, sheet_of(samples, samples.find(fullest[1])[0], network))
+    write_report((path.parent,), out / "report.html", options.log_dir)
+    click.echo(f"run: {path.parent}, trained in {options.precision}")
     click.echo(f"val IoU: {before:.3f} before, {after:.3f} after (all-vehicle guess {iou(guess):.3f})")
+
+
+def _evaluated(run, device):
+    """IoU of the run's newest checkpoint, by the command that anyone would use; it leaves eval.json and pictures there."""
+    choices = {"out": None, "pictures": 9, "robustness": False, "baseline": None}
+    launch(Evaluation(choices), read_options({"init_dir": str(run), "nworkers": 2, "device": device}))
+    figures = read_json(run)["figures"]
+    return next(f["value"] for f in figures if (f["group"], f["name"]) == ("iou", "all"))
 
 
 def on_one_device(options):

@@ -1,76 +1,83 @@
-"""python -m train.evaluate: IoU of a checkpoint over every validation sample."""
+"""python -m train.evaluate: what a checkpoint is worth over every validation sample, under both protocols."""
 
-import dataclasses
+import platform
 import sys
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import click
 import torch
 from tqdm import tqdm
 
+from common.shard_set import find_beside, find_shards
+from common.stores import parse_options
 from train import checkpoint
 from train.arithmetic import on_device, set_arithmetic
-from train.command import from_config, launch, options_command
-from train.distributed import World
+from train.command import commands_among, from_config, launch, options_command
+from train.data.config import LabelSpec
+from train.distributed import World, say
+from train.evaluation.figures import all_figures
+from train.evaluation.files import read_json, write_csv, write_json
+from train.evaluation.referee import referee
+from train.evaluation.robustness import robustness
+from train.evaluation.table import lines_of, robustness_lines, scalars
 from train.evaluator import evaluate as evaluate_batches
-from train.metrics import iou
-from train.options import Options, coerce
+from train.gallery import write_gallery
+from train.options import Options, as_dict, coerce
 from train.setup import check_same_network, make_loaders, make_network
 from train.step import LossStep
 
 # What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
 _OF_MODEL = ("sensors", "model", "labels", "grid", "res_scale", "interpolation", "refcam_id")
+_SHARDS = ("shards", "val_shards", "data_dir")
+_OF_TRAINING = (
+    *("run", "optimisation", "ckpt_dir", "save_freq", "keep_latest", "resume", "load_step", "load_optimizer"),
+    *("sync_bn", "deterministic", "shuffle", "temporal_aug", "nworkers_val", "rand_flip", "rand_crop_and_resize"),
+    *("ncams", "do_shuffle_cams", "no_pretrained", "backbone_weights", "keep_best"),
+)
+_CHOICES = (
+    click.Option(["--out"], help="folder of eval.json, samples.csv, pictures  [RUN/eval]"),
+    click.Option(["--pictures"], type=click.IntRange(0), default=9, help="worst, median and best samples drawn  [9]"),
+    click.Option(["--robustness"], is_flag=True, help="evaluate again under some forty kinds of damage"),
+    click.Option(["--baseline"], help="with --robustness: an eval.json to compare corruptions with (mCE)"),
+)
 
 
-def evaluate(network, loader, grid, autocast=None, progress=True, labelled=None):
+def evaluate(network, loader, grid, autocast=None, progress=True):
     """(2,) float64 intersection and union over every sample of the loader, in evaluation mode, in this process.
 
     Args:
         network: see train/model/README.md. grid: VoxUtil. autocast: dtype of the network's arithmetic; None for float32.
-        progress: show a bar on a terminal. labelled: float64 tensor to which the number of cells that are labelled is added.
+        progress: show a bar on a terminal.
     Raises:
         ValueError: the network gives no seg.
     """
-    device = loader.stage.device
-    batches = _counted(_shown(loader, progress), labelled)
-    counts = evaluate_batches(LossStep(network, grid, autocast), batches, World(0, 1, device))[1]
+    step = LossStep(network, grid, autocast)
+    counts = evaluate_batches(step, shown(loader, "evaluate", progress), World(0, 1, loader.stage.device))[1]
     if not len(counts):
         raise ValueError(f"{type(network).__name__} gives no seg: there is no IoU")
     return counts
 
 
-def _shown(loader, progress):
+def shown(loader, what, progress=True):
+    """The loader's batches with a bar on a terminal."""
     disable = not (progress and sys.stderr.isatty())
-    return tqdm(loader, desc="evaluate", unit="batch", dynamic_ncols=True, disable=disable)
+    return tqdm(loader, desc=what, unit="batch", dynamic_ncols=True, disable=disable)
 
 
-def _counted(batches, labelled):
-    """The batches; their labelled cells, where they count, are added to the tensor `labelled` if there is one."""
-    for batch in batches:
-        if labelled is not None:
-            labelled += (batch.seg_bev[:, 0] * batch.valid_bev[:, 0]).sum(dtype=torch.float64)
-        yield batch
+@options_command(hide=_OF_TRAINING, argument=("RUN", "init_dir"), extra=_CHOICES)
+def main(given, **choices):
+    """Evaluate RUN (--init_dir), a run's folder or a checkpoint, over every sample of its val shards.
 
-
-_OF_TRAINING = (
-    *("run", "optimisation", "ckpt_dir", "save_freq", "keep_latest", "resume", "load_step", "load_optimizer", "seed"),
-    *("sync_bn", "deterministic", "shuffle", "temporal_aug", "nworkers_val", "rand_flip", "rand_crop_and_resize"),
-    *("ncams", "do_shuffle_cams", "no_pretrained", "backbone_weights", "keep_best"),
-)
-
-
-@options_command(hide=_OF_TRAINING, argument=("RUN", "init_dir"))
-def main(given):
-    """Print the IoU of RUN (--init_dir) over every sample of the val shards.
-
-    Intersections are summed over all samples, and so are unions, before they are divided. What the checkpoint records
-    (network, sensors, grid, image size, labels) need not be said again. Options of training are taken and change nothing.
+    Intersections are summed over all samples, and so are unions, before they are divided. What the run recorded (network,
+    sensors, grid, image size, labels, shards) need not be said again. Options of training are taken and change nothing.
     """
-    options = _read_options(from_config(given))
-    launch(_evaluate_rank, options)
+    options = read_options(from_config(given))
+    launch(Evaluation(choices), options)
 
 
-def _read_options(given):
+def read_options(given):
+    """Options of the command line over those that the checkpoint records. Raises ValueError."""
     if given.get("resume") or not given.get("init_dir"):
         raise ValueError("give a run's folder or a checkpoint file: python -m train.evaluate RUN")
     content = checkpoint.read(given["init_dir"], command="python -m train.evaluate")
@@ -78,39 +85,190 @@ def _read_options(given):
     own = [f.name for f in fields(Options) if {f.name, f.metadata["group"]} & set(_OF_MODEL)]
     own = {name: coerce(name, recorded[name]) for name in own if name in recorded}
     own["interpolation"] = checkpoint.interpolation(content)
+    for name in sorted(own.keys() & given.keys()):
+        if own[name] != given[name]:
+            say(f"note: --{name} {given[name]}; the run was trained with {own[name]}")
+    if not any(name in given for name in _SHARDS):
+        own |= {name: coerce(name, recorded[name]) for name in _SHARDS if name in recorded}
+        own |= _val_shards_of(given["init_dir"], own, parse_options(given.get("store_options")))
+    own["exp_name"] = recorded.get("exp_name", Options.exp_name)
+    own["log_dir"] = recorded.get("log_dir", Options.log_dir)
     options = Options(**{**own, **given, "do_val": True})
     # As in the lineage; training's bf16 is for speed.
-    return dataclasses.replace(options, precision=options.precision or "fp32")
+    return replace(options, precision=options.precision or "fp32")
 
 
-def _evaluate_rank(options, world):
-    step, samples, counts = world.together(lambda: _evaluated(options, world))
-    counts = world.sum(counts.to(world.device))
-    if world.leads:
-        cells = int(counts[2])
-        click.echo(f"step {step}; {samples} samples; IoU {iou(counts[:2]):.4f}; {cells} labelled cells")
+def _val_shards_of(run, recorded, access):
+    """{"val_shards": those of the run}, or {} where it records none; access: options of the stores. Raises ValueError."""
+    if commands := commands_among(recorded):
+        raise ValueError(
+            f"{run}: a checkpoint may not say which commands to run; if {commands[0]!r} is meant, name it: --val_shards …"
+        )
+    if recorded.get("val_shards") or not recorded.get("shards"):
+        return {"shards": ()}
+    found = find_beside(find_shards(recorded["shards"], "train", access), "val")
+    if not found:
+        raise ValueError(f"{run}: no val shards beside {', '.join(recorded['shards'])}; give --val_shards")
+    return {"shards": (), "val_shards": found.shards}
+
+
+def label_specs(options):
+    """The labels that one pass counts: the options' own first, which makes the headline, then the usual protocols."""
+    chosen = [
+        (options.protocol, options.min_visibility),
+        ("simple_bev", 1),
+        ("min_visibility", 1),
+        ("min_visibility", 2),
+    ]
+    kinds = options.target_categories
+    names = {("simple_bev", 1): "simple_bev"}
+    specs = {}
+    for protocol, least in chosen:
+        name = names.get((protocol, least), f"visibility >= {least}")
+        specs.setdefault(name, LabelSpec(name, "boxes", kinds, protocol, least))
+    return tuple(specs.values())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One process's part of the command: called with the options and its World.
+
+    choices: out, pictures, robustness and baseline, as the command line has them.
+    """
+
+    choices: dict
+
+    def __call__(self, options, world):
+        parts = world.together(lambda: _prepare(options, world))
+        if world.leads:
+            say(_opening(parts, world))
+        whole = referee(parts.network, parts.batches("evaluate", world), parts.grid, world, parts.autocast)
+        damaged = None
+        if self.choices["robustness"]:
+            damaged = robustness(parts.again(world), self._baseline(), whole, *parts.held(), options.seed)
+        if world.leads:
+            self._report(parts, whole, damaged)
+
+    def _baseline(self):
+        return read_json(self.choices["baseline"]) if self.choices["baseline"] else None
+
+    def _report(self, parts, whole, damaged):
+        whole.about = parts.about(whole)
+        figures = all_figures(whole, parts.options.seed)
+        headline = parts.labels[0].name
+        [first] = [f for f in figures if (f.group, f.label) == ("iou", headline)]
+        cells = sum(int(row.counts[headline][:, 2].sum()) for row in whole.rows)
+        click.echo(f"step {parts.step}; {len(whole.rows)} samples; IoU {iou_of(first):.4f}; {cells} labelled cells")
         if not cells:
             raise ValueError(
                 "no cell of these samples is labelled, so the IoU says nothing; see --target_categories, --bounds"
             )
+        for line in lines_of(whole, headline, figures):
+            click.echo(line)
+        for line in robustness_lines(damaged) if damaged else ():
+            click.echo(line)
+        out = Path(self.choices["out"] or parts.folder / "eval")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "eval.json", whole, figures, parts.options.seed, damaged)
+        write_csv(out / "samples.csv", whole)
+        _write_scalars(parts, figures)
+        drawn = write_gallery(out, whole, headline, parts, self.choices["pictures"])
+        click.echo(f"written: {out}/eval.json, samples.csv" + (f", {drawn} pictures" if drawn else ""))
 
 
-def _evaluated(options, world):
-    """Step of the checkpoint, samples over all ranks, and of this rank's share (3,): intersection, union, labelled cells."""
+def iou_of(figure):
+    """A figure's value; 0 where nothing was predicted or true, as train.metrics has it."""
+    return figure.value if figure.denominator else 0.0
+
+
+@dataclass
+class Parts:
+    """What an evaluation works with: a checkpoint's network on this rank's device, and its share of the samples."""
+
+    options: Options
+    network: torch.nn.Module
+    loader: object
+    grid: object
+    labels: tuple
+    step: int
+    path: Path
+    autocast: torch.dtype | None
+
+    @property
+    def folder(self):
+        """Folder of the run."""
+        return self.path.parent
+
+    def batches(self, what, world):
+        """This rank's batches, with a bar on rank 0's terminal."""
+        return shown(self.loader, what, world.leads) if len(self.loader) else ()
+
+    def again(self, world):
+        """Function (what, change) -> Evaluation of one more pass, every batch changed first; None on other ranks than 0."""
+        return lambda what, change: referee(
+            self.network, self.batches(what, world), self.grid, world, self.autocast, change
+        )
+
+    def held(self):
+        """(cameras, sensors besides them) of the batches."""
+        sensors = [name for name in ("lidar", "radar") if getattr(self.options, f"use_{name}")]
+        return self.loader.augment.cams if self.network.needs.cameras else (), sensors
+
+    def about(self, whole):
+        """What eval.json says of where its figures come from."""
+        facts = self.loader.reader.facts
+        return {
+            "headline": self.labels[0].name,
+            "split": facts.get("split", ""),
+            "version": facts["version"],
+            "samples": f"{len(whole.rows)} of {len(self.loader.windows)}",
+            "samples_sha256": self.loader.reader.samples_sha256,
+            "shards": [str(index.tar) for index in self.loader.reader.indexes],
+            "checkpoint": str(self.path),
+            "step": self.step,
+            "grid": f"{self.options.Z}x{self.options.Y}x{self.options.X} over {self.options.bounds}",
+            "precision": self.options.precision,
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "log_dir": self.options.log_dir,
+            "options": as_dict(self.options),
+            "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        }
+
+
+def _prepare(options, world):
     set_arithmetic(options, world.device)
     path = checkpoint.find(options.init_dir)
     content = checkpoint.read(path)
     check_same_network(path, content, options)
     network, options = make_network(options)
-    _, loader, grid = make_loaders(options, world.device, False, world.rank, world.size, network.needs.cameras)
-    step = checkpoint.load_weights(path, content, on_device(network, world.device), options.ignore_load)
+    labels = label_specs(options)
+    place = (world.device, False, world.rank, world.size)
+    _, loader, grid = make_loaders(options, *place, network.needs.cameras, labels)
+    autocast = options.autocast_on(world.device)
+    step = checkpoint.load_weights(path, content, on_device(network, world.device, autocast), options.ignore_load)
     if options.compile:
         network.compile()
-    autocast = options.autocast_on(world.device)
-    labelled, counts = torch.zeros(1, dtype=torch.float64, device=world.device), torch.zeros(2).double()
-    if len(loader):
-        counts = evaluate(network, loader, grid, autocast, world.leads, labelled)
-    return step, len(loader.windows), torch.cat([counts, labelled.cpu()])
+    return Parts(options, network, loader, grid, labels, step, Path(path), autocast)
+
+
+def _opening(parts, world):
+    """What is evaluated, on what."""
+    options, reader = parts.options, parts.loader.reader
+    split = reader.facts.get("split", "")
+    return (
+        f"{parts.path}, step {parts.step}: {len(parts.loader.windows)} samples of {reader.facts['version']} {split}, "
+        f"{len(reader.indexes)} shards\n"
+        f"protocol {parts.labels[0].name}; grid {options.Z}x{options.Y}x{options.X}; {options.precision} on "
+        f"{world.size} x {world.device.type}"
+    )
+
+
+def _write_scalars(parts, figures):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(f"{parts.options.log_dir}/{parts.folder.name}/eval") as writer:
+        for tag, value in scalars(figures).items():
+            writer.add_scalar(tag, value, parts.step)
 
 
 if __name__ == "__main__":

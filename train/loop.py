@@ -9,7 +9,7 @@ import torch
 
 from common.progress import Progress
 from train import checkpoint, signals
-from train.arithmetic import on_device
+from train.arithmetic import on_device, peak_memory_gb
 from train.console import Console
 from train.curves import Curves, Pool
 from train.distributed import World, saving, say
@@ -18,6 +18,7 @@ from train.evaluator import evaluate
 from train.model.interface import check_network
 from train.optim import fetch_optimizer, parameter_groups
 from train.options import Options, as_dict
+from train.recorder import open_wandb
 from train.step import LossStep, over_processes
 
 BEST = "model-best.pth"
@@ -77,7 +78,8 @@ class Trainer:
         self.options, self.network, self.name = options, network, name or options.exp_name
         self.train_loader, self.val_loader, grid = loaders
         self.world = world or World(0, 1, self.train_loader.stage.device)
-        on_device(network, self.world.device)
+        autocast = options.autocast_on(self.world.device)
+        on_device(network, self.world.device, autocast)
         if optimizer is None:
             chosen = (options.lr, options.weight_decay, options.max_iters, options.use_scheduler)
             optimizer, scheduler = fetch_optimizer(parameter_groups(network), *chosen)
@@ -85,7 +87,6 @@ class Trainer:
         self.folder = Path(options.ckpt_dir) / self.name
         self.pools = {w: Pool((pools or {}).get(w, ())) for w in "tv"}
         self.best = best
-        autocast = options.autocast_on(self.world.device)
         self.step = LossStep(network, grid, autocast, self.world, options.seed, options.rand_flip)
         if options.compile:
             network.compile()
@@ -103,7 +104,7 @@ class Trainer:
         saver = _writer(self.folder, self.options.keep_latest) if self.world.leads else None
         steps = range(first_step + 1, self.options.max_iters + 1)
         shown = {part: pool for part, pool in self.pools.items() if part == "t" or val is not None}
-        self.curves = Curves(f"{self.options.log_dir}/{self.name}", shown, steps.start, self.world.leads)
+        self.curves = self._curves(shown, steps.start)
         self.console = Console(steps, self.options.batch_size * self.options.grad_acc, self.world.leads)
         path, stop = None, 0
         with signals.collected() as caught:  # until the last write is on the disk
@@ -131,6 +132,14 @@ class Trainer:
                     val.close()
                 self.curves.close()
         return path
+
+    def _curves(self, pools, first_step):
+        options = as_dict(self.options)
+        mode = self.options.wandb if self.world.leads else ""
+        board = self.world.together(lambda: open_wandb(mode, self.name, self.options.log_dir, options))
+        curves = Curves(f"{self.options.log_dir}/{self.name}", pools, first_step, self.world.leads, board)
+        curves.configuration("\n".join(f"{name}: {value}" for name, value in options.items()))
+        return curves
 
     def _saved(self, saver):
         """Wait on all ranks until rank 0's last write has ended: one that went away might take rank 0 with it.
@@ -229,7 +238,7 @@ class Trainer:
         seconds, samples = update.shown["itime"], self.options.batch_size * self.options.grad_acc
         self.pools["t"].add({**means, "time_per_batch": seconds, "time_per_el": seconds / samples}, counts)
         grad_norm = update.sums[0, -1].item() / self.world.size
-        shown = update.shown | {"grad_norm": grad_norm}
+        shown = update.shown | {"grad_norm": grad_norm, "memory_gb": peak_memory_gb(self.world.device)}
         validated = self.val_loader is not None and self._validates(update.step)
         self.curves.show(update.step, shown, validated)
         self.console.show(update.step, shown, self.curves.pools)
@@ -267,6 +276,7 @@ class Trainer:
                 state |= {f"{prefix}loader": loader.state_dict(), f"{prefix}samples": len(loader.windows)}
                 if digest := getattr(loader.reader, "samples_sha256", None):
                     state[f"{prefix}samples_sha256"] = digest
+        state["is_stream"] = getattr(self.train_loader.reader, "is_stream", False)
         content = checkpoint.snapshot(step, self.network, self.optimizer, self.scheduler, **state)
         return saver.submit(step, content, name)
 

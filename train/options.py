@@ -47,6 +47,7 @@ class Options:
     val_freq: int = _option(100, "updates between validations", "run", least=1)
     val_batches: str = _option("1", "batches of a validation, going round the val set; or all", "run")
     log_dir: str = _option("logs_nuscenes", "TensorBoard folder", "run")
+    wandb: str = _option("", "offline or online: Weights & Biases too", "run")
     seed: int = _option(0, "of order, augmentation and weights", "run", least=0)
     config: str = _option("", "YAML or JSON file of options; the command line wins", "run")
     ckpt_dir: str = _option("checkpoints", "folder of the runs' checkpoint folders", "checkpoints")
@@ -69,8 +70,8 @@ class Options:
     sync_bn: bool = _option(False, "batch-norm statistics over all CUDA devices, not of each", "devices")
     compile: bool = _option(False, "torch.compile the network", "devices")
     deterministic: bool = _option(False, "only deterministic kernels, where torch has them", "devices")
-    shards: tuple = _option((), "path, glob, <000..099> or {000..099} range, or several", "data")
-    val_shards: tuple = _option((), "without it val-*.tar beside the train shards", "data")
+    shards: tuple = _option((), "paths or addresses: tars, *, <000..099>, a folder, a manifest", "data")
+    val_shards: tuple = _option((), "without it the val split beside the train shards", "data")
     data_dir: str = _option("shards", "where train-*.tar and val-*.tar lie, without --shards", "data")
     dset: str = _option("", "trainval or mini: refuse shards of another version", "data")
     seqlen: int = _option(1, "keyframes a sample; the network sees the first", "data", least=1)
@@ -78,12 +79,13 @@ class Options:
     shuffle: bool = _option(True, "a new order each epoch", "data")
     nworkers: int = _option(12, "loader threads of a machine; no more than its cores are used", "data", least=0)
     nworkers_val: int = _option(1, "the same for validation", "data", least=0)
-    reader: str = _option("auto", "indexed (local files), stream (pipe:, http, s3 ...) or auto", "data")
+    reader: str = _option("auto", "indexed (byte ranges), stream (front to back), auto (stream for pipe:)", "data")
     verify_reads: bool = _option(False, "compare checksums while reading", "data")
     decode: str = _option("auto", "JPEGs: host, device (nvJPEG) or auto (host)", "data")
     store_options: str = _option("", "JSON (or a file) of access to object stores; never recorded", "data", secret=True)
-    cache_dir: str = _option("", "keep streamed shards in this folder", "data")
-    cache_gb: float = _option(100.0, "size of cache_dir", "data", least=0.0)
+    requests: int = _option(16, "range requests in flight, at least, of a process's loader", "data", least=0)
+    cache_dir: str = _option("", "folder of a node for what was read from afar, used members only", "data")
+    cache_gb: float = _option(100.0, "most that cache_dir may hold", "data", least=0.0)
     batch_size: int = _option(8, "samples over all devices", "optimisation", least=1)
     grad_acc: int = _option(5, "batches an update", "optimisation", least=1)
     lr: float = _option(3e-4, "peak learning rate", "optimisation")
@@ -146,6 +148,8 @@ class Options:
             raise ValueError(f"--encoder_type {self.encoder_type}: it is one of {', '.join(ENCODERS)}")
         if self.precision not in ("", "bf16", "fp32", "tf32"):
             raise ValueError(f"--precision {self.precision}: it is bf16 or fp32, or tf32 on CUDA")
+        if self.wandb not in ("", "offline", "online"):
+            raise ValueError(f"--wandb {self.wandb}: it is offline or online")
         if self.decode not in ("auto", "host", "device"):
             raise ValueError(f"--decode {self.decode}: it is auto, host or device")
         if self.dset not in ("", "trainval", "mini"):
@@ -245,9 +249,10 @@ def _patterns(text):
 
 # What --resume may be given anew; the rest makes the experiment or the order of its samples.
 FREE_ON_RESUME = frozenset(
-    "max_iters log_freq do_val val_freq val_batches log_dir config save_freq keep_latest keep_best resume device device_ids "
-    "timeout_min precision sync_bn compile deterministic shards val_shards data_dir dset nworkers nworkers_val reader decode "
-    "verify_reads store_options cache_dir cache_gb".split()
+    "max_iters log_freq do_val val_freq val_batches log_dir wandb config save_freq keep_latest keep_best "
+    "resume device device_ids timeout_min precision sync_bn compile deterministic shards val_shards "
+    "data_dir dset nworkers nworkers_val reader decode verify_reads store_options requests cache_dir "
+    "cache_gb".split()
 )
 
 # Options that earlier versions had and recorded: today's ones from the value; none where it has no meaning any more.

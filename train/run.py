@@ -191,9 +191,20 @@ def _resume(options, network, optimizer, loaders):
             continue
         check_samples(options.resume, content, loader, prefix)
         loader.load_state_dict(content[where])
+    note_other_order(content, loaders[0])
     step = checkpoint.load_weights(path, content, network)
     load_moments(optimizer, content["optimizer_state_dict"])
     return step, path.parent, {name: content[name] for name in ("pools", "best") if name in content}
+
+
+def note_other_order(content, loader):
+    """Say so where the epoch that is resumed began in another order than the one in which it goes on."""
+    before, now = content.get("is_stream"), loader.reader.is_stream
+    if before not in (None, now) and loader.position and loader.order.shuffle:
+        say(
+            "note: shards that are streamed have an order of their own: of the epoch at hand some samples may come twice, "
+            "some not at all"
+        )
 
 
 def check_samples(run, content, loader, prefix):

@@ -31,13 +31,13 @@ class Samples:
     """The keyframes of shards, numbered in order; a folder's splits one after another.
 
     Args:
-        patterns: what common.shard_set.find_shards takes.
+        patterns, options: what common.shard_set.find_shards takes.
     Raises:
         ValueError (ShardError): no shards, or shards that do not belong together.
     """
 
-    def __init__(self, patterns):
-        self.sources = [open_source(group) for group in _groups(patterns)]
+    def __init__(self, patterns, options=None):
+        self.sources = [open_source(group) for group in _groups(find_shards(patterns, options=options))]
         self.keys = [key for source in self.sources for key in source.keys]
         self.tokens = [token for source in self.sources for token in source.tokens]
 
@@ -87,9 +87,8 @@ class Samples:
             ) from None
 
 
-def _groups(patterns):
-    """ShardSets that belong together: where folders are named, one a split."""
-    shards = find_shards(patterns)
+def _groups(shards):
+    """The parts of a ShardSet that belong together: where folders are named, one a split."""
     splits = {}
     for tar in shards:
         splits.setdefault(addresses.split(tar)[1].rpartition("-")[0], []).append(tar)

@@ -66,10 +66,10 @@ def _shards(options, want_train):
     return train, val
 
 
-def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras=True):
+def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras=True, labels=None):
     """(train, val) loaders and VoxUtil on the device; val is None without do_val. Raises ValueError.
 
-    cameras: False reads no image, for a network that needs none.
+    cameras: False reads no image, for a network that needs none. labels: LabelSpecs instead of the options' own.
     """
     train, val = _shards(options, want_train)
     threads = _share_of_cores("nworkers", options.nworkers)
@@ -105,8 +105,10 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras
         verify_reads=options.verify_reads,
         cache_dir=options.cache_dir or None,
         cache_gb=options.cache_gb,
+        requests=options.requests,
         store_options=options.stores,
         decode=options.decode,
+        labels=labels,
     )
     for loader in loaders:
         version = loader.reader.facts["version"] if loader is not None else ""

@@ -7,9 +7,11 @@ from pathlib import Path
 import click
 import numpy as np
 
+from common.addresses import is_remote
 from common.files import new_file, write_atomically
 from common.progress import progress
 from common.spelling import EITHER
+from common.stores import parse_options
 from train.command import fail_in_one_line
 from train.distributed import pick_device
 from train.pictures.draws import DrawnSample, draws_sheet
@@ -34,8 +36,9 @@ PICTURES = (".png", ".jpg", ".jpeg")
 @click.option("--augment", is_flag=True, help=f"draw it {DRAWS} times as the network gets it in training instead")
 @click.option("--width", type=click.IntRange(400, 8000), help=f"columns  [{SHEET_PX}; {DRAWS_PX} with --augment]")
 @click.option("--device", default="", help="cuda or cpu, for --run; without it CUDA where there is one")
+@click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
 def main(shards, **values):
-    """Draw one sample of SHARDS (paths, globs, ranges or a folder).
+    """Draw one sample of SHARDS (paths, globs, ranges or a folder; addresses too).
 
     WHAT is its key, its token, its number from 0 on, or the name of a scene, whose first keyframe is shown; without it, 0.
     """
@@ -45,13 +48,13 @@ def main(shards, **values):
 def _split(words):
     """(shards, what or None): the last of several words is what to show, unless it is a shard or a folder too."""
     *first, last = words
-    is_shard = last.endswith(".tar") or os.path.exists(last)
+    is_shard = last.endswith(".tar") or is_remote(last) or os.path.exists(last)
     return (words, None) if not first or is_shard else (first, last)
 
 
-def _show(shards, what, run, device, **wanted):
+def _show(shards, what, run, device, store_options, **wanted):
     _check(wanted, run)
-    samples = Samples(shards)
+    samples = Samples(shards, parse_options(store_options))
     number = samples.find(what or "0")[0]
     scene = samples.find(samples.keys[number].rpartition("_")[0])
     network = network_of(run, pick_device(device)) if run else None

@@ -49,6 +49,7 @@ def compile_data(
     cache_dir=None,
     cache_gb=100.0,
     store_options=None,
+    requests=16,
 ):
     """Loaders of training and evaluation batches; the arguments are Simple-BEV's, and ours after the star.
 
@@ -66,6 +67,7 @@ def compile_data(
         decode: "host" decodes JPEGs in the loader's threads, "device" on the device; "auto" is the host.
         labels: LabelSpecs instead of those three, for several label maps in one pass; the first is what the losses see.
         reader, verify_reads, cache_dir, cache_gb, store_options: see train.data.sources.SourceConfig.
+        requests: range requests in flight, or as many as there are threads where that is more.
     Returns:
         (train_loader, val_loader); None where no shards were given. Batches are augmented and on `device`.
     Raises:
@@ -80,7 +82,7 @@ def compile_data(
     order = OrderConfig(bsz, True, shuffle, seed, rank, world_size, seqlen, temporal_aug)
     val_order = replace(order, is_train=False, shuffle=False, temporal_aug=False)
     stage = StageConfig(augment.final_hw, device, interpolation, get_tids, decode)
-    source = SourceConfig(reader, verify_reads, cache_dir, cache_gb, store_options)
+    source = SourceConfig(reader, verify_reads, cache_dir, cache_gb, store_options, max(requests, nworkers))
     train = val = None
     if shards is not None:
         train = make_loader(open_source(shards, source, "train"), order, decoding, augment, stage, nworkers)

@@ -14,6 +14,13 @@ class Draw:
     crop_ltrb: np.ndarray
 
 
+def drawn_cams(rng, conf):
+    """Names of the cameras that a sample uses, in slot order: the first thing that draw() draws. Arguments as there."""
+    if rng is None or conf.ncams >= len(conf.cams):
+        return list(conf.cams)
+    return [conf.cams[i] for i in rng.choice(len(conf.cams), conf.ncams, replace=False)]
+
+
 def draw(rng, conf, seqlen):
     """Draw a sample's cameras and crops.
 
@@ -22,9 +29,7 @@ def draw(rng, conf, seqlen):
     Raises:
         ValueError: the reference camera is not a slot.
     """
-    cams, reference = list(conf.cams), conf.refcam_id
-    if rng is not None and conf.ncams < len(cams):
-        cams = [cams[i] for i in rng.choice(len(cams), conf.ncams, replace=False)]
+    cams, reference = drawn_cams(rng, conf), conf.refcam_id
     if rng is not None and conf.shuffle_cams:
         reference = int(rng.integers(1, len(cams))) if len(cams) > 1 else 0
     if not 0 <= reference < len(cams):

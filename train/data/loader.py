@@ -12,7 +12,7 @@ from train.data.ahead import Ahead
 from train.data.buffers import Pools
 from train.data.decode import decode_frame
 from train.data.device_stage import DeviceStage, Loaded
-from train.data.draws import draw
+from train.data.draws import draw, drawn_cams
 from train.data.images import EncodedImages, encoded_images, images_of
 from train.data.order import num_batches, rank_batch, sample_rng
 from train.data.windows import windows
@@ -96,8 +96,9 @@ class Loader:
     def _batches(self, epoch, first):
         order = self.reader.order(self.windows, self.order.seed, epoch, self.order.shuffle)
         numbers = [self._share(order, number) for number in range(first, len(self))]
-        frames = [frame for share in numbers for sample in share for frame in self.windows[sample]]
-        self.reader.begin(frames, self._members_of_all() if self.nworkers else None)
+        samples = [sample for share in numbers for sample in share]
+        frames = [frame for sample in samples for frame in self.windows[sample]]
+        self.reader.begin(frames, self._members_ahead(samples, epoch) if self.nworkers else None)
         self._running += 1
         made = self._finish(numbers, epoch)
         if self.nworkers:
@@ -116,12 +117,12 @@ class Loader:
             if not self._running:
                 self.reader.close()
 
-    def _members_of_all(self):
-        """Function from a keyframe to the members that are read of it; None where these are drawn sample by sample."""
-        if self.order.is_train and self.augment.ncams < len(self.augment.cams):
-            return None
-        members = self.decode.members(self.augment.cams)
-        return lambda number: members
+    def _members_ahead(self, samples, epoch):
+        """The members that will be read of each keyframe of these samples, in order: those of the cameras that are drawn."""
+        for sample in samples:
+            rng = sample_rng(self.order.seed, epoch, sample) if self.order.is_train else None
+            members = self.decode.members(drawn_cams(rng, self.augment))
+            yield from [members] * len(self.windows[sample])
 
     def _share(self, order, number):
         """The samples of one batch that this rank loads."""

@@ -50,7 +50,15 @@ class SimpleBev(Segnet):
 
 
 def build(options, grid):
-    """SimpleBev of the options, weights from torch's generator."""
+    """SimpleBev of the options, weights from torch's generator.
+
+    --model_args '{"unprojection": "plain"}' samples every camera's whole volume instead of gathering what cameras see.
+    Raises ValueError for other arguments.
+    """
+    arguments = dict(options.model_args or {})
+    unprojection = arguments.pop("unprojection", "fused")
+    if arguments:
+        raise ValueError(f"--model_args {', '.join(arguments)}: simple_bev knows unprojection; the rest are options")
     return SimpleBev(
         grid.Z,
         grid.Y,
@@ -62,4 +70,5 @@ def build(options, grid):
         rand_flip=options.rand_flip,
         latent_dim=options.latent_dim,
         encoder_type=options.encoder_type,
+        unprojection=unprojection,
     )

@@ -181,15 +181,16 @@ def _radar(members):
 def view_of_batch(batch, sample, maps=None, boxes=None):
     """The View of one sample of a Batch, its first time step: what a network gets, augmentation included.
 
-    boxes: Boxes in ego to draw instead of the batch's, which come without categories.
+    boxes: Boxes in ego to draw instead of the batch's, which are those of its labels alone.
     """
+    facts = batch.facts[sample][0]
     return View(
-        key=batch.tokens[sample][0],
+        key=facts.key,
         token=batch.tokens[sample][0],
-        scene=batch.scenes[sample],
-        place="",
-        description="",
-        timestamp_us=None,
+        scene=facts.scene,
+        place=facts.location,
+        description=facts.description,
+        timestamp_us=facts.timestamp_us,
         cameras=() if batch.imgs is None else _cameras_of_batch(batch, sample),
         boxes=_boxes_of_batch(batch, sample) if boxes is None else boxes,
         lidar=_points(batch.lidar0_data, batch.lidar0_extra, batch.num_lidar0, sample),
@@ -208,10 +209,11 @@ def _cameras_of_batch(batch, sample):
 
 
 def _boxes_of_batch(batch, sample):
-    count = int(batch.num_boxes[sample, 0])
-    unseen = array_of(batch.vislist[sample, 0, :count]) == 0
+    facts, count = batch.facts[sample][0], int(batch.num_boxes[sample, 0])
     lrt = array_of(batch.lrtlist[sample, 0, :count]).astype(float)
-    return Boxes(lrt, ("vehicle",) * count, np.where(unseen, 1, 0), np.full((count, 3), np.nan))
+    global_T_ego = array_of(batch.egopose[sample, 0]).astype(float)
+    velocity = np.asarray(facts.velocity) @ global_T_ego[:3, :3]
+    return Boxes(lrt, facts.categories, np.asarray(facts.visibility), velocity)
 
 
 def _points(xyz, extra, counts, sample):

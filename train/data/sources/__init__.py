@@ -1,9 +1,11 @@
 """Sources: bytes of these members of keyframe n, from local files, remote stores or commands.
 
-A source has keys, tokens, scene_of, scene_names, facts, bytes_read, samples_sha256 (see KeyframeTable), is_stream and
+A source has shards (a ShardSet), keys, tokens, scene_of, scene_names, facts, bytes_read, samples_sha256 (see KeyframeTable),
+is_stream and
 
     order(windows, seed, epoch, shuffle)   window numbers of an epoch, the same from every source that is no stream
-    begin(frames, members=None)            an epoch starts; `frames` come in this order, `members` of each are read
+    begin(frames, members=None)            an epoch starts: `frames` come in this order; with an iterable of what will be
+                                           read of each they may be fetched ahead
     read(number, members)                  dict from member to bytes-like; from many threads; waits; raises ShardError
     interrupt()  close()                   waiting reads raise; everything is given back, a later begin starts anew
 

@@ -9,7 +9,6 @@ torn or stale is ever served, and a file that does not match is fetched anew. Fi
 import os
 import re
 import struct
-import sys
 import threading
 import time
 import zlib
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from common.errors import ShardError
 from common.files import locked
+from train.distributed import say
 
 LAYOUT = "v1"
 SHA_DIGITS = 32
@@ -100,13 +100,13 @@ class Cache:
             temporary.unlink(missing_ok=True)
 
     def say(self):
-        """One line on the error stream about the reads since the last such line, if there were any."""
+        """One line about the reads since the last such line, if there were any. A node's first process says its own."""
         with self._lock:
             hits, misses = self.hits - self._said[0], self.misses - self._said[1]
             self._said = (self.hits, self.misses)
         if hits + misses:
             share = 100 * hits / (hits + misses)
-            print(f"cache {self.root.parent}: {share:.0f} % of {hits + misses} keyframes came from it", file=sys.stderr)
+            say(f"note: {self.root.parent}: {share:.0f} % of {hits + misses} keyframes came from the cache", "node")
 
     def _folder(self, index, row):
         return self.root / index.tar_sha256[:SHA_DIGITS] / str(row)

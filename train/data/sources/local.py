@@ -21,7 +21,8 @@ class LocalSource(KeyframeTable):
     is_stream = False
 
     def __init__(self, shards, verify_reads=False):
-        super().__init__([index for index, _ in load_indexes(find_shards(shards))], verify_reads)
+        self.shards = find_shards(shards)
+        super().__init__([index for index, _ in load_indexes(self.shards)], verify_reads)
         self._files = [None] * len(self.indexes)
         self._lock = threading.Lock()
 

@@ -1,7 +1,6 @@
 """The source of remote shards: range requests for just the members that an experiment needs, in the local order."""
 
 import threading
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 from common import addresses
@@ -19,7 +18,7 @@ class RangeSource(KeyframeTable):
 
     Args:
         shards: ShardSet, or what find_shards takes. verify_reads: compare the checksum of every member read.
-        cache: Cache of what was read, or None. requests: how many begin() keeps in flight, where it knows the members.
+        cache: Cache of what was read, or None. requests: how many begin() keeps in flight, where it is told the members.
     Raises:
         ShardError: a missing or damaged index, besides what KeyframeTable raises.
     """
@@ -27,7 +26,7 @@ class RangeSource(KeyframeTable):
     is_stream = False
 
     def __init__(self, shards, verify_reads=False, cache=None, requests=16):
-        shards = find_shards(shards)
+        self.shards = shards = find_shards(shards)
         opened = load_indexes(shards)
         super().__init__([index for index, _ in opened], verify_reads)
         self.cache, self.requests = cache, requests
@@ -47,14 +46,12 @@ class RangeSource(KeyframeTable):
 
         Args:
             frames: the keyframes wanted, in order, with repeats.
-            members: what will be read of each of them: an iterable in the same order, or a function of the keyframe. With
-                it, `requests` threads fetch ahead; without, as many requests are in flight as threads read.
+            members: what will be read of each of them, an iterable in the same order. With it, `requests` threads fetch
+                ahead; without, as many requests are in flight as threads read.
         """
         self.close()
         if members is not None and self.requests:
-            frames = list(frames)
-            members = map(members, frames) if callable(members) else members
-            self._ahead = _Ahead(self._fetch, zip(frames, members, strict=False), self.requests)
+            self._ahead = _Ahead(self._fetch, zip(frames, members, strict=True), self.requests)
 
     def read(self, number, members):
         """Bytes of the members that keyframe `number` has: dict from name to bytes-like. Safe from many threads; waits.
@@ -62,7 +59,7 @@ class RangeSource(KeyframeTable):
         Raises ShardError, naming shard and key, once every try has failed, or the object has changed.
         """
         ahead = self._ahead
-        out = ahead.take(number) if ahead is not None else {}
+        out = ahead.take(number, members) if ahead is not None else {}
         rest = [m for m in members if m not in out]
         if rest:
             out |= self._fetch(number, rest)
@@ -127,19 +124,24 @@ class _Ahead:
         self._fetch, self._wanted = fetch, wanted  # (keyframe, members) pairs, taken one by one
         self._pool = ThreadPoolExecutor(threads, "source")
         self._lock = threading.Lock()
-        self._held = {}  # keyframe -> futures, first come first
+        self._held = {}  # keyframe -> [(members, future)], first come first
         self._room = 2 * threads
         with self._lock:
             self._fill()
 
-    def take(self, number):
-        """What was fetched of a keyframe; {} where it is not among those that come next."""
+    def take(self, number, members):
+        """What was fetched of a keyframe; {} where it is not among those that come next.
+
+        A keyframe of several samples may be wanted with other members for each; threads do not always come in their order.
+        """
         with self._lock:
-            futures = self._held.get(number)
-            if not futures:
+            held = self._held.get(number)
+            if not held:
                 return {}
-            future = futures.popleft()
-            if not futures:
+            wanted = set(members)
+            place = next((i for i, (own, _) in enumerate(held) if own == wanted), 0)
+            _, future = held.pop(place)
+            if not held:
                 del self._held[number]
             self._room += 1
             self._fill()
@@ -158,4 +160,4 @@ class _Ahead:
                 return
             self._room -= 1
             future = self._pool.submit(self._fetch, number, members)
-            self._held.setdefault(number, deque()).append(future)
+            self._held.setdefault(number, []).append((set(members), future))

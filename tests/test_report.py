@@ -1,0 +1,82 @@
+"""The report in a real browser: nothing broken, nothing wider than the page, the figures in it."""
+
+import json
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.test_evaluation import GRID, Evaluation, as_json, measure, random_batch, ring_map
+from train.pictures.charts import thinned
+from train.pictures.page import MOST_PICTURE_BYTES, Run, page
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def a_run(name, better=0.0, pictures=()):
+    """A run whose evaluation has twelve scenes."""
+    found = Evaluation(about={"headline": "simple_bev", "step": 25, "split": "val"})
+    for seed in range(3):
+        batch, logits = random_batch(seed, tuple(f"scene-{seed}{k}" for k in range(4)))
+        truth = batch.labels["simple_bev"][0][:, 0]
+        found.add(*measure({"seg": logits + better * (truth - 0.5)}, batch, ring_map(GRID)))
+    steps = list(range(1, 1001))
+    curves = {
+        "t/pooled/iou": (steps, [s / 1000 for s in steps]),
+        "v/stats/iou": (steps[::50], [s / 1500 for s in steps[::50]]),
+    }
+    content = json.loads(json.dumps(as_json(found.sorted())))
+    return Run(name, content, curves, tuple(pictures), "lr: 0.0003\nexp_name: <b>&\n")
+
+
+@pytest.fixture(scope="module")
+def jpeg():
+    noise = np.random.default_rng(0).integers(0, 255, (300, 900, 3)).astype(np.uint8)
+    return cv2.imencode(".jpg", noise)[1].tobytes()
+
+
+def test_figures_of_the_page_are_those_of_the_evaluation(jpeg):
+    one = a_run("8x5_3e-4s_a_12:00:00", pictures=[("worst 1: scene-0_0001, IoU 0.1", jpeg)])
+    text = page([one], "made by a test")
+    [iou] = [f for f in one.evaluation["figures"] if (f["group"], f["label"]) == ("iou", "simple_bev")]
+    assert f"IoU {iou['value']:.4f}" in text and "&lt;b&gt;&amp;" in text and "<b>&\n" not in text
+    assert text.count("<svg") >= 12 and not re.search(r"(src|href)=.(https?:|//)", text)
+    assert text == page([one], "made by a test")  # the same figures give the same page
+
+
+def test_pages_stay_small_whatever_pictures_there_are(jpeg):
+    many = [(f"sample {i}", jpeg) for i in range(MOST_PICTURE_BYTES // len(jpeg) + 5)]
+    text = page([a_run("a", pictures=many), a_run("b", 0.5)], "made by a test")
+    assert len(text.encode()) < 5_000_000 and "would make this page too large" in text
+
+
+def test_curves_are_thinned_by_means():
+    steps, values = thinned(np.arange(1000), np.ones(1000), most=10)
+    assert len(steps) == 10 and np.allclose(values, 1) and steps[0] == 49.5
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_browser_shows_the_whole_page(tmp_path, jpeg, runs):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = tmp_path / "report.html"
+    pictures = [("worst 1: a sample", jpeg)]
+    path.write_text(page([a_run("8x5_3e-4s_a_12:00:00", pictures=pictures), a_run("b", 0.5)][:runs], "made by a test"))
+    with sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        for width in (400, 1400):
+            tab = browser.new_page(viewport={"width": width, "height": 900})
+            said = []
+            tab.on("console", lambda message, said=said: said.append(message.text))
+            tab.on("pageerror", lambda error, said=said: said.append(str(error)))
+            tab.on("request", lambda r, said=said: r.url.startswith(("file:", "data:")) or said.append(r.url))
+            tab.goto(path.as_uri())
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+            assert tab.evaluate(
+                "[...document.querySelectorAll('svg')].every(s => s.getBoundingClientRect().width > 200)"
+            )
+            assert not said
+        browser.close()

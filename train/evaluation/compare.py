@@ -1,0 +1,72 @@
+"""Two evaluations, figure by figure: differences with paired intervals over the scenes that both have."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from train.evaluation.figures import LEVEL, scene_draws
+
+
+@dataclass(frozen=True)
+class Difference:
+    """b minus a of one figure over the common scenes; low and high: 95 % interval of the difference, NaN for few scenes."""
+
+    group: str
+    name: str
+    label: str
+    a: float
+    b: float
+    low: float
+    high: float
+
+    @property
+    def difference(self):
+        return self.b - self.a
+
+    @property
+    def is_clear(self):
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+
+def differences(a, b, seed=0):
+    """Differences of the figures that two eval.json objects share.
+
+    The same scenes are drawn for both, so that what makes a scene hard cancels out.
+
+    Returns:
+        (list of Difference, scenes in common).
+    Raises:
+        ValueError: no scene in common.
+    """
+    common = [scene for scene in a["scenes"] if scene in set(b["scenes"])]
+    if not common:
+        raise ValueError("the two evaluations have no scene in common, so nothing can be compared")
+    places = [[content["scenes"].index(scene) for scene in common] for content in (a, b)]
+    draws = scene_draws(len(common), seed)
+    others = {_identity(figure): figure for figure in b["figures"]}
+    out = []
+    for figure in a["figures"]:
+        other = others.get(_identity(figure))
+        if other is None:
+            continue
+        ratios = [_ratios(f, place, draws) for f, place in zip((figure, other), places, strict=True)]
+        (value_a, drawn_a), (value_b, drawn_b) = ratios
+        drawn = (drawn_b - drawn_a)[np.isfinite(drawn_b - drawn_a)]
+        bounds = (np.nan, np.nan)
+        if len(common) > 1 and len(drawn):
+            bounds = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+        out.append(Difference(figure["group"], figure["name"], figure["label"], value_a, value_b, *bounds))
+    return out, common
+
+
+def _identity(figure):
+    # The best threshold differs from run to run: its name is its value.
+    name = "best" if figure["group"] == "iou at best threshold" else figure["name"]
+    return figure["group"], name, figure["label"]
+
+
+def _ratios(figure, places, draws):
+    above, below = (np.array(figure[name], np.float64)[places] for name in ("numerators", "denominators"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(above.sum() / below.sum()) if below.sum() else np.nan, (draws @ above) / (draws @ below)

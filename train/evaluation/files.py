@@ -1,0 +1,147 @@
+"""eval.json, the CSV of samples, and reading them again. shards' digests, checkpoint and options stand in `about`."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+from common.files import write_atomically
+from train.evaluation.counting import ring_names
+from train.evaluation.figures import LEVEL, RESAMPLES, all_figures, calibration, threshold_curve
+
+SCHEMA = 1
+MAX_BYTES = 256 << 20
+
+
+def as_json(evaluation, figures=None, seed=0, robustness=None):
+    """The object that eval.json holds: plain values; NaN is null.
+
+    robustness: a table of the same under damage. Each figure has numerator and denominator, and both scene by scene, so
+    that two evaluations can be compared in pairs.
+    """
+    figures = all_figures(evaluation, seed) if figures is None else figures
+    labels = list(evaluation.rows[0].counts) if evaluation.rows else []
+    return {
+        "schema": SCHEMA,
+        "about": evaluation.about,
+        "samples": len(evaluation.rows),
+        "scenes": list(evaluation.scenes),
+        "interval": {"level": LEVEL, "resamples": RESAMPLES, "seed": seed, "over": "scenes"},
+        "figures": [_figure(figure) for figure in figures],
+        "thresholds": {
+            label: [dict(zip(("threshold", "intersection", "union", "iou"), row, strict=True)) for row in rows]
+            for label, rows in ((label, threshold_curve(evaluation, label)) for label in labels)
+        },
+        "calibration": {label: _calibration(evaluation, label) for label in labels},
+        "conditions": _conditions(evaluation.rows, labels),
+        **({"robustness": robustness} if robustness else {}),
+    }
+
+
+def _conditions(rows, labels):
+    """Samples and sums by place, light and weather together."""
+    out = []
+    for place in sorted({(row.location, row.light, row.weather) for row in rows}):
+        own = [row for row in rows if (row.location, row.light, row.weather) == place]
+        for label in labels:
+            both, predicted, truth = sum(row.counts[label].sum(0) for row in own).tolist()
+            counts = {"samples": len(own), "intersection": both, "union": predicted + truth - both}
+            out.append(dict(zip(("location", "light", "weather"), place, strict=True), label=label, **counts))
+    return out
+
+
+def _figure(figure):
+    return {
+        "group": figure.group,
+        "name": figure.name,
+        "label": figure.label,
+        "value": _number(figure.value),
+        "low": _number(figure.low),
+        "high": _number(figure.high),
+        "numerator": figure.numerator,
+        "denominator": figure.denominator,
+        "numerators": figure.numerators.tolist(),
+        "denominators": figure.denominators.tolist(),
+        "samples": figure.samples,
+    }
+
+
+def _calibration(evaluation, label):
+    rows, error = calibration(evaluation, label)
+    names = ("from", "to", "cells", "mean_probability", "share_true")
+    return {"expected_error": error, "bins": [dict(zip(names, map(_plain, row), strict=True)) for row in rows]}
+
+
+def _plain(value):
+    return value.item() if hasattr(value, "item") else value
+
+
+def _number(value):
+    return None if math.isnan(value) else float(value)
+
+
+def write_json(path, evaluation, figures=None, seed=0, robustness=None):
+    """Write eval.json atomically; its path. robustness: what train.evaluation.robustness gave."""
+    text = json.dumps(as_json(evaluation, figures, seed, robustness), indent=1, allow_nan=False)
+    write_atomically(path, text.encode() + b"\n")
+    return Path(path)
+
+
+def evaluation_file(path):
+    """The eval.json that a path means: itself, or in a run's or an evaluation's folder. Raises ValueError."""
+    path = Path(path)
+    for found in (path / "eval" / "eval.json", path / "eval.json", path):
+        if found.is_file():
+            return found
+    raise ValueError(f"{path}: holds no evaluation; python -m train.evaluate {path} makes it")
+
+
+def read_json(path):
+    """What write_json wrote, of any path that evaluation_file knows. Raises ValueError for anything else."""
+    path = evaluation_file(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{path}: larger than {MAX_BYTES} bytes, not an evaluation")
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not an evaluation of train.evaluate ({error})") from None
+    if not isinstance(content, dict) or "figures" not in content:
+        raise ValueError(f"{path}: not an evaluation of train.evaluate")
+    if content.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: schema {content.get('schema')}, this version reads {SCHEMA}; evaluate again")
+    return content
+
+
+def write_csv(path, evaluation):
+    """A row a sample: who and where it is, counts for each label and ring, boxes by visibility, losses."""
+    labels = list(evaluation.rows[0].counts) if evaluation.rows else []
+    losses = list(evaluation.rows[0].losses) if evaluation.rows else []
+    head = ["key", "token", "scene", "timestamp_us", "location", "light", "weather", "boxes"]
+    head += [f"boxes of visibility {v}" for v in range(5)]
+    parts = ("intersection", "union", "iou")
+    head += [f"{label} {part}" for label in labels for part in parts]
+    head += [f"{label} {ring} {part}" for label in labels for ring in ring_names() for part in parts[:2]]
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(head + [f"loss {name}" for name in losses])
+    for row in evaluation.rows:
+        writer.writerow(_csv_row(row, labels, losses))
+    write_atomically(path, out.getvalue().encode())
+    return Path(path)
+
+
+def _csv_row(row, labels, losses):
+    seen = [sum(kinds.get(v, 0) for kinds in row.boxes.values()) for v in range(5)]
+    values = [row.key, row.token, row.scene, row.timestamp_us, row.location, row.light, row.weather, sum(seen), *seen]
+    rings = []
+    for label in labels:
+        counts = row.counts[label]
+        both, predicted, truth = counts.sum(0).tolist()
+        either = predicted + truth - both
+        values += [both, either, f"{both / either:.6f}" if either else ""]
+        for both, predicted, truth in counts.tolist():
+            rings += [both, predicted + truth - both]
+    return values + rings + [f"{row.losses[name]:.6g}" for name in losses]

@@ -1,0 +1,103 @@
+"""Evaluations and comparisons as text of at most 79 columns."""
+
+import math
+
+from train.evaluation.figures import all_figures, calibration
+
+NAME_COLUMNS = 30
+
+
+def lines_of(evaluation, headline, figures=None, seed=0):
+    """Lines of an evaluation's table: a block a group of figures, a column of IoU with its interval a label.
+
+    headline: label whose figures come first and alone where labels would repeat one another.
+    """
+    figures = all_figures(evaluation, seed) if figures is None else figures
+    labels = list(evaluation.rows[0].counts) if evaluation.rows else []
+    out = []
+    for label in [headline, *(name for name in labels if name != headline)]:
+        mark = "  <- headline" if label == headline else ""
+        [iou] = [f for f in figures if (f.group, f.label) == ("iou", label)]
+        best = next(f for f in figures if (f.group, f.label) == ("iou at best threshold", label))
+        out.append(f"{label:<{NAME_COLUMNS}} IoU {span(iou)}{mark}")
+        out.append(f"{'':<{NAME_COLUMNS}} {_cells(iou)}; {best.value:.4f} at {best.name}")
+    own = [f for f in figures if f.label in (headline, "every box") and f.group.partition(" ")[1]]
+    group = ""
+    for figure in own:
+        if figure.group == "iou at best threshold" or figure.group.endswith("category and distance"):
+            continue
+        if figure.group != group:
+            group = figure.group
+            out += ["", group.replace("iou", "IoU").replace("recall", "Recall")]
+        out.append(f"  {figure.name[: NAME_COLUMNS - 2]:<{NAME_COLUMNS - 2}} {span(figure)}  {_share(figure)}")
+    for name in ("precision", "recall"):
+        figure = next(f for f in figures if (f.group, f.label) == (name, headline))
+        out.append(f"{'' if name == 'recall' else chr(10)}{name.capitalize():<{NAME_COLUMNS}} {span(figure)}")
+    error = calibration(evaluation, headline)[1] if evaluation.rows else math.nan
+    out.append(f"{'Expected calibration error':<{NAME_COLUMNS}} {error:.4f}")
+    return out
+
+
+def span(figure):
+    """ "0.4321 [0.4100, 0.4550]"; without an interval where there is none."""
+    if math.isnan(figure.value):
+        return f"{'-':<24}"
+    if math.isnan(figure.low):
+        return f"{figure.value:<6.4f}{'':<18}"
+    return f"{figure.value:.4f} [{figure.low:.4f}, {figure.high:.4f}]"
+
+
+def _cells(figure):
+    return f"{figure.numerator} of {figure.denominator} cells"
+
+
+def _share(figure):
+    if figure.group.startswith("recall"):
+        return f"{figure.denominator} cells"
+    return f"{figure.samples} samples"
+
+
+def robustness_lines(damaged):
+    """Lines of what train.evaluation.robustness gave."""
+    out = ["", f"{'Under damage':<52} {'IoU':>7} {'change':>8}"]
+    out += [f"  {row['name'][:50]:<50} {row['iou']:>7.4f} {row['change']:>+8.4f}" for row in damaged["rows"]]
+    if "mRR" in damaged:
+        out.append(f"{'Mean resilience rate (mRR)':<52} {damaged['mRR']:>6.1f} %")
+    if "mCE" in damaged:
+        out.append(f"{'Mean corruption error (mCE)':<52} {damaged['mCE']:>6.1f} %")
+    return out
+
+
+def comparison_lines(differences, scenes, names):
+    """Lines of a comparison: the two values and the difference with its interval; * where that leaves out zero."""
+    out = [f"A: {names[0]}", f"B: {names[1]}", f"{len(scenes)} scenes in common; * the interval leaves out 0", ""]
+    out.append(f"{'':<{NAME_COLUMNS + 9}} {'A':>6} {'B':>6}  {'B - A':>7}")
+    title = None
+    for one in differences:
+        if (one.group, one.label) != title:
+            title = one.group, one.label
+            out.append(f"{one.group} ({one.label})"[:79])
+        bounds = "" if math.isnan(one.low) else f" [{one.low:+.4f}, {one.high:+.4f}]{'*' if one.is_clear else ''}"
+        values = (
+            f"{_four(one.a)} {_four(one.b)} {one.difference:>+8.4f}" if _both(one) else f"{_four(one.a)} {_four(one.b)}"
+        )
+        out.append(f"  {one.name[:NAME_COLUMNS]:<{NAME_COLUMNS}} {values}{bounds}"[:79])
+    return out
+
+
+def _both(one):
+    return not (math.isnan(one.a) or math.isnan(one.b))
+
+
+def _four(value):
+    return f"{'-':>6}" if math.isnan(value) else f"{value:6.4f}"
+
+
+def scalars(figures):
+    """TensorBoard tag -> value of the figures that are curves over checkpoints."""
+    wanted = ("iou", "precision", "recall", "iou by distance", "iou by light", "iou by weather")
+    out = {}
+    for figure in figures:
+        if figure.group in wanted and not math.isnan(figure.value):
+            out[f"eval/{figure.label}/{figure.group}/{figure.name}".replace(" ", "_")] = figure.value
+    return out

@@ -1,0 +1,46 @@
+"""Pictures of an evaluation's worst, median and best samples."""
+
+import numpy as np
+
+from train.pictures.layout import encode
+from train.samples import Network, Samples
+from train.show import sheet_of
+
+WIDTH_PX = 1000
+
+
+def write_gallery(out, evaluation, label, parts, count):
+    """Write `count` sheets, a third each of the worst, the median and the best samples by IoU, as JPEGs; how many.
+
+    out: folder; pictures of earlier evaluations in it are replaced. evaluation: Evaluation. label: whose IoU counts. parts:
+    train.evaluate.Parts. Samples in which nothing was predicted or true are not among them.
+    """
+    for old in out.glob("[0-9][0-9]_*.jpg"):
+        old.unlink()
+    chosen = chosen_rows(evaluation.rows, label, count)
+    if not chosen or parts.loader.reader.is_stream:
+        return 0
+    samples = Samples(parts.loader.reader.shards)
+    network = Network(parts.options, parts.network.eval(), parts.step, parts.loader.stage.device)
+    for number, (kind, row, value) in enumerate(chosen):
+        picture = sheet_of(samples, samples.find(row.key)[0], network, WIDTH_PX)
+        (out / f"{number:02d}_{kind}_IoU_{value:.3f}_{row.key}.jpg").write_bytes(encode(picture, ".jpg"))
+    return len(chosen)
+
+
+def chosen_rows(rows, label, count):
+    """List of (kind, row, IoU), at most `count`, none twice: "worst", "median", "best", each sorted by IoU."""
+    scored = sorted(((_iou(row.counts[label]), row.key, row) for row in rows), key=lambda one: one[:2])
+    scored = [one for one in scored if not np.isnan(one[0])]
+    each = min(count, len(scored)) // 3
+    if not each:
+        return [("worst", row, value) for value, _, row in scored[:count]]
+    middle = (len(scored) - each) // 2
+    places = {"worst": 0, "median": middle, "best": len(scored) - each}
+    return [(kind, row, value) for kind, at in places.items() for value, _, row in scored[at : at + each]]
+
+
+def _iou(counts):
+    both, predicted, truth = counts.sum(0).tolist()
+    either = predicted + truth - both
+    return both / either if either else float("nan")

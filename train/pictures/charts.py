@@ -1,0 +1,150 @@
+"""Charts of the report as SVG text: curves of a training, figures with intervals, and tables as colours. Needs matplotlib.
+
+Text stays text, so that it can be searched and takes the page's font; a chart is some ten kilobytes.
+"""
+
+import io
+import math
+import re
+
+import numpy as np
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito's, told apart by everyone
+CHART_INCHES = (6.4, 3.2)
+MOST_POINTS = 400  # of a curve; longer ones are thinned by means
+
+
+def _figure(inches=CHART_INCHES):
+    try:
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("train.report needs matplotlib and jinja2: pip install 'bevshards[report]'") from None
+    figure = Figure(inches, layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure
+
+
+def _svg(figure, title):
+    import matplotlib
+
+    out = io.StringIO()
+    # A fixed salt and no date: the same figures give the same page.
+    settings = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10, "font.family": "sans-serif"}
+    with matplotlib.rc_context(settings):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    text = re.sub(r"<metadata>.*?</metadata>", "", out.getvalue(), flags=re.DOTALL)
+    return text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+
+
+def _plain(axes):
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def thinned(steps, values, most=MOST_POINTS):
+    """At most `most` points of a curve: means of neighbouring ones."""
+    if len(steps) <= most:
+        return np.asarray(steps, float), np.asarray(values, float)
+    parts = np.array_split(np.arange(len(steps)), most)
+    return tuple(np.array([np.mean(np.asarray(a)[part]) for part in parts]) for a in (steps, values))
+
+
+def curves(series, title, ylabel, log=False):
+    """Curves over updates. series: name -> (steps, values)."""
+    figure = _figure()
+    axes = figure.subplots()
+    for (name, (steps, values)), colour in zip(series.items(), _cycle(), strict=False):
+        axes.plot(*thinned(steps, values), color=colour, linewidth=1.4, label=name)
+    axes.set(xlabel="update", ylabel=ylabel, title=title, yscale="log" if log else "linear")
+    _plain(axes)
+    if len(series) > 1:
+        axes.legend(frameon=False)
+    return _svg(figure, title)
+
+
+def _cycle():
+    while True:
+        yield from COLOURS
+
+
+def bars(groups, names, title, xlabel):
+    """Horizontal bars with intervals. groups: run -> list of (value, low, high) in the order of names; NaN leaves a gap."""
+    figure = _figure((CHART_INCHES[0], 0.9 + 0.36 * max(len(names), 2) * max(len(groups), 1) ** 0.5))
+    axes = figure.subplots()
+    height = 0.8 / max(len(groups), 1)
+    for g, ((run, rows), colour) in enumerate(zip(groups.items(), _cycle(), strict=False)):
+        places = np.arange(len(names)) + (g - (len(groups) - 1) / 2) * height
+        values = np.array([row[0] for row in rows], float)
+        axes.barh(places, np.nan_to_num(values), height * 0.92, color=colour, alpha=0.85, label=run)
+        for place, (value, low, high) in zip(places, rows, strict=True):
+            if not any(map(math.isnan, (value, low, high))):
+                axes.plot([low, high], [place, place], color="#222222", linewidth=1.2)
+    axes.set(yticks=np.arange(len(names)), yticklabels=names, xlabel=xlabel, title=title, xlim=(0, None))
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    if len(groups) > 1:
+        axes.legend(frameon=False)
+    return _svg(figure, title)
+
+
+def threshold_chart(series, title):
+    """IoU over the threshold. series: name -> list of (threshold, IoU); the best of each is marked, and 0.5."""
+    figure = _figure()
+    axes = figure.subplots()
+    axes.axvline(0.5, color="#888888", linewidth=0.8, linestyle="--")
+    for (name, points), colour in zip(series.items(), _cycle(), strict=False):
+        thresholds, values = zip(*points, strict=True)
+        axes.plot(thresholds, values, color=colour, linewidth=1.6, label=name)
+        best = int(np.argmax(values))
+        axes.plot(thresholds[best], values[best], "o", color=colour, markersize=5)
+    axes.set(xlabel="threshold of the predicted probability", ylabel="IoU", title=title, xlim=(0, 1), ylim=(0, None))
+    _plain(axes)
+    axes.legend(frameon=False)
+    return _svg(figure, title)
+
+
+def sorted_scenes(values, title):
+    """IoU of every scene, worst first. values: scene -> IoU."""
+    figure = _figure()
+    axes = figure.subplots()
+    order = sorted(values, key=values.get)
+    axes.bar(range(len(order)), [values[name] for name in order], color=COLOURS[0], width=0.9)
+    axes.set(ylabel="IoU", title=title, xlabel="scene, worst first", ylim=(0, None))
+    if len(order) <= 30:
+        axes.set_xticks(range(len(order)), order, rotation=90, fontsize=8)
+    else:
+        axes.set_xticks([])
+    _plain(axes)
+    return _svg(figure, title)
+
+
+def heat_table(values, counts, rows, columns, title):
+    """A table as colours. values, counts: (row, column) -> number; empty where there is none. Dark is high."""
+    figure = _figure((CHART_INCHES[0], 0.8 + 0.42 * len(rows)))
+    axes = figure.subplots()
+    grid = np.array([[values.get((row, column), np.nan) for column in columns] for row in rows], float)
+    highest = max(np.nanmax(grid, initial=0.0), 1e-6)
+    axes.imshow(grid, cmap="Blues", vmin=0, vmax=highest, aspect="auto")
+    for y, row in enumerate(rows):
+        for x, column in enumerate(columns):
+            if (row, column) in values and not math.isnan(grid[y, x]):
+                text = f"{grid[y, x]:.2f}  ({counts[row, column]})"
+                axes.text(
+                    x,
+                    y,
+                    text,
+                    ha="center",
+                    va="center",
+                    fontsize=8.5,
+                    color="white" if grid[y, x] > highest / 2 else "#222",
+                )
+    axes.set(xticks=range(len(columns)), yticks=range(len(rows)), title=title)
+    axes.set_xticklabels(columns)
+    axes.set_yticklabels(rows)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return _svg(figure, title)

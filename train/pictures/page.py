@@ -1,0 +1,256 @@
+"""The report: evaluations and curves of runs -> one HTML file that needs nothing else. Needs matplotlib and jinja2."""
+
+import base64
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from train.pictures import charts
+
+MOST_PICTURE_BYTES = 3 << 20  # of all runs together, so that the page stays under 5 MB
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the page shows of one run.
+
+    name: of the run. evaluation: the object of eval.json. curves: TensorBoard tag, such as "t/stats/iou", -> (steps, values).
+    pictures: (caption, JPEG bytes) of the worst, median and best samples. config: the run's options as text.
+    """
+
+    name: str
+    evaluation: dict
+    curves: dict = field(default_factory=dict)
+    pictures: tuple = ()
+    config: str = ""
+
+
+@dataclass
+class Section:
+    """A part of the page: charts are SVG, tables have head and rows, pictures caption and source."""
+
+    id: str
+    title: str
+    text: str = ""
+    charts: list = field(default_factory=list)
+    tables: list = field(default_factory=list)
+    pictures: list = field(default_factory=list)
+    preformatted: str = ""
+
+
+def page(runs, made):
+    """HTML text of the report.
+
+    Args:
+        runs: list of Run, compared side by side. made: a line that says when and with what.
+    Raises:
+        ValueError: matplotlib or jinja2 are not installed.
+    """
+    try:
+        from jinja2 import Environment
+    except ImportError:
+        raise ValueError("train.report needs matplotlib and jinja2: pip install 'bevshards[report]'") from None
+    template = Environment(autoescape=True).from_string(Path(__file__).with_name("page.html").read_text())
+    label = _headline_label(runs[0])
+    sections = [_accuracy(runs, label), _conditions(runs, label), _boxes(runs), _training(runs), _samples(runs)]
+    sections += [_robustness(runs), _provenance(runs)]
+    sections = [s for s in sections if s.charts or s.tables or s.pictures or s.preformatted]
+    title = "Evaluation of " + ", ".join(run.name for run in runs)
+    return template.render(title=title, made=made, sections=sections, headline=[_card(run, label) for run in runs])
+
+
+def _headline_label(run):
+    return run.evaluation["about"].get("headline") or next(iter(run.evaluation["thresholds"]), "")
+
+
+def _figures(run, group, label=None):
+    return [f for f in run.evaluation["figures"] if f["group"] == group and label in (None, f["label"])]
+
+
+def _span(figure):
+    return tuple(math.nan if figure[name] is None else figure[name] for name in ("value", "low", "high"))
+
+
+def _text(figure):
+    value, low, high = _span(figure)
+    if math.isnan(value):
+        return "-"
+    return f"{value:.4f}" if math.isnan(low) else f"{value:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def _card(run, label):
+    iou = next(iter(_figures(run, "iou", label)), None)
+    about = run.evaluation["about"]
+    if iou is None:
+        return {"run": run.name, "value": "-", "text": "nothing was evaluated"}
+    value, low, high = _span(iou)
+    bounds = "" if math.isnan(low) else f"95 % interval {low:.4f} to {high:.4f} over scenes; "
+    text = f"{bounds}protocol {label}, {iou['samples']} samples, step {about.get('step', '?')}"
+    return {"run": run.name, "value": f"IoU {value:.4f}", "text": text}
+
+
+def _accuracy(runs, label):
+    section = Section(
+        "accuracy", "Accuracy", "Intersections and unions are summed over all samples before they are divided."
+    )
+    rows = []
+    for run in runs:
+        for name in run.evaluation["thresholds"]:
+            found = [next(iter(_figures(run, group, name)), None) for group in ("iou", "precision", "recall")]
+            [best] = _figures(run, "iou at best threshold", name) or [None]
+            best = f"{best['value']:.4f} at {best['name']}" if best else "-"
+            error = run.evaluation["calibration"][name]["expected_error"]
+            rows.append(
+                [
+                    f"{run.name}: {name}" if len(runs) > 1 else name,
+                    *(_text(f) if f else "-" for f in found),
+                    best,
+                    f"{error:.4f}",
+                ]
+            )
+    head = ["", "IoU at 0.5", "precision", "recall", "best IoU", "calibration error"]
+    section.tables.append({"head": head, "rows": rows})
+    curve = {
+        (f"{run.name}: {name}" if len(runs) > 1 else name): [(row["threshold"], row["iou"]) for row in points]
+        for run in runs
+        for name, points in run.evaluation["thresholds"].items()
+        if len(runs) == 1 or name == label
+    }
+    section.charts.append(charts.threshold_chart(curve, "IoU by threshold"))
+    section.charts += _bars(runs, "iou by distance", label, "IoU by distance from the reference camera")
+    for run in runs:
+        scenes = _scene_ious(run, label)
+        if scenes:
+            title = "IoU by scene" + (f": {run.name}" if len(runs) > 1 else "")
+            section.charts.append(charts.sorted_scenes(scenes, title))
+    return section
+
+
+def _scene_ious(run, label):
+    out = {}
+    for iou in _figures(run, "iou", label):
+        for scene, above, below in zip(run.evaluation["scenes"], iou["numerators"], iou["denominators"], strict=True):
+            if below:
+                out[scene] = above / below
+    return out
+
+
+def _bars(runs, group, label, title, xlabel="IoU"):
+    names = list(dict.fromkeys(f["name"] for run in runs for f in _figures(run, group, label)))
+    if not names:
+        return []
+    rows = {}
+    for run in runs:
+        found = {f["name"]: _span(f) for f in _figures(run, group, label)}
+        rows[run.name] = [found.get(name, (math.nan,) * 3) for name in names]
+    return [charts.bars(rows, names, title, xlabel)]
+
+
+def _conditions(runs, label):
+    section = Section("conditions", "Place, light and weather")
+    for part in ("light", "weather", "location", "vehicles in view"):
+        section.charts += _bars(runs, f"iou by {part}", label, f"IoU by {part}")
+    for run in runs:
+        rows = [row for row in run.evaluation.get("conditions", []) if row["label"] == label]
+        values = {
+            (r["location"], f"{r['light']}, {r['weather']}"): r["intersection"] / max(r["union"], 1) for r in rows
+        }
+        counts = {(r["location"], f"{r['light']}, {r['weather']}"): r["samples"] for r in rows}
+        places = [list(dict.fromkeys(key[i] for key in sorted(values))) for i in (0, 1)]
+        if values:
+            title = "IoU and samples by place, light and weather" + (f": {run.name}" if len(runs) > 1 else "")
+            section.charts.append(charts.heat_table(values, counts, *places, title))
+    return section
+
+
+def _boxes(runs):
+    section = Section("boxes", "Recall of boxes", "Share of each box's cells that were predicted.")
+    for part in ("category", "visibility", "size", "lidar points"):
+        group = f"recall of boxes by {part}"
+        section.charts += _bars(runs, group, None, f"Recall by {part}", "share of cells")
+    for run in runs:
+        values, counts = {}, {}
+        for figure in _figures(run, "recall of boxes by category and distance"):
+            category, _, ring = figure["name"].rpartition(", ")
+            if figure["value"] is not None:
+                values[category, ring], counts[category, ring] = figure["value"], figure["denominator"]
+        if values:
+            order = {"0": 0, "2": 1, "3": 2, "b": 3}
+            rings = sorted({ring for _, ring in values}, key=lambda ring: order.get(ring[0], 4))
+            title = "Recall, and cells, by category and distance" + (f": {run.name}" if len(runs) > 1 else "")
+            section.charts.append(charts.heat_table(values, counts, sorted({c for c, _ in values}), rings, title))
+    return section
+
+
+def _training(runs):
+    section = Section("training", "Training")
+    wanted = (
+        ("IoU, pooled", "IoU", ("t/pooled/iou", "v/stats/iou"), False),
+        ("Loss", "loss", ("t/pooled/total_loss", "v/stats/total_loss"), False),
+        ("Learning rate", "rate", ("t/_/current_lr",), False),
+        ("Waiting for data", "percent", ("t/_/data_wait_percent",), False),
+        ("Speed", "samples a second", ("t/_/samples_per_s",), False),
+    )
+    for title, unit, tags, log in wanted:
+        series = {}
+        for run in runs:
+            for tag in tags:
+                if tag in run.curves:
+                    part = {"t": "train", "v": "val"}[tag[0]]
+                    series[part if len(runs) == 1 else f"{run.name} {part}"] = run.curves[tag]
+        if series:
+            section.charts.append(charts.curves(series, title, unit, log))
+    return section
+
+
+def _samples(runs):
+    section = Section("samples", "Worst, median and best samples")
+    taken = left = 0
+    for run in runs:
+        for caption, jpeg in run.pictures:
+            if taken + len(jpeg) > MOST_PICTURE_BYTES:
+                left += 1
+                continue
+            taken += len(jpeg)
+            source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+            caption = caption if len(runs) == 1 else f"{run.name}: {caption}"
+            section.pictures.append({"caption": caption, "source": source})
+    if left:
+        section.text = f"{left} more pictures lie beside the evaluations; they would make this page too large."
+    return section
+
+
+def _robustness(runs):
+    section = Section(
+        "robustness", "Robustness", "IoU under damage, on the headline's labels; resilience as in RoboBEV."
+    )
+    rows = [
+        [f"{run.name}: {row['name']}" if len(runs) > 1 else row["name"], f"{row['iou']:.4f}", f"{row['change']:+.4f}"]
+        for run in runs
+        for row in run.evaluation.get("robustness", {}).get("rows", [])
+    ]
+    if rows:
+        section.tables.append({"head": ["", "IoU", "change"], "rows": rows})
+    for run in runs:
+        for name in ("mRR", "mCE"):
+            value = run.evaluation.get("robustness", {}).get(name)
+            if value is not None:
+                section.text += f" {run.name}: {name} {value:.1f} %."
+    return section
+
+
+def _provenance(runs):
+    section = Section("provenance", "Configuration and provenance")
+    names = list(dict.fromkeys(name for run in runs for name in run.evaluation["about"] if name != "options"))
+    rows = [[name, *(_short(run.evaluation["about"].get(name)) for run in runs)] for name in names]
+    section.tables.append({"head": ["", *(run.name for run in runs)], "rows": rows})
+    section.preformatted = "\n\n".join(f"# {run.name}\n{run.config}" for run in runs if run.config)
+    return section
+
+
+def _short(value):
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)

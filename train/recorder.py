@@ -1,0 +1,60 @@
+"""Where a run's scalars, pictures and texts go: TensorBoard's files, and Weights & Biases where that is asked for."""
+
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+def open_wandb(mode, name, log_dir, config):
+    """A run of Weights & Biases, or None where mode is "".
+
+    Args:
+        mode: "offline" keeps everything in log_dir/wandb, for `wandb sync`; "online" sends it. name: of the run.
+        config: the run's options, plain values.
+    Raises:
+        ValueError: the package is missing, or the service refuses.
+    """
+    if not mode:
+        return None
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError("--wandb needs Weights & Biases: pip install 'bevshards[wandb]'") from None
+    Path(log_dir).mkdir(parents=True, exist_ok=True)
+    try:
+        return wandb.init(project="bevshards", name=name, dir=str(log_dir), config=config, mode=mode)
+    except wandb.Error as error:
+        raise ValueError(f"--wandb {mode}: {error}; log in with `wandb login`, or write --wandb offline") from None
+
+
+class Recorder:
+    """One part of a run, "t" or "v". The calls are SummaryWriter's.
+
+    folder: of TensorBoard's files. purge_step: what an earlier run wrote from there on is taken back. board: of open_wandb.
+    """
+
+    def __init__(self, folder, part, purge_step=None, board=None):
+        self.part, self.board = part, board
+        self.writer = SummaryWriter(str(folder), purge_step=purge_step)
+
+    def add_scalar(self, tag, value, step):
+        """A number of an update."""
+        self.writer.add_scalar(tag, value, step)
+        if self.board is not None:
+            self.board.log({f"{self.part}/{tag}": value}, step=step)
+
+    def add_image(self, tag, picture, step):
+        """A picture (H, W, 3) uint8."""
+        self.writer.add_image(tag, picture, step, dataformats="HWC")
+        if self.board is not None:
+            import wandb
+
+            self.board.log({f"{self.part}/{tag}": wandb.Image(picture)}, step=step)
+
+    def add_text(self, tag, text, step=0):
+        """A text, shown as it is."""
+        self.writer.add_text(tag, "\n".join(f"    {line}" for line in text.splitlines()), step)
+
+    def close(self):
+        """Write what is still held back."""
+        self.writer.close()
