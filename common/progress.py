@@ -7,9 +7,8 @@ import click
 from tqdm import tqdm
 
 FIRST_LINE_S, LONGEST_PAUSE_S = 5.0, 60.0
-BAR_AFTER_S = 0.5  # what is over sooner needs no bar
 # Figures first and the bar last: it takes what columns they leave, and a narrow terminal cuts it alone.
-_FORMAT = "{desc}{n}/{total} {unit}s{postfix} |{bar}|"
+_FORMAT = "{desc}{n}/{total} {unit}{postfix} |{bar}|"
 
 
 def say(text, to_stdout=False):
@@ -58,21 +57,21 @@ class Progress:
     """Counts up to `total`, on stderr.
 
     Args:
-        total: of what is to be done. unit: of it, in the singular. title: of what is going on.
+        total: of what is to be done. units: of it, in the plural. title: of what is going on.
         done: of it already. lines: write lines in a log; without them there is only the bar. leave: the bar stays when it
         is over. shown: whether this process shows anything.
     """
 
-    def __init__(self, total, unit, title, *, done=0, lines=True, leave=True, shown=True):
-        self.total, self.unit, self.title, self.done = total, unit, title, done
+    def __init__(self, total, units, title, *, done=0, lines=True, leave=True, shown=True):
+        self.total, self.units, self.title, self.done = total, units, title, done
         self.left, self.pace, self.told = Left(total, done), Pace(), False
         self.started = time.monotonic()
         on_terminal = shown and total > done and sys.stderr.isatty()
         self.lines = lines and shown and not on_terminal
         self.bar = None
         if on_terminal:
-            options = {"bar_format": _FORMAT, "dynamic_ncols": True, "delay": BAR_AFTER_S, "leave": leave}
-            self.bar = tqdm(total=total, initial=done, unit=unit, desc=f"{title}: " if title else "", **options)
+            options = {"bar_format": _FORMAT, "dynamic_ncols": True, "leave": leave}
+            self.bar = tqdm(total=total, initial=done, unit=units, desc=f"{title}: " if title else "", **options)
 
     def __enter__(self):
         return self
@@ -85,7 +84,7 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
         elif self.told and self.done == self.total:
-            say(f"{self.title}: {self.total} {self.unit}s in {clock(time.monotonic() - self.started)}")
+            say(f"{self.title}: {self.total} {self.units} in {clock(time.monotonic() - self.started)}")
         self.told = False
 
     def update(self, done, note=""):
@@ -97,7 +96,7 @@ class Progress:
             self.bar.update(done - self.bar.n)
         elif self.lines and done < self.total and self.pace.due():
             self.told = True
-            say(f"{self.title}: {done} of {self.total} {self.unit}s{f', {texts}' if texts else ''}")
+            say(f"{self.title}: {done} of {self.total} {self.units}{f', {texts}' if texts else ''}")
 
     def begin_clock(self, done):
         """Reckon what is left from here on, where `done` are finished: these also paid for what begins once."""
@@ -114,7 +113,7 @@ class Progress:
             self.one_more()
 
 
-def progress(items, unit, title):
+def progress(items, units, title):
     """Yield the items of a sequence and show how far it is, from when the first one is asked for."""
-    with Progress(len(items), unit, title) as bar:
+    with Progress(len(items), units, title) as bar:
         yield from bar.over(items)

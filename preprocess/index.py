@@ -25,7 +25,7 @@ def main(shards, store_options):
             tars += find_shards(pattern, options=options, strict=False)
         except (ValueError, OSError) as error:
             failed = _failed(error)
-    for tar in progress(tars, "shard", "index"):
+    for tar in progress(tars, "shards", "index"):
         folder, name = split(tar)
         try:
             store = open_store(folder or ".", options)

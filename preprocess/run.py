@@ -134,7 +134,7 @@ def _plan(version, dataroot, options, split_file, rest, skip):
     say(
         f"planning {len(planner.scenes) - len(left)} scenes, {len(planner.samples)} samples; {', '.join(planner.sensors)}"
     )
-    with Progress(len(planner.scenes) - len(left), "scene", "planning") as bar:
+    with Progress(len(planner.scenes) - len(left), "scenes", "planning") as bar:
         recipes = [r for split in splits for r in planner.shards(split, splits[split], counts[split], bar.one_more)]
     if not recipes:
         raise SourceError(f"{dataroot / version}: none of its scenes is in the splits of {version}; see --split-file")
@@ -212,7 +212,7 @@ def _mean_size(frames, dataroot, writing, skips, skipped):
 
 
 def _write(todo, pool, arguments):
-    with Progress(sum(len(r.keyframes) for r in todo), "keyframe", "shards") as bar:
+    with Progress(sum(len(r.keyframes) for r in todo), "keyframes", "shards") as bar:
 
         def progress(done):
             elapsed = max(time.monotonic() - bar.started, 1e-9)

@@ -33,7 +33,7 @@ def main(shards, as_json, chart, store_options):
         found = shards_of(shards, parse_options(store_options))
         for note in found.notes:
             click.echo(f"note: {note}", err=True)
-        contents = count(found, lambda shards: progress(shards, "shard", "show"))
+        contents = count(found, lambda shards: progress(shards, "shards", "show"))
         if chart:
             write_atomically(Path(chart), draw_chart(contents))
     except (SourceError, ShardError, ValueError) as error:

@@ -104,7 +104,7 @@ def verify(patterns, against=None, workers=1, options=None):
 
 
 def _counted(results, total):
-    with Progress(total, "shard", "verify") as bar:
+    with Progress(total, "shards", "verify") as bar:
         return list(bar.over(results))
 
 
@@ -321,7 +321,7 @@ def _check_scenes(indexes):
 def _sources(against, tars):
     """(address of the folder, shard name) -> (facts, {key: KeyframeRecipe}) of the nuScenes folder."""
     out, planner = {}, None
-    for store, tar in progress(tars, "shard", "planning"):
+    for store, tar in progress(tars, "shards", "planning"):
         try:
             index, _ = open_index(store, tar)
         except ShardError:

@@ -21,8 +21,9 @@ from preprocess.synth.__main__ import main as synth
 from tests.conftest import REPOSITORY
 from tests.test_resume import arguments, curves, run_folder
 from train import console
-from train.console import FIRST_UPDATES, WIDTH, Console, line
+from train.console import FIRST_UPDATES, WIDTH, Console, ending, line
 from train.curves import POOL, Pool
+from train.options import Options
 from train.step import TOTAL
 
 LONG = "a_name_that_says_everything_about_the_experiment_and_then_some_more_of_it"
@@ -218,7 +219,7 @@ def test_time_left():
 
 
 def test_a_log_gets_a_line_now_and_then(capsys):
-    with Progress(5, "keyframe", "shards") as bar:
+    with Progress(5, "keyframes", "shards") as bar:
         bar.pace = Pace(0.0, 0.0)
         for _ in bar.over(range(5)):
             pass
@@ -227,7 +228,7 @@ def test_a_log_gets_a_line_now_and_then(capsys):
         f"shards: {n} of 5 keyframes, T left" for n in range(1, 5)
     ]
     assert ended == "shards: 5 keyframes in 0:00"
-    assert list(progress("abc", "scene", "world")) == ["a", "b", "c"] and not capsys.readouterr().err
+    assert list(progress("abc", "scenes", "world")) == ["a", "b", "c"] and not capsys.readouterr().err
 
 
 def test_other_commands_write_no_carriage_returns(synth_shards, tmp_path):
@@ -240,3 +241,15 @@ def test_other_commands_write_no_carriage_returns(synth_shards, tmp_path):
     for command, words in commands.items():
         result = CliRunner().invoke(command, list(map(str, words)))
         assert result.exit_code == 0 and "\r" not in result.output, result.output
+
+
+def test_what_a_checkpoint_may_not_say_is_asked_for(tmp_path):
+    folder = tmp_path / "a run"
+    options = Options(shards=("pipe:cat a.tar",), store_options="{}", log_dir=str(tmp_path))
+    begin = ending(options, folder, done=False, evaluated=False)[-1]
+    assert begin.endswith(f"train.run --config '{folder}'/config.yaml --shards … --store_options …")
+    folder.mkdir()
+    (folder / "model-000000003.pth").touch()
+    *_, evaluate, again = ending(options, folder, done=True, evaluated=True)
+    assert evaluate.endswith(f"train.evaluate '{folder}' --val_shards … --store_options …")
+    assert again.endswith(f"train.run --resume '{folder}' --max_iters N --shards … --store_options …")

@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from common.addresses import is_pipe
 from common.progress import Left, Pace, Progress, clock, say
 from train import checkpoint
 from train.options import Options
@@ -29,7 +30,7 @@ class Console:
         self.first, self.last, self.samples, self.leads = steps.start, steps.stop - 1, samples, leads
         self.started, self.updates, self.waited_s = time.monotonic(), 0, 0.0
         self.pace, self.left = Pace(PAUSE_S, LONGEST_PAUSE_S), Left(self.last, self.first)
-        self.bar = Progress(self.last, "update", "", done=self.first - 1, lines=False, shown=leads)
+        self.bar = Progress(self.last, "updates", "", done=self.first - 1, lines=False, shown=leads)
 
     def show(self, step, figures, pools):
         """figures: of an update's speed. pools: dict from t and, with validation, v to the Pool of each."""
@@ -54,9 +55,8 @@ class Console:
         """The run so far in words."""
         seconds = max(time.monotonic() - self.started, 1e-9)
         rate, waited = self.updates * self.samples / seconds, 100 * self.waited_s / seconds
-        return (
-            f"{self.updates} updates in {clock(seconds)}, {rate:.1f} samples/s, {waited:.0f} % of it waiting for data"
-        )
+        made = _number(self.updates, "update")
+        return f"{made} in {clock(seconds)}, {rate:.1f} samples/s, {waited:.0f} % of it waiting for data"
 
 
 def line(step, last, figures, pools, left):
@@ -176,9 +176,9 @@ def ending(options, folder, *, done, evaluated):
 
 
 def _unrecorded(options, trains):
-    """Options that a checkpoint may not or does not hold, as a reminder to give them again."""
-    named = [("val_shards", options.val_shards)]
-    named += [("shards", options.shards), ("data_dir", (options.data_dir,))] if trains else []
-    lost = [name for name, words in named if any(word.strip().lower().startswith("pipe:") for word in words)]
-    lost += ["store_options"] if options.store_options else []
-    return "".join(f" --{name} …" for name in lost)
+    """Options that a checkpoint does not hold, or that it may not give by itself, as a reminder to give them again."""
+    given = {"shards": options.shards, "val_shards": options.val_shards, "data_dir": (options.data_dir,)}
+    lost = [name for name, words in given.items() if any(is_pipe(word.strip()) for word in words)]
+    if lost and not trains:
+        lost = ["val_shards"]
+    return "".join(f" --{name} …" for name in [*lost, *["store_options"] * bool(options.store_options)])

@@ -258,7 +258,7 @@ class Trainer:
         wanted = self.val_loader.num_global_batches if whole else int(self.options.val_batches)
         self.world.follow_leader(self.network.buffers())  # batch-norm statistics: what a checkpoint of now would hold
         taken = (self.world.together(lambda: next(val)) for _ in range(wanted))
-        with Progress(wanted, "batch", "validation", leave=False, shown=self.world.leads) as bar:
+        with Progress(wanted, "batches", "validation", leave=False, shown=self.world.leads) as bar:
             means, counts, seen = evaluate(self.step, bar.over(taken), self.world)
         self.pools["v"].add(means, counts)
         return seen

@@ -147,14 +147,14 @@ def write_picture(path, picture):
 
 
 def _write_scene(path, samples, numbers, network, width):
-    pictures = (sheet_of(samples, number, network, width) for number in progress(numbers, "keyframe", "video"))
+    pictures = (sheet_of(samples, number, network, width) for number in progress(numbers, "keyframes", "video"))
     _say_scene(path, write_video(path, pictures))
 
 
 def _write_recording(path, samples, numbers, network):
     frames = (
         (samples.members(number), _view(samples, number, network))
-        for number in progress(numbers, "keyframe", "recording")
+        for number in progress(numbers, "keyframes", "recording")
     )
     _say_scene(path, write_recording(path, frames))
 
@@ -162,7 +162,7 @@ def _write_recording(path, samples, numbers, network):
 def _write_predictions(path, samples, numbers, network):
     """Probabilities (n, Z, X) float16 of keyframes, where each map lies, and their keys and tokens."""
     maps = []
-    for number in progress(numbers, "keyframe", "predictions"):
+    for number in progress(numbers, "keyframes", "predictions"):
         batch, _, grid = batch_of(samples, number, network.options, network.device)
         maps.append(maps_of_batch(batch, 0, grid, predict(network, batch, grid)))
     with new_file(path) as file:

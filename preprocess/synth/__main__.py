@@ -31,7 +31,7 @@ def main(out, scenes, samples, sweeps, version, seed, tables_only):
         if (out / version).exists():
             raise SourceError(f"{out / version} exists already; remove it or choose another --out")
         folder = Folder(out, version, seed, tables_only=tables_only)
-        for number, name in enumerate(progress(names, "scene", "world")):
+        for number, name in enumerate(progress(names, "scenes", "world")):
             folder.add_scene(number, name, samples, sweeps)
         folder.close()
     except (SourceError, OSError) as error:

@@ -38,7 +38,8 @@ def rows(shards, out, device="cpu"):
         device_ids=(0,) if device == "cuda" else (),
         **chosen,
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # its lines would stand in the table
+    said = io.StringIO()  # its lines would stand in the table
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         train(options)
     [run] = (Path(out) / "logs").glob("*/t")
     events = EventAccumulator(str(run))
