@@ -1,14 +1,13 @@
 """python -m train.evaluate: what a checkpoint is worth over every validation sample, under both protocols."""
 
 import platform
-import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import click
 import torch
-from tqdm import tqdm
 
+from common.progress import Progress
 from common.shard_set import find_beside, find_shards
 from common.stores import parse_options
 from train import checkpoint
@@ -48,7 +47,7 @@ def evaluate(network, loader, grid, autocast=None, progress=True):
 
     Args:
         network: see train/model/README.md. grid: VoxUtil. autocast: dtype of the network's arithmetic; None for float32.
-        progress: show a bar on a terminal.
+        progress: show how far it is.
     Raises:
         ValueError: the network gives no seg.
     """
@@ -60,9 +59,9 @@ def evaluate(network, loader, grid, autocast=None, progress=True):
 
 
 def shown(loader, what, progress=True):
-    """The loader's batches with a bar on a terminal."""
-    disable = not (progress and sys.stderr.isatty())
-    return tqdm(loader, desc=what, unit="batch", dynamic_ncols=True, disable=disable)
+    """The loader's batches; how far it is shows on stderr."""
+    with Progress(len(loader), "batches", what, shown=progress) as bar:
+        yield from bar.over(loader)
 
 
 @options_command(hide=_OF_TRAINING, argument=("RUN", "init_dir"), extra=_CHOICES)
@@ -200,7 +199,7 @@ class Parts:
         return self.path.parent
 
     def batches(self, what, world):
-        """This rank's batches, with a bar on rank 0's terminal."""
+        """This rank's batches; rank 0 shows how far it is."""
         return shown(self.loader, what, world.leads) if len(self.loader) else ()
 
     def again(self, world):
