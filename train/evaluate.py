@@ -13,7 +13,7 @@ from common.stores import parse_options
 from train import checkpoint
 from train.arithmetic import on_device, set_arithmetic
 from train.command import commands_among, from_config, launch, options_command
-from train.data.config import LabelSpec
+from train.data.config import labels_side_by_side
 from train.distributed import World, say
 from train.evaluation.figures import all_figures
 from train.evaluation.files import read_json, write_csv, write_json
@@ -109,23 +109,6 @@ def _val_shards_of(run, recorded, access):
     if not found:
         raise ValueError(f"{run}: no val shards beside {', '.join(recorded['shards'])}; give --val_shards")
     return {"shards": (), "val_shards": found.shards}
-
-
-def label_specs(options):
-    """The labels that one pass counts: the options' own first, which makes the headline, then the usual protocols."""
-    chosen = [
-        (options.protocol, options.min_visibility),
-        ("simple_bev", 1),
-        ("min_visibility", 1),
-        ("min_visibility", 2),
-    ]
-    kinds = options.target_categories
-    names = {("simple_bev", 1): "simple_bev"}
-    specs = {}
-    for protocol, least in chosen:
-        name = names.get((protocol, least), f"visibility >= {least}")
-        specs.setdefault(name, LabelSpec(name, "boxes", kinds, protocol, least))
-    return tuple(specs.values())
 
 
 @dataclass(frozen=True)
@@ -240,7 +223,7 @@ def _prepare(options, world):
     content = checkpoint.read(path)
     check_same_network(path, content, options)
     network, options = make_network(options)
-    labels = label_specs(options)
+    labels = labels_side_by_side(options.target_categories, options.protocol, options.min_visibility)
     place = (world.device, False, world.rank, world.size)
     _, loader, grid = make_loaders(options, *place, network.needs.cameras, labels)
     autocast = options.autocast_on(world.device)

@@ -78,6 +78,17 @@ class LabelSpec:
             raise ValueError(f"labels {self.name} name no category; give one, such as vehicle")
 
 
+def labels_side_by_side(categories, protocol, min_visibility):
+    """LabelSpecs under every protocol that papers use, for one pass: the chosen one first, then Simple-BEV's, then the filters
+    of visibility 1 (none) and 2."""
+    chosen = [(protocol, min_visibility), ("simple_bev", 1), ("min_visibility", 1), ("min_visibility", 2)]
+    specs = {}
+    for kind, least in chosen:
+        name = kind if kind == "simple_bev" else f"visibility >= {least}"
+        specs.setdefault(name, LabelSpec(name, "boxes", categories, kind, least))
+    return tuple(specs.values())
+
+
 @dataclass(frozen=True)
 class DecodeConfig:
     """What to take from a keyframe. The first of `labels` is what the batch's label maps and boxes show.
