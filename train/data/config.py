@@ -42,7 +42,7 @@ class Grid:
 
     def vox_util(self):
         """VoxUtil of the grid; it follows its arguments to their devices."""
-        return VoxUtil(*self.zyx, scene_centroid=torch.tensor([self.centroid]), bounds=self.bounds)
+        return VoxUtil(*self.zyx, scene_centroid=np.array([self.centroid], np.float32), bounds=self.bounds)
 
     @cached_property
     def mem_T_cam(self):
