@@ -385,7 +385,8 @@ def test_fp32_means_fp32(monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    "loop step evaluator evaluate forward loss curves checkpoint demo optim setup run metrics report compare gallery samples show".split(),
+    "loop step evaluator evaluate forward loss curves checkpoint demo optim setup run metrics report compare gallery "
+    "samples show".split(),
 )
 def test_nothing_outside_names_a_network(name):
     text = (REPOSITORY / "train" / f"{name}.py").read_text().lower()
