@@ -341,7 +341,7 @@ def test_tensorboard_pictures_are_small_and_complete(synth_shards):
     assert all(p.dtype == np.uint8 and p.ndim == 3 and max(p.shape) <= 1000 for p in pictures.values())
     errors = pictures["outputs/segmentation"]
     assert has_colour(errors, palette.HIT) and not has_colour(errors, palette.FALSE)
-    blind = dataclasses.replace(batch, imgs=None, lidar_data=None, lidar0_data=None, radar_data=None)
+    blind = dataclasses.replace(batch, imgs=None, lidar_data=None, radar_data=None)
     assert list(pictures_of(blind, {}, grid)) == ["outputs/segmentation"]
     assert sorted(pictures_of(batch, {"seg": seg.bfloat16()}, grid)) == sorted(set(pictures) - {
         "outputs/center", "outputs/offset"})  # fmt: skip
