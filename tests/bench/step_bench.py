@@ -151,12 +151,9 @@ class Worker:
     """A process that runs the steps of one way when asked."""
 
     def __init__(self, way, encoder, threads, clock):
-        # Threads that spin while they wait would count as work where CPU time is measured.
-        env = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(threads),
-            "OMP_WAIT_POLICY": "passive" if clock == "cpu" else "active",
-        }
+        # Threads that spin while they wait count as work where CPU time is measured, and those of the workers whose turn it
+        # is not would take the processor from the one whose turn it is.
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
         command = [
             sys.executable,
             "-m",
