@@ -1,6 +1,17 @@
-"""One loop over batches without gradients: validation while training, and the evaluation of a checkpoint."""
+"""The one loop over batches without gradients: validation while training, and the evaluation of a checkpoint."""
 
 import torch
+
+
+def without_gradients(network, run, batches):
+    """Yield (batch, run(batch)) of each batch, None left out; the network is put into evaluation mode and left in it."""
+    network.eval()
+    for batch in batches:
+        if batch is None:
+            continue
+        with torch.no_grad():
+            result = run(batch)
+        yield batch, result
 
 
 def evaluate(step, batches, world):
@@ -13,15 +24,11 @@ def evaluate(step, batches, world):
         (dict of means, (2,) float64 intersection and union on the CPU or (0,) where the network gives no seg, the last batch
         and its outputs or None).
     """
-    step.eval()
     sums = seen = None
-    with torch.no_grad():
-        for batch in batches:
-            if batch is not None:
-                _, figures, outputs = step(batch)
-                seen = batch, outputs
-                figures = torch.cat([figures, figures.new_ones(1)])
-                sums = figures if sums is None else sums + figures
+    for batch, (_, figures, outputs) in without_gradients(step, step, batches):
+        seen = batch, outputs
+        figures = torch.cat([figures, figures.new_ones(1)])
+        sums = figures if sums is None else sums + figures
     # A rank may have had no batch at all: it learns from the others how many figures there are.
     length = world.any(0 if sums is None else len(sums))
     if not length:

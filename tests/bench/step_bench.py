@@ -26,6 +26,7 @@ from torch.utils.flop_counter import flop_registry
 from common.vox import VoxUtil
 from tests.bench.measure import Row, best_ms
 from tests.conftest import REPOSITORY
+from train.arithmetic import keep_freed_memory
 from train.loss import SimpleLoss, balanced_mse_loss
 from train.model import Segnet, camera_mean, segnet
 
@@ -61,6 +62,8 @@ class Step:
 
     def __init__(self, way, encoder="res101"):
         unprojection, self.dtype, channels_last = WAYS[way]
+        if unprojection == "fused":
+            keep_freed_memory()  # as train.run does on the CPU
         segnet.camera_mean = lineage_mean if unprojection == "lineage" else camera_mean.camera_mean
         torch.manual_seed(0)
         self.vox = VoxUtil(*GRID, scene_centroid=[[0.0, 1.0, 0.0]], bounds=(-50, 50, -5, 5, -50, 50))

@@ -1,10 +1,9 @@
 """Evaluation of a network over every sample of a loader, on any number of ranks."""
 
-import torch
-
 from train.evaluation.counting import ring_map
 from train.evaluation.measure import measure
 from train.evaluation.samples import Evaluation
+from train.evaluator import without_gradients
 from train.forward import run_network
 
 
@@ -21,15 +20,16 @@ def referee(network, batches, grid, world, autocast=None, change=None):
     Raises:
         ValueError: the network gives no seg.
     """
-    network.eval()
     rings = ring_map(grid).to(world.device)
     own = Evaluation()
-    with torch.no_grad():
-        for batch in batches:
-            outputs = run_network(network, change(batch) if change else batch, grid, autocast=autocast)
-            if "seg" not in outputs:
-                raise ValueError(f"{type(network).__name__} gives no seg, so there is no IoU to evaluate")
-            own.add(*measure(outputs, batch, rings))
+
+    def run(batch):
+        return run_network(network, change(batch) if change else batch, grid, autocast=autocast)
+
+    for batch, outputs in without_gradients(network, run, batches):
+        if "seg" not in outputs:
+            raise ValueError(f"{type(network).__name__} gives no seg, so there is no IoU to evaluate")
+        own.add(*measure(outputs, batch, rings))
     whole = Evaluation()
     for part in world.gather(own):
         whole.add(part.rows, part.scenes)
