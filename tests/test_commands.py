@@ -352,8 +352,9 @@ def test_weights_that_cannot_be_downloaded_end_in_one_line(tmp_path, monkeypatch
 
 
 PEAK = """
-import resource, sys, torch
+import sys, torch
 from common.vox import VoxUtil
+from train.arithmetic import peak_memory_gb
 from train.model.camera_mean import camera_mean
 cameras = int(sys.argv[1])
 vox = VoxUtil(128, 8, 128, torch.tensor([[0.0, 1.0, 0.0]]), (-50, 50, -5, 5, -50, 50))
@@ -361,7 +362,7 @@ pix_T_cam = torch.eye(4).repeat(1, cameras, 1, 1)
 pix_T_cam[..., :2, 2] = 8.0
 feats = torch.rand((1, cameras, 64, 16, 16), requires_grad=True)
 camera_mean(feats, pix_T_cam, torch.eye(4).repeat(1, cameras, 1, 1), vox).square().sum().backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_memory_gb(torch.device("cpu")) * 1e9)
 """
 
 

@@ -91,7 +91,10 @@ def resample_into(out, image, resize_wh, crop_ltrb, interpolation):
         out[:, rows.stop :] = 0
         out[:, rows, : columns.start] = 0
         out[:, rows, columns.stop :] = 0
-    torch.div(planes, 255.0, out=out[:, rows, columns])
+    # Plane by plane by way of floats that stay in the cache: bytes are not divided in vectors.
+    levels = _scratch("levels", y1 - y0, 4 * (x1 - x0)).view(torch.float32)
+    for plane, place in zip(planes, out[:, rows, columns], strict=True):
+        torch.div(levels.copy_(plane), 255.0, out=place)
 
 
 _kept = threading.local()

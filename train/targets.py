@@ -89,6 +89,17 @@ def _center_heat(cells, num_boxes, grid):
     is_padding = torch.arange(boxes, device=cells.device) >= num_boxes[:, None]
     height = torch.where(is_padding, _FAR, height)
     dz, dx = squared(rows, z) + height[..., None], squared(columns, x)
-    nearest = (dz[:, :, :, None] + dx[:, :, None, :]).amin(1)
-    heat = torch.exp(-nearest / (2 * CENTER_RADIUS_CELLS**2))
+    heat = torch.exp(-_least_sum(dz, dx) / (2 * CENTER_RADIUS_CELLS**2))
     return torch.where(heat < CENTER_FLOOR, 0.0, heat)[:, None]
+
+
+def _least_sum(dz, dx):
+    """(B,N,Z), (B,N,X) -> (B,Z,X): the least of dz + dx over N >= 1."""
+    if dz.device.type != "cpu":
+        return (dz[:, :, :, None] + dx[:, :, None, :]).amin(1)
+    # Box by box: what is added up stays in the processor's cache.
+    out = dz[:, 0, :, None] + dx[:, 0, None, :]
+    each = torch.empty_like(out)
+    for n in range(1, dz.shape[1]):
+        torch.minimum(out, torch.add(dz[:, n, :, None], dx[:, n, None, :], out=each), out=out)
+    return out

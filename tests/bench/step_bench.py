@@ -9,7 +9,6 @@ unprojection="plain".
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from torch.utils.flop_counter import flop_registry
 from common.vox import VoxUtil
 from tests.bench.measure import Row, best_ms
 from tests.conftest import REPOSITORY
-from train.arithmetic import keep_freed_memory
+from train.arithmetic import keep_freed_memory, peak_memory_gb
 from train.loss import SimpleLoss, balanced_mse_loss
 from train.model import Segnet, camera_mean, segnet
 
@@ -189,7 +188,7 @@ def work(way, encoder, clock):
     step = Step(way, encoder)
     for _ in sys.stdin:
         seconds = step.run(time.process_time if clock == "cpu" else time.perf_counter)
-        print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]), flush=True)
+        print(json.dumps([seconds, peak_memory_gb(torch.device("cpu"))]), flush=True)
 
 
 def rows(repeats=3, encoder="res101", threads=2, clock="wall"):

@@ -10,6 +10,13 @@ from train.model.norm import InstanceNorm
 STRIDE = 8  # coarsest level of the trunk
 
 
+def pad_to_multiple(x, multiple):
+    """(…,H,W) with zeros on the right and below up to multiples of `multiple`; itself, not a copy, where it has those sizes."""
+    rows, columns = x.shape[-2:]
+    missing = (0, -columns % multiple, 0, -rows % multiple)
+    return F.pad(x, missing) if any(missing) else x
+
+
 class UpsamplingAdd(nn.Module):
     """(B, C_in, h, w) -> (B, C_out, 2h, 2w) plus the skip connection of that size."""
 
@@ -58,7 +65,7 @@ class Decoder(nn.Module):
     def forward(self, bev, unflip=None):
         """unflip: applied to the shared feature before the heads, to undo a flip of the input."""
         rows, columns = bev.shape[-2:]
-        x = F.pad(bev, (0, -columns % STRIDE, 0, -rows % STRIDE))
+        x = pad_to_multiple(bev, STRIDE)
         skip1 = x
         x = self.relu(self.bn1(self.first_conv(x)))
         skip2 = self.layer1(x)

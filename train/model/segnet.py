@@ -1,13 +1,12 @@
 """Segnet: cameras, and radar or lidar where given, to a BEV segmentation (Harley et al., Simple-BEV, ICRA 2023)."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from common.geometry import rigid_inverse, scale_intrinsics
 from train.model.bev_flips import flip_where
 from train.model.camera_mean import UNPROJECTIONS, camera_mean
-from train.model.decoder import Decoder
+from train.model.decoder import Decoder, pad_to_multiple
 from train.model.encoders import make_encoder
 from train.model.interface import Flips
 from train.model.norm import InstanceNorm
@@ -35,7 +34,14 @@ class HeightConv(nn.Conv2d):
             [self.features * self.heights, self.in_channels - self.features * self.heights], 1
         )
         first = first.unflatten(1, (self.features, self.heights)).transpose(1, 2).flatten(1, 2)
-        return self._conv_forward(x, torch.cat([first, others], 1), self.bias)
+        out = self._conv_forward(x, torch.cat([first, others], 1), self.bias)
+        # In the memory order that the rest of the network computes in, not in that of the volume.
+        return out.contiguous(memory_format=_order_of(self.weight))
+
+
+def _order_of(tensor):
+    is_last = tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 class Segnet(nn.Module):
@@ -146,8 +152,7 @@ class Segnet(nn.Module):
         """(B*S,3,H,W) -> features of the flipped images, and the size they stand for: H, W rounded up to multiples of 16."""
         images = (images + 0.5 - self.mean) / self.std
         # The mean colour, on the right and below, where it moves no pixel; flipped with the image, so that features flip back.
-        rows, columns = images.shape[-2:]
-        images = F.pad(images, (0, -columns % IMAGE_MULTIPLE, 0, -rows % IMAGE_MULTIPLE))
+        images = pad_to_multiple(images, IMAGE_MULTIPLE)
         if flips is not None:
             images = flip_where(flips.image.flatten(), images, -1)
         return self.encoder(images), images.shape[-2:]
@@ -156,7 +161,7 @@ class Segnet(nn.Module):
         """(B,C,Z,Y,X) camera features and voxels of other sensors -> (B,latent_dim,Z,X)."""
         if self.bev_compressor is None:
             return volume.sum(3)
-        parts = [volume.permute(0, 3, 1, 2, 4).flatten(1, 2)]  # (B,Y*C,Z,X); no copy of a fused camera mean
+        parts = [_heights_as_channels(volume)]
         if self.use_radar:
             channels = METARADAR_CHANNELS if self.use_metaradar else 1
             radar = voxels[:, :channels]
@@ -164,4 +169,16 @@ class Segnet(nn.Module):
             parts.append(flat)
         if self.use_lidar:
             parts.append(voxels[:, -1:].transpose(2, 3).flatten(1, 2))
-        return self.bev_compressor(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
+        if len(parts) == 1:
+            return self.bev_compressor(parts[0])
+        order = _order_of(parts[0])
+        return self.bev_compressor(torch.cat([part.contiguous(memory_format=order) for part in parts], 1))
+
+
+def _heights_as_channels(volume):
+    """(B,C,Z,Y,X) -> (B,Y*C,Z,X); no copy, and channels-last, where a voxel's features lie side by side as the fused mean's."""
+    if volume.stride(1) != 1:
+        return volume.permute(0, 3, 1, 2, 4).flatten(1, 2)
+    # By way of (B,Z,X,Y*C): else a batch of one has a stride by which torch takes it for another order, and copies it to and
+    # fro around the convolution, forward and backward.
+    return volume.permute(0, 2, 4, 3, 1).flatten(3).permute(0, 3, 1, 2)
