@@ -17,6 +17,7 @@ from common.vox import VoxUtil
 from tests.conftest import REPOSITORY
 from train import checkpoint
 from train.arithmetic import set_arithmetic
+from train.evaluate import read_options
 from train.forward import run_network
 from train.loop import Trainer
 from train.loss import Normaliser, default_loss
@@ -117,6 +118,7 @@ def test_the_page_s_ten_lines(synth_shards, outside, tmp_path, monkeypatch):
     scope = {}
     exec(lines, scope)
     assert scope["path"].name == "model-000000003.pth" and scope["path"].is_file()
+    assert read_options({"init_dir": str(scope["path"])}).model == "mynet:build"  # what evaluation goes by
     assert (tmp_path / "logs_nuscenes" / "first" / "t").is_dir()
     first, options = scope["network"].state_dict(), scope["options"]
     network, options = make_network(options, scope["build"])
@@ -133,10 +135,10 @@ def test_the_page_s_ten_lines(synth_shards, outside, tmp_path, monkeypatch):
 
 
 def curves_of(run):
-    """((tag, [(step, value)]), …) of the curves that measure no time."""
+    """((tag, [(step, value)]), …) of the curves that measure neither time nor memory."""
     events = EventAccumulator(str(run / "t"))
     events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not re.search("time|wait|_per_s", tag)]
+    tags = [tag for tag in events.Tags()["scalars"] if not re.search("time|wait|_per_s|memory", tag)]
     return [(tag, [(e.step, e.value) for e in events.Scalars(tag)]) for tag in tags]
 
 
@@ -330,6 +332,10 @@ def test_networks_are_found_by_name_and_wrong_ones_told(tmp_path, monkeypatch):
         Trainer(Options(keep_best="iou"), Plain("seg"), (None, None, GRID))
     with pytest.raises(ValueError, match="options is a str"):
         train_run("options")
+    with pytest.raises(ValueError, match="--model mynet:build, but build is tests.test_network:Points; leave one out"):
+        make_network(Options(model="mynet:build"), Points)
+    with pytest.raises(ValueError, match="cannot be imported by new processes"):
+        train_run(Options(device="cpu", device_ids=(0, 1)), lambda options, grid: Plain("seg"))
 
 
 def test_groups_of_parameters_have_their_own_rates_and_leave_none_out():
