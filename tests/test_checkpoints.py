@@ -146,6 +146,20 @@ def test_set_aside_never_overwrites_and_knows_files_of_other_names(tmp_path):
     ]
 
 
+def test_the_best_one_is_gone_on_from_where_there_is_no_other(tmp_path):
+    """As a run leaves it that ended between its first validation and its first checkpoint."""
+    model = torch.nn.Linear(2, 2)
+    best = checkpoint.write(tmp_path, 1, checkpoint.snapshot(1, model), 2, checkpoint.BEST)
+    assert checkpoint.find(tmp_path) == best and checkpoint.load(tmp_path, model) == 1
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint model-000000001.pth"):
+        checkpoint.find(tmp_path, 1)
+    newest = checkpoint.save(tmp_path, 4, model)
+    assert checkpoint.find(tmp_path) == newest
+    newest.write_bytes(b"cut")
+    with pytest.raises(checkpoint.CheckpointError, match=f"the newest sound one: give {best}"):
+        checkpoint.read(tmp_path)
+
+
 @pytest.mark.parametrize("harm", ["cut", "one byte"])
 def test_a_damaged_newest_is_named_with_the_sound_one_before(run_of_three, tmp_path, harm):
     folder = shutil.copytree(run_of_three, tmp_path / "run")
