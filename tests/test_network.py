@@ -10,16 +10,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.record import lidar_member
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY
-from train import checkpoint
+from train import checkpoint, show
 from train.arithmetic import set_arithmetic
 from train.evaluate import read_options
 from train.forward import run_network
-from train.loop import Trainer
+from train.loop import Trainer, is_better
 from train.loss import Normaliser, default_loss
 from train.model import Needs, find_network
 from train.model.interface import check_network, complete, model_arguments, name_of
@@ -71,8 +72,8 @@ def run_outside(folder, *words, check=True):
     return result
 
 
-def test_a_network_outside_the_checkout(synth_shards, outside):
-    """One process, two, resumed, evaluated: by --model alone."""
+def test_a_network_outside_the_checkout(synth_shards, outside, monkeypatch):
+    """One process, two, resumed, evaluated, shown: by --model alone."""
     model = ["--model", "mynet:spare", "--model_args", '{"width": 8}']
     shards = ["--shards", f"{synth_shards}/train-*.tar"]
     train = ["train.run", *shards, *model, *SMALL, "--log_dir", outside / "logs"]
@@ -81,13 +82,19 @@ def test_a_network_outside_the_checkout(synth_shards, outside):
     assert "trains without them" in result.stderr and result.stdout.count("; iou_t 0.") == 4
     [one] = (outside / "one").iterdir()
     best = checkpoint.read(one / "model-best.pth")
-    assert 0 < best["best"] < 30 and best["step"] in (1, 2, 4)
+    validated = dict(dict(curves_of(outside / "logs" / one.name, "v"))["stats/total_loss"])
+    assert sorted(validated) == [1, 2, 4] and best["step"] == min(validated, key=validated.get)
+    assert best["best"] == pytest.approx(validated[best["step"]], rel=1e-6)
 
     interrupted = shutil.copytree(one, outside / "interrupted" / one.name)
     (interrupted / "model-000000004.pth").unlink()
+    (interrupted / "model-best.pth").unlink()
+    second = interrupted / "model-000000002.pth"
+    torch.save(checkpoint.read(second) | {"best": 0.0}, second)  # which nothing beats any more
     run_outside(outside, "train.run", "--resume", interrupted)
     whole, resumed = checkpoint.read(one), checkpoint.read(interrupted)
     assert resumed["step"] == 4 and resumed["options"]["model"] == "mynet:spare"
+    assert resumed["best"] == 0.0 and not (interrupted / "model-best.pth").exists()
     for name, value in whole["model_state_dict"].items():
         assert torch.equal(value, resumed["model_state_dict"][name]), name
 
@@ -99,6 +106,10 @@ def test_a_network_outside_the_checkout(synth_shards, outside):
 
     evaluate = ["train.evaluate", "--init_dir", one, "--shards", f"{synth_shards}/val-*.tar", "--device", "cpu"]
     assert re.search(r"step 4; 4 samples; IoU 0\.\d{4}", run_outside(outside, *evaluate).stdout)
+    monkeypatch.syspath_prepend(outside)
+    words = [synth_shards, 0, "--run", one, "--out", outside / "shown.png", "--device", "cpu"]
+    drawn = CliRunner().invoke(show.main, list(map(str, words)))
+    assert drawn.exit_code == 0 and (outside / "shown.png").is_file(), drawn.output
     with pytest.raises(ValueError, match="checkpoint of the network mynet:spare, not of simple_bev"):
         check_same_network(one, whole, Options())
 
@@ -134,12 +145,18 @@ def test_the_page_s_ten_lines(synth_shards, outside, tmp_path, monkeypatch):
         assert {"outputs/segmentation", "outputs/center"} <= set(events.Reload().Tags()["images"])
 
 
-def curves_of(run):
+def curves_of(run, part="t"):
     """((tag, [(step, value)]), …) of the curves that measure neither time nor memory."""
-    events = EventAccumulator(str(run / "t"))
+    events = EventAccumulator(str(run / part))
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if not re.search("time|wait|_per_s|memory", tag)]
     return [(tag, [(e.step, e.value) for e in events.Scalars(tag)]) for tag in tags]
+
+
+def test_a_higher_iou_is_better_and_a_lower_loss():
+    assert is_better("iou", 0.3, 0.2) and not is_better("iou", 0.2, 0.3) and not is_better("iou", 0.2, 0.2)
+    for name in ("total_loss", "ce_loss"):
+        assert is_better(name, 0.2, 0.3) and not is_better(name, 0.3, 0.2) and not is_better(name, 0.2, 0.2)
 
 
 def test_needs_meet_options():
@@ -230,6 +247,10 @@ def test_what_is_returned_decides_what_there_is():
         default_loss({"seg": torch.zeros(2, 2, 24, 24)}, labels(), Normaliser())
     network = Plain("seg")
     network.loss = lambda outputs, batch, normaliser: (outputs["seg"].square().mean(), {"size": 1.0})
+    network.maps["seg"] = torch.zeros(1, 3, 24, 24)  # which its own loss would take
+    with pytest.raises(ValueError, match=r"Plain returned a seg of \(2, 3, 24, 24\); it is \(B, 1, 24, 24\)"):
+        LossStep(network, GRID)(labels())
+    network.maps["seg"] = torch.zeros(1, 1, 24, 24)
     step = LossStep(network, GRID)
     assert step.split(step(labels())[1], training=True)[0] == {"total_loss": 0.0, "size": 1.0}
     network.loss = lambda outputs, batch, normaliser: (outputs["seg"].mean(), {"other": 1.0})

@@ -286,11 +286,15 @@ class Trainer:
         metric, figures = self.options.keep_best, self.pools["v"].last()
         if metric not in figures:
             raise ValueError(f"--keep_best {metric}: validation gives {', '.join(figures)}")
-        value = figures[metric]
-        better = self.best is None or (value > self.best if metric == "iou" else value < self.best)
+        better = self.best is None or is_better(metric, figures[metric], self.best)
         if better:
-            self.best = value
+            self.best = figures[metric]
         return better
+
+
+def is_better(metric, value, best):
+    """Whether a figure of validation beats the best one so far; all but the IoU are losses."""
+    return value > best if metric == "iou" else value < best
 
 
 def _on_its_way(sums):
