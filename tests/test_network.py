@@ -431,9 +431,21 @@ def test_the_command_works_where_a_train_py_lies(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(tmp_path / "site")])}
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert shown.stdout.strip() == str(REPOSITORY / "train" / "model" / "__init__.py"), shown.stderr
-    code = "import sys, bevshards; sys.argv[1:] = ['train', '--model', 'absent:build']; bevshards.main()"
+    code = """
+import sys, bevshards
+for words in (["show_shards", "--help"], ["evaluate"], ["train", "--model", "absent:build"]):
+    sys.argv = ["bevshards", *words]
+    try:
+        bevshards.main()
+    except SystemExit as ended:
+        print("exit", ended.code)
+"""
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert shown.returncode == 1 and "there is no module absent" in shown.stderr, shown.stderr
+    assert shown.stdout.startswith("Usage: bevshards show-shards [OPTIONS]") and shown.returncode == 0, shown.stderr
+    assert re.findall("exit .", shown.stdout) == ["exit 0", "exit 1", "exit 1"]
+    assert (
+        "or a checkpoint file: bevshards evaluate RUN" in shown.stderr and "there is no module absent" in shown.stderr
+    )
 
 
 def test_every_package_is_installed():
