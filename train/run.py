@@ -141,6 +141,8 @@ def _prepare(options, world, build):
 
 def new_folder(options):
     """Make the folder of a new run; names hold the time of day alone, and no two runs share one."""
+    if options.run_name in (".", "..") or "/" in options.run_name:
+        raise ValueError(f"--run_name {options.run_name}: it names one folder in --ckpt_dir; give another name")
     while True:
         folder = Path(options.ckpt_dir) / folder_name(options, datetime.now())
         try:
@@ -216,7 +218,7 @@ def check_samples(run, content, loader, prefix):
 def _load_init(options, network, optimizer):
     """Weights of options.init_dir, and what load_optimizer and load_step ask for; the step to go on from."""
     path = checkpoint.find(options.init_dir)
-    content = checkpoint.read(path)
+    content = checkpoint.read(path, command="--init_dir")
     if not options.ignore_load:
         check_same_network(path, content, options)
     step = checkpoint.load_weights(path, content, network, options.ignore_load)
