@@ -188,7 +188,9 @@ def test_one_that_does_not_fit_names_three_tensors(tmp_path):
     with pytest.raises(checkpoint.CheckpointError) as caught:
         checkpoint.load(path, Segnet(8, 2, 8, latent_dim=16, encoder_type="effb0"))
     text = str(caught.value)
-    assert len(text) < 600 and text.count("missing") == 3 and "more; another --encoder_type" in text
+    assert len(text) < 600 and text.count("missing") == 3 and "more; another --encoder_type, or other sensors?" in text
+    with pytest.raises(checkpoint.CheckpointError, match=r"; another --model or --model_args\?$"):
+        checkpoint.load(path, torch.nn.Linear(2, 2))
 
 
 def test_options_of_other_versions_are_translated_or_left_out(run_of_three, tmp_path, capsys):

@@ -292,9 +292,8 @@ def load_weights(path, content, model, ignore_load=()):
     if problems:
         rest = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         shown = "; ".join(problems[:SHOWN])
-        raise CheckpointError(
-            f"{path}: does not fit the model: {shown}{rest}; another --encoder_type, or other sensors?"
-        )
+        options = getattr(model, "decided_by", "--model or --model_args")
+        raise CheckpointError(f"{path}: does not fit the model: {shown}{rest}; another {options}?")
     model.load_state_dict({**own, **given})
     name = _NAME.fullmatch(Path(path).name)
     return int(content.get("step", name[1] if name else 0))
