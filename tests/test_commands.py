@@ -22,7 +22,7 @@ from tests.test_resume import arguments, run_folder
 from tests.test_trainer import fails
 from train import checkpoint, demo
 from train.command import options_command
-from train.data import make_vox_util
+from train.data import compile_data
 from train.data.categories import FEW, _spread, check_categories
 from train.distributed import count_processes
 from train.evaluation.files import evaluation_file
@@ -285,10 +285,17 @@ def test_categories_are_looked_for_in_a_few_keyframes():
     assert {len(set(_spread(n))) - n for n in (1, 2, 3, 8, 999, 1000)} == {0}
 
 
-def test_the_grid_has_a_middle_without_being_told():
-    given, told = (make_vox_util((c, Options.bounds, (4, 2, 4))) for c in (None, (0.0, 1.0, 0.0)))
+def test_the_grid_has_a_middle_without_being_told(synth_shards):
+    conf = {"final_dim": (28, 50), "resize_lim": [1.0, 1.0], "crop_offset": 0, "ncams": 6}
+    given, told = (
+        compile_data(
+            None, f"{synth_shards}/val-*.tar", conf, centroid, Options.bounds, (4, 2, 4), 1, 0, nworkers_val=0
+        )[1]
+        for centroid in (None, torch.tensor([[0.0, 1.0, 0.0]]))
+    )
     points = torch.rand(1, 5, 3)
-    assert torch.equal(given.ref_to_mem(points), told.ref_to_mem(points))
+    assert torch.equal(given.stage.vox_util.ref_to_mem(points), told.stage.vox_util.ref_to_mem(points))
+    assert torch.equal(next(iter(given)).seg_bev, next(iter(told)).seg_bev)
 
 
 def test_weights_with_another_hash_are_refused(tmp_path, monkeypatch):
