@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from common.progress import progress
-from common.spelling import EITHER
+from common.spelling import EITHER, spelled
 from preprocess.errors import SourceError
 from preprocess.plan import official_splits
 from preprocess.synth.folder import Folder
@@ -40,4 +40,4 @@ def main(out, scenes, samples, sweeps, version, seed, tables_only):
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name=spelled("preprocess.synth"))
