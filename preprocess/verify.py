@@ -156,7 +156,7 @@ def _check_shard(arguments):
         with local_copy(store, name) as tar:
             problems, index = _check_local(tar, store, name, against, source)
         return [problem.replace(str(tar), str(store.path(name))) for problem in problems], index
-    except ShardError as error:
+    except (ShardError, SourceError) as error:
         return [str(error)], None
 
 
