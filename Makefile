@@ -11,6 +11,8 @@ SWEEPS   ?= 5
 WORKERS  ?=
 IMAGE_SIZE ?=
 ARGS     ?=
+# A folder as one word of the shell, whatever spaces and brackets are in it; ~/ stays outside the quotes, which would keep it.
+folder    = $(if $(filter ~/%,$(firstword $(1))),~/"$(subst ^~/,,^$(1))","$(1)")
 
 .PHONY: help setup demo test lint format shards bench bench-gpu clean
 
@@ -47,7 +49,7 @@ format: $(STAMP)  ## ruff: format and fix
 	$(VENV)/bin/ruff format .
 
 shards: $(STAMP)  ## nuScenes -> shards (VERSION DATAROOT OUT WORKERS IMAGE_SIZE SWEEPS)
-	@$(PY) -m preprocess.run --version $(VERSION) --dataroot $(DATAROOT) --out $(OUT) --sweeps $(SWEEPS) \
+	@$(PY) -m preprocess.run --version $(VERSION) --dataroot $(call folder,$(DATAROOT)) --out $(call folder,$(OUT)) --sweeps $(SWEEPS) \
 	  $(if $(WORKERS),--workers $(WORKERS)) $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE)) $(ARGS)
 
 bench: $(STAMP)  ## print the benchmarks' table (ratios within this run; about 9 minutes)

@@ -16,7 +16,7 @@ import numpy as np
 
 from common import addresses
 from common.errors import Missing, ShardError
-from common.record import READ_SCHEMAS, SAMPLE, SCHEMA_VERSION, parse_sample
+from common.record import READ_SCHEMAS, SAMPLE, SCHEMA_VERSION, RecordError, parse_sample
 from common.spelling import spelled
 from common.stores import open_store
 
@@ -129,7 +129,7 @@ def open_index(store, name, verify=False):
     try:
         stat = store.stat(name)
     except Missing:
-        raise Missing(f"{tar}: no such shard") from None
+        raise Missing(f"{tar}: no such shard; copy it or run preprocess.run again") from None
     index_name = addresses.index_address(name)
     try:
         raw = store.read(index_name, MAX_INDEX_BYTES)
@@ -194,7 +194,7 @@ def build_index(tar):
     tar = Path(tar)
     rows, tokens, scenes, first = {}, [], [], None
     try:
-        with tarfile.open(tar) as archive:
+        with tarfile.open(tar, "r:") as archive:  # offsets into a compressed one would be of no use
             for entry in archive:
                 key, _, member = entry.name.partition(".")
                 file = archive.extractfile(entry)
@@ -211,6 +211,8 @@ def build_index(tar):
                     scenes[-1][2] += 1
     except (tarfile.TarError, EOFError) as error:
         raise ShardError(f"{tar}: not a readable tar ({error}); make it anew") from None
+    except RecordError as error:
+        raise ShardError(f"{error}; make it anew") from None
     if first is None or len(tokens) != len(rows):
         raise ShardError(f"{tar}: a sample without {SAMPLE}; make it anew")
     return index_of(tar, rows, tokens, scenes, tar.stat().st_size, file_sha256(tar), first["facts"], first["schema"])

@@ -124,8 +124,7 @@ def load_indexes(shards):
         try:
             index, stat = open_index(stores.store(folder), name)
         except Missing as error:
-            listed = "; its manifest lists it: copy it, or run preprocess.run again" if entry else ""
-            raise ShardError(f"{error}{listed}") from None
+            raise ShardError(f"{error}{'; its manifest lists it' if entry else ''}") from None
         check_listed(index, entry)
         return index, stat
 

@@ -5,7 +5,7 @@ import sys
 import click
 
 from common.addresses import index_address, split
-from common.errors import StoreError
+from common.errors import ShardError, StoreError
 from common.progress import progress, say
 from common.shard_index import build_index, dump_index
 from common.shard_set import find_shards
@@ -31,13 +31,17 @@ def main(shards, store_options):
             store = open_store(folder or ".", options)
             path = store.path(index_address(name))
             say(f"{path}: {'rebuilt' if rebuild(store, name) else 'was right already'}", to_stdout=True)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             failed = _failed(error)
+        except OSError as error:
+            failed = _failed(f"{error.filename or path}: {error.strerror or error}; nothing was written")
     sys.exit(failed)
 
 
 def rebuild(store, name):
     """Make the index of the tar `name` in a store anew; False where it was right already. Raises ValueError, OSError."""
+    if not store.exists(name):
+        raise ShardError(f"{store.path(name)}: is not there; copy it or run preprocess.run again")
     with local_copy(store, name) as tar:
         data = dump_index(build_index(tar))
     index = index_address(name)

@@ -35,11 +35,12 @@ def missing_files(dataroot, recipes):
     return out
 
 
-def by_scene(skipped, kept):
+def by_scene(skipped, kept, names):
     """Lines about the samples left out: how many of each scene, and why the first.
 
     Args:
-        skipped: list of {key, token, why}. kept: key of every sample that was or would be written.
+        skipped: list of {key, token, why}. kept: key of every sample that was or would be written. names: scene's part of a
+            key (see common.keys) -> the scene's own name.
     """
     why, lost, there = {}, {}, {}
     for entry in skipped:
@@ -50,10 +51,15 @@ def by_scene(skipped, kept):
         scene = key.rpartition("_")[0]
         there[scene] = there.get(scene, 0) + 1
     lines = [
-        f"  {scene}: {count} of {count + there.get(scene, 0)} samples left out, the first: {why[scene]}"
+        f"  {_shown(names[scene])}: {count} of {count + there.get(scene, 0)} samples left out, the first: {why[scene]}"
         for scene, count in lost.items()
     ]
     if len(lines) > MAX_LINES:
         rest = list(lost.values())[MAX_LINES - 1 :]
         lines[MAX_LINES - 1 :] = [f"  and {sum(rest)} samples of {len(rest)} more scenes; the manifest lists them all"]
     return lines
+
+
+def _shown(name):
+    """A scene's name as a line may have it: nobody keeps a line feed out of a table."""
+    return name if name.isprintable() and name else repr(name)

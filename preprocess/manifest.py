@@ -4,6 +4,7 @@ import json
 
 from common.manifest import Manifest, ManifestShard, dump_manifest, manifest_name
 from common.shard_index import parse_index
+from preprocess.errors import SourceError
 from preprocess.shard_writer import skipped_name
 
 LICENCE = "nuScenes data: CC BY-NC-SA 4.0, https://www.nuscenes.org/terms-of-use; shards carry the same licence"
@@ -27,6 +28,15 @@ def write_manifests(store, recipes, version, options):
 
 
 def read_skipped(store, shard):
-    """What --on-error skip left out of a finished shard: list of {key, token, why}."""
+    """What --on-error skip left out of a finished shard: list of {key, token, why}. Raises SourceError for a damaged list."""
     name = skipped_name(shard)
-    return json.loads(store.read(name))["skipped"] if store.exists(name) else []
+    if not store.exists(name):
+        return []
+    try:
+        skipped = json.loads(store.read(name))["skipped"]
+        return [{part: entry[part] for part in ("key", "token", "why")} for entry in skipped]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceError(
+            f"{store.path(name)}: damaged list of what was left out ({error}); remove {shard}.idx.json and run "
+            "preprocess.run again"
+        ) from None

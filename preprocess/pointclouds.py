@@ -76,9 +76,11 @@ def lidar_problem(points):
 def parse_radar(data, path):
     """(18, n) float64 radar fields in the order of RADAR_FIELDS, x, y, z in metres in the sensor frame, unfiltered.
 
-    Follows the PCD 0.7 binary format as the devkit reads it: a first point with a NaN means an empty cloud. After the
-    points may come zeros, with which PCL fills a file up to a page more than its points, or one line feed, since the devkit
-    wants a byte there. Raises SourceError for another header, a short file, other bytes, or a number that is not finite.
+    Follows the PCD 0.7 binary format. nuScenes writes an empty cloud as a single point with NaN, so that, or points none of
+    which lies anywhere, is one. The devkit takes any first point with a NaN for it and drops the sound ones after it; here that
+    is an error. After the points may come zeros, with which PCL fills a file up to a page more than its points, or one line
+    feed, since the devkit wants a byte there. Raises SourceError for another header, a short file, other bytes, or a number
+    that is not finite.
     """
     head, _, rest = data.partition(b"\nDATA binary\n")
     if not rest and not data.endswith(b"\nDATA binary\n"):
@@ -91,7 +93,8 @@ def parse_radar(data, path):
         raise SourceError(f"{path}: {len(after)} bytes that are not zeros follow the {size} that its header promises")
     rows = np.frombuffer(rest, RADAR_DTYPE, size // RADAR_DTYPE.itemsize)
     points = np.stack([rows[name].astype(np.float64) for name in RADAR_FIELDS])
-    if points.shape[1] and np.isnan(points[:, 0]).any():
+    nan = np.isnan(points)
+    if nan.any() if points.shape[1] == 1 else nan[:3].all():
         return points[:, :0]
     problem = radar_problem(points)
     if problem is not None:

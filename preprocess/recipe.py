@@ -57,6 +57,13 @@ class ShardRecipe:
     keyframes: list = field(default_factory=list)
     skipped: list = field(default_factory=list)
 
+    def scenes(self):
+        """The keyframes, a list a scene."""
+        scenes = {}
+        for frame in self.keyframes:
+            scenes.setdefault(frame.facts["scene"]["token"], []).append(frame)
+        return list(scenes.values())
+
     def digest(self):
         """SHA-256 over all that decides the tar's bytes except the contents of the sensor files."""
         digest = hashlib.sha256(encode_json(self.facts))

@@ -1,5 +1,6 @@
 """python -m preprocess.run: nuScenes -> shards."""
 
+import itertools
 import os
 import re
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from common.keys import scene_key
 from common.progress import Progress, say
 from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
@@ -100,30 +102,29 @@ def _run(version, dataroot, out, sweeps, image_size, jpeg_quality, split_file, w
     columns = int(rest["lidar_columns"])
     options = Options(sweeps, image_size, jpeg_quality, rest["sensors"], rest["channels"], columns)
     skip = {"on_error": on_error, "keep_sequences": rest["keep_sequences"]}
-    recipes = _plan(version, dataroot, options, split_file, rest, skip)
+    recipes, names = _plan(version, dataroot, options, split_file, rest, skip)
     pool = DaskPool(scheduler) if scheduler else LocalPool(workers)
     store = open_store(out, parse_options(rest["store_options"]))
     writing = {"image_hw": options.image_hw, "jpeg_quality": options.jpeg_quality}
     if rest["dry_run"]:
-        return _dry_run(recipes, dataroot, store, writing, on_error == "skip")
+        todo = _unfinished(store, recipes, rest["overwrite"], on_error)
+        return _dry_run(recipes, todo, dataroot, store, writing, skip, names)
     with store.locked() as alone:
         if not alone and not store.remote:
             click.echo(
                 f"note: {store.path('')}: its file system knows no locks; run one preprocess.run at a time there"
             )
-        digests = {r.name: r.digest() for r in recipes}
-        todo = [r for r in recipes if not _finished(store, r, digests[r.name], rest["overwrite"], on_error)]
-        for recipe in todo:
-            recipe.facts = {**recipe.facts, "recipe_sha256": digests[recipe.name]}
+        todo = _unfinished(store, recipes, rest["overwrite"], on_error)
         done = _write(todo, pool, {"dataroot": str(dataroot), "store": store, **writing, **skip})
         indexes = _indexes(store, recipes)
         if not indexes:
             raise SourceError(f"every sample was left out, nothing was written; the first: {done.skipped[0]['why']}")
         write_manifests(store, recipes, version, options)
-    _summary(recipes, todo, done, indexes, store, time.monotonic() - started)
+    _summary(recipes, todo, done, indexes, store, time.monotonic() - started, names)
 
 
 def _plan(version, dataroot, options, split_file, rest, skip):
+    """The recipes of all shards, and the name of each scene by its part of a key."""
     say(f"reading the tables of {dataroot / version}")
     planner = Planner(dataroot, version, options, **skip, say=say)
     splits = read_splits(version, split_file)
@@ -138,7 +139,19 @@ def _plan(version, dataroot, options, split_file, rest, skip):
         recipes = [r for split in splits for r in planner.shards(split, splits[split], counts[split], bar.one_more)]
     if not recipes:
         raise SourceError(f"{dataroot / version}: none of its scenes is in the splits of {version}; see --split-file")
-    return recipes
+    return recipes, {scene_key(scene["name"]): scene["name"] for scene in planner.scenes}
+
+
+def _unfinished(store, recipes, overwrite, on_error):
+    """The recipes of the shards that are still to be written, their digests among their facts.
+
+    Raises SourceError for a finished shard of other input or options.
+    """
+    digests = {r.name: r.digest() for r in recipes}
+    todo = [r for r in recipes if not _finished(store, r, digests[r.name], overwrite, on_error)]
+    for recipe in todo:
+        recipe.facts = {**recipe.facts, "recipe_sha256": digests[recipe.name]}
+    return todo
 
 
 def _finished(store, recipe, digest, overwrite, on_error):
@@ -166,49 +179,56 @@ def _finished(store, recipe, digest, overwrite, on_error):
     return True
 
 
-def _dry_run(recipes, dataroot, store, writing, skips):
+def _dry_run(recipes, todo, dataroot, store, writing, skip, names):
     """Say what the run would do. Missing files are found as the run would find them, damaged ones only where probed."""
-    missing = missing_files(dataroot, recipes)
-    if missing and not skips:
+    why, sizes = _left_out(todo, dataroot, writing, skip)
+    skipped, new = [], {}
+    for recipe in todo:
+        new[recipe.name] = [f.key for f in recipe.keyframes if f.key not in why]
+        bad = [f for f in recipe.keyframes if f.key in why]
+        skipped += recipe.skipped + [{"key": f.key, "token": f.facts["token"], "why": why[f.key]} for f in bad]
+    kept = {Path(i.tar).stem: i.keys for i in _indexes(store, [r for r in recipes if r.name not in new])}
+    if not kept and not (sizes and any(new.values())):
+        raise SourceError(f"every sample would be left out; the first: {skipped[0]['why']}")
+    for split in dict.fromkeys(r.facts["split"] for r in recipes):
+        own = [r.name for r in recipes if r.facts["split"] == split]
+        there, written = [kept[name] for name in own if name in kept], [new[name] for name in own if new.get(name)]
+        click.echo(
+            f"{split}: {len(there) + len(written)} shards, {sum(map(len, there + written))} keyframes; "
+            f"{len(there)} are there already"
+        )
+    _say_skipped(skipped, itertools.chain(*kept.values(), *new.values()), names)
+    count = sum(map(len, new.values()))
+    size = sum(sizes) / len(sizes) * count if sizes else 0
+    click.echo(f"about {size / 1e9:.2f} GB, from {len(sizes)} of {count} keyframes; nothing was written")
+
+
+def _left_out(todo, dataroot, writing, skip):
+    """(key -> why, sizes): the samples that the run would leave out, and the bytes of keyframes made in memory."""
+    missing = missing_files(dataroot, todo)
+    if missing and skip["on_error"] == "stop":
         frame, name = missing[0]
         raise SourceError(
             f"{Path(dataroot) / name}: sensor file is missing (sample {frame.key}), as are files of {len(missing) - 1} more "
             "samples; --on-error skip leaves them out"
         )
-    gone = {frame.key for frame, _ in missing}
-    skipped = [s for recipe in recipes for s in recipe.skipped]
-    skipped += [{"key": f.key, "token": f.facts["token"], "why": f"{name} is missing"} for f, name in missing]
-    frames = [(recipe, f) for recipe in recipes for f in recipe.keyframes if f.key not in gone]
-    mean, probed = _mean_size(frames, dataroot, writing, skips, skipped)
-    for split in dict.fromkeys(r.facts["split"] for r in recipes):
-        own = [r for r in recipes if r.facts["split"] == split]
-        full = [r for r in own if any(f.key not in gone for f in r.keyframes)]
-        there = sum(store.exists(f"{r.name}.idx.json") for r in own)
-        keyframes = sum(f.key not in gone for r in own for f in r.keyframes)
-        click.echo(f"{split}: {len(full)} shards, {keyframes} keyframes; {there} are there already")
-    _say_skipped(skipped, [frame.key for _, frame in frames])
-    click.echo(
-        f"about {mean * len(frames) / 1e9:.2f} GB, from {probed} of {len(frames)} keyframes; nothing was written"
-    )
-
-
-def _mean_size(frames, dataroot, writing, skips, skipped):
-    """(mean bytes, number) of the keyframes made in memory; those that cannot be made go to `skipped`."""
-    sizes = []
+    why, sizes = {frame.key: f"{name} is missing" for frame, name in missing}, []
+    frames = [(recipe, f) for recipe in todo for f in recipe.keyframes if f.key not in why]
     for recipe, frame in frames[:: max(1, len(frames) // PROBED_KEYFRAMES)]:
         try:
             members, _ = build_record(dataroot, frame, recipe.facts, **writing)
         except SourceError as error:
-            if not skips:
+            if skip["on_error"] == "stop":
                 raise
-            skipped.append({"key": frame.key, "token": frame.facts["token"], "why": str(error)})
+            why[frame.key] = str(error)
             continue
         # A tar rounds each member up to blocks of 512 bytes and gives it a header of one.
         sizes.append(sum(512 + -(-len(data) // 512) * 512 for data in members.values()))
-    if not sizes:
-        why = skipped[0]["why"] if skipped else "no keyframes"
-        raise SourceError(f"every sample would be left out; the first: {why}")
-    return sum(sizes) / len(sizes), len(sizes)
+    if skip["keep_sequences"]:
+        for scene in itertools.chain.from_iterable(recipe.scenes() for recipe in todo):
+            bad = [why[f.key] for f in scene if f.key in why]
+            why |= {f.key: bad[0] for f in scene if bad}
+    return why, sizes
 
 
 def _write(todo, pool, arguments):
@@ -227,14 +247,14 @@ def _indexes(store, recipes):
     return [parse_index(store.read(f"{name}.idx.json"), store.path(f"{name}.tar")) for name in names]
 
 
-def _say_skipped(skipped, kept):
+def _say_skipped(skipped, kept, names):
     if skipped:
         click.echo(f"{len(skipped)} samples were left out:")
-        for line in by_scene(skipped, kept):
+        for line in by_scene(skipped, kept, names):
             click.echo(line)
 
 
-def _summary(recipes, todo, done, indexes, store, seconds):
+def _summary(recipes, todo, done, indexes, store, seconds, names):
     size, frames = sum(i.tar_bytes for i in indexes), sum(len(i.keys) for i in indexes)
     click.echo(f"{len(indexes)} shards, {frames} keyframes, {size / 1e6:.1f} MB in {store.path('')} ({seconds:.1f} s)")
     written = {r.name for r in todo}
@@ -248,7 +268,7 @@ def _summary(recipes, todo, done, indexes, store, seconds):
         click.echo(
             f"{len(recipes) - len(indexes)} shards came out empty and were not written; the next run tries again"
         )
-    _say_skipped(done.skipped, [key for index in indexes for key in index.keys])
+    _say_skipped(done.skipped, [key for index in indexes for key in index.keys], names)
     if todo:
         click.echo(f"{'member':<8}{'read MB':>12}{'written MB':>12}{'ratio':>8}")
         for kind in KINDS:

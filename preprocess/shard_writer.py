@@ -106,7 +106,7 @@ def write_shard(
 
 def _records(recipe, dataroot, image_hw, jpeg_quality, on_error, keep_sequences, done):
     """(frame, members, bytes read) of each keyframe that can be made; the others go to done.skipped."""
-    for scene in _by_scene(recipe.keyframes):
+    for scene in recipe.scenes():
         held, failed = [], None
         for frame in scene:
             try:
@@ -127,13 +127,6 @@ def _records(recipe, dataroot, image_hw, jpeg_quality, on_error, keep_sequences,
             done.skipped += [{"key": f.key, "token": f.facts["token"], "why": failed} for f in scene]
         else:
             yield from held
-
-
-def _by_scene(keyframes):
-    groups = {}
-    for frame in keyframes:
-        groups.setdefault(frame.facts["scene"]["token"], []).append(frame)
-    return groups.values()
 
 
 def _add(archive, key, members):

@@ -15,7 +15,7 @@ import click
 import numpy as np
 
 from common.addresses import split
-from common.cameras import CAMERAS, LIDAR_FIELDS, RADAR_FIELDS, RADARS
+from common.cameras import CAMERAS, LIDAR_FIELDS, RADAR_FIELDS, RADARS, REFERENCE_RADAR
 from common.errors import CannotList, Missing
 from common.keys import keyframe_key
 from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
@@ -48,6 +48,7 @@ from preprocess.plausible import check_boxes, check_camera, check_rigid
 from preprocess.pointclouds import lidar_problem, radar_problem
 from preprocess.steps import check_keyframe_step, check_offset, check_sweep_step
 
+MAX_LAG_ERROR_S = 1e-5  # seconds since 1970 as float64 are exact to a quarter of a microsecond
 SAMPLE_FIELDS = frozenset(
     "boxes cameras facts global_T_ego index lidar log next prev radar scene schema timestamp_us token".split()
 )
@@ -155,7 +156,7 @@ def _check_shard(arguments):
         with local_copy(store, name) as tar:
             problems, index = _check_local(tar, store, name, against, source)
         return [problem.replace(str(tar), str(store.path(name))) for problem in problems], index
-    except ShardError as error:
+    except (ShardError, SourceError) as error:
         return [str(error)], None
 
 
@@ -208,6 +209,7 @@ def _check_sample(key, members):
         raise RecordError(f"{SAMPLE}: lacks {min(SAMPLE_FIELDS - set(sample))}")
     if key != keyframe_key(sample["scene"]["name"], sample["index"], sample["schema"]):
         raise RecordError(f"{SAMPLE}: belongs to another key")
+    _check_neighbours(sample)
     cameras = [c["channel"] for c in sample["cameras"]]
     expected = member_order([c for c in CAMERAS if c in cameras], len(sample["lidar"]), len(sample["radar"]))
     if list(members) != expected:
@@ -229,11 +231,36 @@ def _check_sample(key, members):
     for k in range(len(sample["radar"])):
         name = radar_member(k)
         points = decode_points(members[name], name, len(RADAR_FIELDS) + 2)
-        _no_problem(name, radar_problem(points) or _radar_number_problem(points[-1], sample["radar"][k]))
-    for sweeps in [sample["lidar"], *_by_channel(sample["radar"])]:
+        _no_problem(name, radar_problem(points) or _radar_rows_problem(points[-2:], sample["radar"][k]))
+    _check_times(sample)
+    return sample
+
+
+def _check_neighbours(sample):
+    """Raise RecordError unless prev and next are the keys of the scene's keyframes before and after."""
+    scene, index = sample["scene"], sample["index"]
+    for name, number in (("prev", index - 1), ("next", index + 1)):
+        there = 0 <= number < scene["nbr_samples"]
+        wanted = keyframe_key(scene["name"], number, sample["schema"]) if there else ""
+        if sample[name] != wanted:
+            raise RecordError(f"{SAMPLE}: {name} is {sample[name]!r}, not {wanted!r}")
+
+
+def _check_times(sample):
+    """Raise unless lidar and radars fired at their sample, their sweeps before, and lags are what the timestamps say."""
+    lidar, radars = sample["lidar"], sample["radar"][0] if sample["radar"] else []
+    for file in lidar[:1] + radars:
+        check_offset(sample["timestamp_us"], file["timestamp_us"], f"{SAMPLE}: {file['channel']}")
+    for sweeps in [lidar, *_by_channel(sample["radar"])]:
         for newer, older in itertools.pairwise(sweeps):
             check_sweep_step(older["timestamp_us"], newer["timestamp_us"], f"{SAMPLE}: sweep {older['token']}")
-    return sample
+    front = [f for f in radars if f["channel"] == REFERENCE_RADAR] or radars
+    of_lidar = [(lidar[0], file) for file in lidar]
+    of_radar = [(front[0], file) for sweep in sample["radar"] for file in sweep if front]
+    for keyframe, file in of_lidar + of_radar:
+        lag = 1e-6 * (keyframe["timestamp_us"] - file["timestamp_us"])
+        if abs(file["lag_s"] - lag) > MAX_LAG_ERROR_S:
+            raise RecordError(f"{SAMPLE}: lag_s of {file['token']} is {file['lag_s']}, by its timestamp {lag:.6f}")
 
 
 def _no_problem(name, problem):
@@ -241,10 +268,15 @@ def _no_problem(name, problem):
         raise RecordError(f"{name}: {problem}")
 
 
-def _radar_number_problem(numbers, files):
-    there = {RADARS.index(f["channel"]) for f in files if f["channel"] in RADARS}
-    strange = set(np.unique(numbers).tolist()) - there
-    return f"a point is of radar {min(strange):g}, which {SAMPLE} does not list" if strange else None
+def _radar_rows_problem(rows, files):
+    """What is wrong with the points' lags and radars, (2, n), of a sweep of these files."""
+    lags = {RADARS.index(f["channel"]): f["lag_s"] for f in files if f["channel"] in RADARS}
+    for lag, number in np.unique(rows, axis=1).T:
+        if number not in lags:
+            return f"a point is of radar {number:g}, which {SAMPLE} does not list"
+        if lag != np.float32(lags[number]):
+            return f"a point of radar {number:g} has lag {lag:g}, in {SAMPLE} it is {lags[number]:g}"
+    return None
 
 
 def _by_channel(radar):

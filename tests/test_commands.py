@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import subprocess
 import sys
 from datetime import datetime
@@ -144,6 +145,14 @@ def test_every_command_takes_underscores_and_hyphens(name):
                 for spelling in (word, "--" + word[2:].replace("-", "_"), "--" + word[2:].replace("_", "-")):
                     words = [spelling] if option.is_flag else [spelling, "1"]
                     assert option.name in command.make_parser(context).parse_args(args=words)[0], spelling
+
+
+def test_make_takes_folders_of_any_name():
+    shown = subprocess.run(
+        ["make", "-n", "shards", "OUT=o  [u]*, t", "DATAROOT=~/a ~/b"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    words = shlex.split(shown.stdout.replace("\\\n", " "))
+    assert [words[words.index(name) + 1] for name in ("--dataroot", "--out")] == ["~/a ~/b", "o  [u]*, t"]
 
 
 @pytest.fixture

@@ -18,13 +18,16 @@ from train.evaluation.referee import referee
 from train.evaluation.robustness import CORRUPTIONS, robustness, with_moved_cameras, without_camera
 from train.gallery import chosen_rows
 from train.model.interface import Needs
+from train.report import read_run
 
 
 @pytest.fixture(scope="module")
 def run(synth_shards, tmp_path_factory):
-    """Folder of a run of one update."""
-    out = tmp_path_factory.mktemp("evaluated")
-    run_module(*arguments(synth_shards, out, "--max_iters", 1, "--do_val", "False"))
+    """Folder of a run of one update; the folders' names hold what patterns are made of."""
+    out = tmp_path_factory.mktemp("evaluated") / "o [u]t*"
+    out.mkdir()
+    (out / "sh [x]?").symlink_to(synth_shards)
+    run_module(*arguments(out / "sh [x]?", out, "--max_iters", 1, "--do_val", "False"))
     return run_folder(out)
 
 
@@ -57,6 +60,7 @@ def test_one_command_evaluates_compares_and_reports(run, tmp_path):
     page = tmp_path / "report.html"
     run_module("train.report", run, "--out", page)
     assert f"IoU {by['iou', 'simple_bev']['value']:.4f}" in page.read_text() and page.stat().st_size < 5_000_000
+    assert read_run(run).curves["t/stats/iou"][0] == [1]
 
 
 def test_options_that_override_the_run_are_noted_and_shards_are_found(run, capsys):

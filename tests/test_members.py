@@ -218,6 +218,14 @@ def test_training_and_verify_name_shard_key_and_member(recipe, small_world, tmp_
         assert tar.name in text and "scene-0061_0001" in text and member in text and "\n" not in text
 
 
+def later(files, seconds=3600):
+    """Files of sample.json, so much later; their lags fit on."""
+    for file in files:
+        file["timestamp_us"] += seconds * 1_000_000
+
+
+LAG_ROW = np.zeros((20, 1), np.float32)
+LAG_ROW[18] = 0.5
 # Lies that nothing but verify and preprocessing look for, since training does not stumble over them.
 SUBTLE = {
     "half a ring": (lidar_member(0), lambda d: encode_points(decode_points(d, "x") + np.float32(0.25))),
@@ -230,6 +238,15 @@ SUBTLE = {
     "a camera of another hour": (CAMERAS_MEMBER, lambda d: rows_with(d, CAMERA_DTYPE, timestamp_us=5)),
     "a sweep from the future": (SAMPLE, lambda d: sample_with(d, lambda s: s["lidar"][1].update(timestamp_us=2**60))),
     "a keyframe of another hour": (SAMPLE, _set("timestamp_us", to=5)),
+    "lidar of another hour": (SAMPLE, lambda d: sample_with(d, lambda s: later(s["lidar"]))),
+    "radar of another hour": (SAMPLE, lambda d: sample_with(d, lambda s: [later(sweep) for sweep in s["radar"]])),
+    "one radar of another hour": (SAMPLE, lambda d: sample_with(d, lambda s: [
+        later([f for f in sweep if f["channel"] == RADARS[-1]]) for sweep in s["radar"]])),
+    "a lag of another lidar sweep": (SAMPLE, _set("lidar", 1, "lag_s", to=0.0)),
+    "a lag of another radar sweep": (SAMPLE, _set("radar", 1, 2, "lag_s", to=0.0)),
+    "points of another lag": (radar_member(1), lambda d: encode_points(decode_points(d, "x") + LAG_ROW)),
+    "the keyframe before is another": (SAMPLE, _set("prev", to="scene-0061_0002")),
+    "the keyframe after is none": (SAMPLE, _set("next", to="")),
     "an image cut in the middle": (image_member("CAM_FRONT"), lambda d: d[: len(d) // 2] + b"\xff\xd9"),
 }  # fmt: skip
 

@@ -33,6 +33,7 @@ def test_shards_that_end_up_empty_are_left_out_and_the_run_finishes(copy, tmp_pa
     assert "train: 2 shards, 6 keyframes" in dry.stdout and "scene-0553: 3 of 3 samples" in dry.stdout
     message = says_no(copy, out, "--dry-run")
     assert "scene-0553_0000" in message and "2 more samples" in message and "--on-error skip" in message
+    assert not out.exists()
     result = run_here(copy, out, "--on-error", "skip")
     assert result.exit_code == 0 and "scene-0553: 3 of 3 samples left out" in result.stdout, result.output
     assert "1 shards came out empty" in result.stdout and "CAM_BACK" in result.stdout
@@ -42,6 +43,13 @@ def test_shards_that_end_up_empty_are_left_out_and_the_run_finishes(copy, tmp_pa
     before = contents(out)
     again = run_here(copy, out, "--on-error", "skip")
     assert again.exit_code == 0 and contents(out) == before
+    dry = run_here(copy, out, "--on-error", "skip", "--dry-run")
+    assert "train: 2 shards, 6 keyframes; 2 are there already" in dry.stdout and "scene-0553: 3 of 3" in dry.stdout
+    for refused in (("--sweeps", "1"), ("--image-size", "45x80")):
+        assert says_no(copy, out, *refused, "--on-error", "skip") == says_no(
+            copy, out, *refused, "--on-error", "skip", "--dry-run"
+        )
+    assert contents(out) == before
     assert len(next(iter(loaders(out)[0])).tokens) == 1
 
 
@@ -57,6 +65,24 @@ def test_what_was_left_out_is_written_once_it_is_there(copy, small_world, tmp_pa
     assert run_here(small_world, out, "--overwrite").exit_code == 0
     assert run_here(small_world, tmp_path / "whole").exit_code == 0
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_dry_run_leaves_out_the_scenes_that_the_run_does_and_calls_them_by_name(copy, tmp_path):
+    rewrite(copy, "scene", lambda rows: rows[1].update(name="2021.06.14 veh-35"))
+    splits = tmp_path / "splits.json"
+    splits.write_text(json.dumps({"train": ["scene-0061", "2021.06.14 veh-35", "scene-0655"], "val": ["scene-0103"]}))
+    sorted((copy / "samples" / "CAM_BACK").glob("scene-0553*"))[1].unlink()
+    damaged = sorted((copy / "samples" / "LIDAR_TOP").glob("scene-0655*"))[2]
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    skip = ("--on-error", "skip", "--keep-sequences", "--train-shards", "2", "--split-file", splits)
+    dry, real = (run_here(copy, tmp_path / "out", *skip, *more) for more in (["--dry-run"], []))
+    assert dry.exit_code == real.exit_code == 0, dry.output + real.output
+    assert "train: 1 shards, 3 keyframes; 0 are there already" in dry.stdout
+    assert json.loads((tmp_path / "out" / "train.manifest.json").read_bytes())["keyframes"] == 3
+    for result in (dry, real):
+        assert "6 samples were left out:" in result.stdout
+        assert "  2021.06.14 veh-35: 3 of 3 samples left out" in result.stdout
+        assert "  scene-0655: 3 of 3 samples left out" in result.stdout
 
 
 def test_nothing_left_is_an_error(copy, tmp_path):
@@ -134,8 +160,9 @@ def test_scenes_in_no_split_are_said(copy, tmp_path):
 
 def test_lines_about_scenes_are_bounded():
     skipped = [{"key": f"s{i:03d}_{k:04d}", "token": "", "why": "gone"} for i in range(99) for k in range(2)]
-    lines = by_scene(skipped, [])
+    lines = by_scene(skipped, [], {f"s{i:03d}": f"a\nb {i}" for i in range(99)})
     assert len(lines) == MAX_LINES and "2 of 2" in lines[0] and f"{99 - MAX_LINES + 1} more scenes" in lines[-1]
+    assert not any("\n" in line for line in lines)
 
 
 def test_a_log_gets_few_lines_and_no_carriage_returns(small_world, tmp_path):

@@ -1,8 +1,11 @@
 """Preprocessing: interrupted, distributed, verified, and on every kind of bad input."""
 
+import gzip
+import importlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -12,6 +15,7 @@ import time
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from common.cameras import RADARS
 from common.shard_index import build_index, load_index
@@ -113,7 +117,6 @@ def test_dask_cluster_writes_the_same_bytes(world, shards, tmp_path):
 
 def test_fsspec_address_gets_the_same_bytes(world, shards, tmp_path):
     import fsspec
-    from click.testing import CliRunner
 
     from preprocess.run import main
 
@@ -371,9 +374,53 @@ def test_radar_equals_the_devkit(world, realframe):
         )
 
 
-def test_empty_radar_is_an_empty_cloud(world):
-    path = sorted(world.glob("samples/RADAR_FRONT/*.pcd"))[0]
-    data = path.read_bytes()
-    start = data.index(b"DATA binary\n") + len(b"DATA binary\n")
-    nan = data[:start] + np.float32(np.nan).tobytes() + data[start + 4 :]
-    assert parse_radar(nan, path).shape == (18, 0)
+def _without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def _with(name, data):
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+# How good shards get bad, and what show, index and verify say of them; None: nothing, since it is none of theirs.
+BAD = {
+    "no folder": (shutil.rmtree, *["check the path"] * 3),
+    "an empty folder": (lambda folder: [p.unlink() for p in folder.iterdir()], *["no shards"] * 3),
+    "no tar": (_without("val-000.tar"), *["val-000.tar: .*run preprocess.run again"] * 3),
+    "a tar of nothing": (
+        _with("val-000.tar", b""), "its index says", "empty file.; make it anew", "its index says"),
+    "a compressed tar": (
+        lambda folder: _with("val-000.tar", gzip.compress((folder / "val-000.tar").read_bytes()))(folder),
+        "make it anew", "not a readable tar", "make it anew"),
+    "no index": (_without("val-000.idx.json"), "rebuild it with", None, "rebuild it with"),
+    "an index of nothing": (_with("val-000.idx.json", b"{"), "rebuild it with", None, "rebuild it with"),
+    "a manifest of nothing": (_with("val.manifest.json", b"{"), "run preprocess.run again", None, "preprocess.run again"),
+    "a list of nothing": (_with("val-000.skipped.json", b"{}"), "skipped.json: damaged", None, "remove val-000.idx.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_what_cannot_be_read_ends_every_command_in_one_line_with_the_remedy(shards, tmp_path, bad):
+    change, *told = BAD[bad]
+    for name, wanted in zip(("show", "index", "verify"), told, strict=True):
+        folder = shutil.copytree(shards, tmp_path / name)
+        change(folder)
+        words = [str(folder), *(["--workers", "1"] if name == "verify" else [])]
+        result = CliRunner().invoke(importlib.import_module(f"preprocess.{name}").main, words)
+        lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert isinstance(result.exception, (SystemExit, type(None))) and bool(result.exit_code) == bool(wanted), (
+            result.output
+        )
+        assert len(lines) == bool(wanted) or name == "verify", lines  # which goes on to what else is wrong
+        assert not wanted or re.search(wanted, " ".join(lines)), lines
+
+
+def test_files_that_cannot_be_written_are_named(shards, tmp_path):
+    chart = tmp_path / "absent" / "chart.png"
+    result = CliRunner().invoke(importlib.import_module("preprocess.show").main, [str(shards), "--chart", str(chart)])
+    assert result.exit_code == 1 and result.stderr.splitlines()[-1].startswith(f"error: {chart}: No such file")
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(importlib.import_module("preprocess.synth.__main__").main, ["--out", tmp_path / "file"])
+    assert result.exit_code == 1 and re.fullmatch(
+        "error: .*file.*: Not a directory; choose another --out\n", result.stderr
+    )

@@ -252,18 +252,37 @@ def test_radar_headers_that_are_not_the_prescribed_one(values):
         parse_radar(radar(**values), "x")
 
 
+def radar_with(points, change):
+    """Bytes of a radar PCD whose rows were changed."""
+    data = radar(points)
+    start = data.index(b"DATA binary\n") + len(b"DATA binary\n")
+    rows = np.frombuffer(data[start:-1], RADAR_DTYPE).copy()
+    change(rows)
+    return data[:start] + rows.tobytes() + b"\n"
+
+
 @pytest.mark.parametrize("field", [n for n in F if RADAR_DTYPE[n].kind == "f"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_radar_numbers_that_are_none(field, value):
-    data = radar(3)
-    start = data.index(b"DATA binary\n") + len(b"DATA binary\n")
-    rows = np.frombuffer(data[start:-1], RADAR_DTYPE).copy()
-    rows[field][1] = value
-    with pytest.raises(SourceError, match=f"radar point 1 has {field} = "):
-        parse_radar(data[:start] + rows.tobytes() + b"\n", "x")
-    rows = np.roll(rows, -1)
-    if np.isnan(value):  # the devkit's mark of an empty cloud
-        assert parse_radar(data[:start] + rows.tobytes() + b"\n", "x").shape == (18, 0)
+    for point in (0, 1):
+        with pytest.raises(SourceError, match=f"radar point {point} has {field} = "):
+            parse_radar(radar_with(3, lambda rows, n=point: rows[field].__setitem__(n, value)), "x")
+
+
+@pytest.mark.parametrize(("points", "fields"), [(1, F[:1]), (1, ("rcs",)), (1, F[:3]), (3, F[:3])])
+def test_a_radar_that_saw_nothing_is_an_empty_cloud(tmp_path, points, fields):
+    """As the devkit has it."""
+    from nuscenes.utils.data_classes import RadarPointCloud
+
+    path = tmp_path / "a.pcd"
+    path.write_bytes(radar_with(points, lambda rows: [rows[field].fill(np.nan) for field in fields]))
+    assert parse_radar(path.read_bytes(), path).shape == RadarPointCloud.from_file(str(path)).points.shape == (18, 0)
+
+
+def test_verify_takes_what_an_empty_radar_gave(copy, tmp_path):
+    for path in copy.glob("samples/RADAR_FRONT/*"):
+        path.write_bytes(radar_with(1, lambda rows: rows["x"].fill(np.nan)))
+    assert run_here(copy, tmp_path / "out").exit_code == 0 and not verify(tmp_path / "out", copy)[0]
 
 
 def test_real_files_are_taken(realframe):

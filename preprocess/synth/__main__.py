@@ -17,8 +17,8 @@ from preprocess.synth.folder import Folder
 @click.option("--scenes", default=4, type=click.IntRange(2), help="a fifth of them, at least one, in the val split")
 @click.option("--samples", default=4, type=click.IntRange(1), help="keyframes a scene")
 @click.option("--sweeps", default=2, type=click.IntRange(0), help="lidar and radar sweeps between keyframes")
-@click.option("--version", default="v1.0-mini", help="v1.0-mini or v1.0-trainval")
-@click.option("--seed", default=0)
+@click.option("--version", default="v1.0-mini", type=click.Choice(["v1.0-mini", "v1.0-trainval"]))
+@click.option("--seed", default=0, type=click.IntRange(0))
 @click.option("--tables-only", is_flag=True, help="no sensor files")
 def main(out, scenes, samples, sweeps, version, seed, tables_only):
     """Write a generated world that nuscenes-devkit loads: cameras, lidar and radars of one geometry."""
@@ -34,9 +34,15 @@ def main(out, scenes, samples, sweeps, version, seed, tables_only):
         for number, name in enumerate(progress(names, "scenes", "world")):
             folder.add_scene(number, name, samples, sweeps)
         folder.close()
-    except (SourceError, OSError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+    except SourceError as error:
+        _fail(error)
+    except OSError as error:
+        _fail(f"{error.filename or out}: {error.strerror or error}; choose another --out")
+
+
+def _fail(error):
+    click.echo(f"error: {error}", err=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":
