@@ -157,7 +157,7 @@ def parse_index(raw, tar, verify=False):
         ) from None
     if verify and raw != dump_index(index):
         raise ShardError(
-            f"{tar}: the bytes of its index differ from what was written; rebuild it with preprocess.index"
+            f"{tar}: the bytes of its index differ from what was written; rebuild it with {spelled('preprocess.index')}"
         )
     return index
 
