@@ -11,6 +11,7 @@ from functools import cached_property
 from common.errors import ShardError
 from common.record import SCHEMA_VERSION
 from common.shard_index import check_schema, dump_sealed
+from common.spelling import spelled
 
 MAX_MANIFEST_BYTES = 64 << 20
 SUFFIX = ".manifest.json"
@@ -99,5 +100,5 @@ def parse_manifest(raw, where):
     except ShardError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{where}: damaged manifest ({error}); run preprocess.run again") from None
+        raise ShardError(f"{where}: damaged manifest ({error}); run {spelled('preprocess.run')} again") from None
     return manifest

@@ -129,7 +129,7 @@ def open_index(store, name, verify=False):
     try:
         stat = store.stat(name)
     except Missing:
-        raise Missing(f"{tar}: no such shard; copy it or run preprocess.run again") from None
+        raise Missing(f"{tar}: no such shard; copy it or run {spelled('preprocess.run')} again") from None
     index_name = addresses.index_address(name)
     try:
         raw = store.read(index_name, MAX_INDEX_BYTES)
@@ -157,7 +157,7 @@ def parse_index(raw, tar, verify=False):
         ) from None
     if verify and raw != dump_index(index):
         raise ShardError(
-            f"{tar}: the bytes of its index differ from what was written; rebuild it with preprocess.index"
+            f"{tar}: the bytes of its index differ from what was written; rebuild it with {spelled('preprocess.index')}"
         )
     return index
 

@@ -12,6 +12,7 @@ from common.errors import CannotList, Missing, ShardError
 from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
 from common.retries import Retry
 from common.shard_index import open_index
+from common.spelling import spelled
 from common.stores import find, open_store
 
 SPLITS = ("train", "val", "test")
@@ -135,7 +136,7 @@ def check_listed(index, entry):
     """Raise ShardError where an index is not of the shard that a manifest lists as `entry`; None lists nothing."""
     if entry is not None and (entry.sha256, entry.keyframes) != (index.tar_sha256, len(index.keys)):
         raise ShardError(
-            f"{index.tar}: is not the shard that its manifest lists; copy it anew or run preprocess.run again"
+            f"{index.tar}: is not the shard that its manifest lists; copy it anew or run {spelled('preprocess.run')} again"
         )
 
 
@@ -320,8 +321,8 @@ def _matches_in(folder, wanted, folders):
     if gone and folders.strict:
         others = f", nor are {len(gone) - 1} others" if len(gone) > 1 else ""
         raise ShardError(
-            f"{store.path(gone[0])}: its manifest lists it, but it is not there{others}; copy it, run preprocess.run again, "
-            "or name the shards that you want"
+            f"{store.path(gone[0])}: its manifest lists it, but it is not there{others}; copy it, "
+            f"run {spelled('preprocess.run')} again, or name the shards that you want"
         )
     order = {name: i for i, name in enumerate(wanted)}
     return [addresses.join(folder, name) for name in sorted(there, key=lambda n: (order.get(n, 0), n))]

@@ -169,7 +169,7 @@ def _check_local(tar, store, name, against, source):
     if rebuilt.tar_sha256 != index.tar_sha256:
         return [f"{tar}: its SHA-256 is not the index's; make it anew"], index
     if dump_index(rebuilt) != dump_index(index):
-        return [f"{tar}: its index does not describe it; rebuild it with preprocess.index"], index
+        return [f"{tar}: its index does not describe it; rebuild it with {spelled('preprocess.index')}"], index
     problems, scenes = [], {}
     with tarfile.open(tar) as archive:
         for key, members in _samples(archive):
@@ -327,12 +327,12 @@ def _check_manifests(folder, sound):
         for entry in manifest.shards:
             tar, index = folder.store.path(entry.name), sound.get(entry.name)
             if whole and entry.name not in folder.names:
-                yield f"{tar}: listed in {name}, but missing; run preprocess.run again"
+                yield f"{tar}: listed in {name}, but missing; run {spelled('preprocess.run')} again"
             elif index is not None and (
                 (entry.sha256, entry.bytes, entry.keyframes, entry.scenes)
                 != (index.tar_sha256, index.tar_bytes, len(index.keys), [s for s, _, _ in index.scenes])
             ):
-                yield f"{tar}: is not the shard that {name} lists; run preprocess.run again"
+                yield f"{tar}: is not the shard that {name} lists; run {spelled('preprocess.run')} again"
     if whole:
         yield from (f"{folder.store.path(name)}: in no manifest" for name in folder.names if name not in listed)
 
