@@ -52,7 +52,7 @@ shards: $(STAMP)  ## nuScenes -> shards (VERSION DATAROOT OUT WORKERS IMAGE_SIZE
 	@$(PY) -m preprocess.run --version $(VERSION) --dataroot $(call folder,$(DATAROOT)) --out $(call folder,$(OUT)) --sweeps $(SWEEPS) \
 	  $(if $(WORKERS),--workers $(WORKERS)) $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE)) $(ARGS)
 
-bench: $(STAMP)  ## print the benchmarks' table (ratios within this run; about 4 minutes)
+bench: $(STAMP)  ## print the benchmarks' table (ratios within this run; about 9 minutes)
 	$(PY) -m tests.bench $(ARGS)
 
 bench-gpu: $(STAMP)  ## the device stage's and training's rows on a CUDA device

@@ -47,6 +47,7 @@ CAMERA_DTYPE = np.dtype(
         ("width", "<i4"),
     ]
 )
+MOST_VISIBLE = 4  # of a box's visibility: 1 is seen by up to 40 %, 4 by 80 to 100 %; 0 is not annotated
 BOX_DTYPE = np.dtype(
     [
         ("global_xyz", "<f8", (3,)),

@@ -17,6 +17,7 @@ import numpy as np
 from common import addresses
 from common.errors import Missing, ShardError
 from common.record import READ_SCHEMAS, SAMPLE, SCHEMA_VERSION, RecordError, parse_sample
+from common.spelling import spelled
 from common.stores import open_store
 
 MAX_INDEX_BYTES = 256 << 20
@@ -134,7 +135,7 @@ def open_index(store, name, verify=False):
         raw = store.read(index_name, MAX_INDEX_BYTES)
     except Missing:
         raise ShardError(
-            f"{store.path(index_name)}: the index is missing; rebuild it with python -m preprocess.index {tar}"
+            f"{store.path(index_name)}: the index is missing; rebuild it with {spelled('preprocess.index')} {tar}"
         ) from None
     index = parse_index(raw, tar, verify)
     if stat.size != index.tar_bytes:
@@ -151,7 +152,9 @@ def parse_index(raw, tar, verify=False):
     except ShardError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{tar}: damaged index ({error}); rebuild it with python -m preprocess.index {tar}") from None
+        raise ShardError(
+            f"{tar}: damaged index ({error}); rebuild it with {spelled('preprocess.index')} {tar}"
+        ) from None
     if verify and raw != dump_index(index):
         raise ShardError(
             f"{tar}: the bytes of its index differ from what was written; rebuild it with preprocess.index"

@@ -9,6 +9,7 @@ from common.errors import CannotList
 from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, decode_boxes, parse_sample
 from common.shard_index import ABSENT, ShardError, open_index
 from common.shard_set import find_shards, in_parallel
+from common.spelling import spelled
 from common.stores import open_store
 from preprocess.manifest import read_skipped
 
@@ -138,7 +139,7 @@ def _count_samples(contents, index, read):
             sample = parse_sample(members[SAMPLE])
             _count_sample(contents, sample, members.get(BOXES_MEMBER))
         except (RecordError, KeyError, TypeError) as error:
-            raise ShardError(f"{index.tar}: {key}: {error}; check it with python -m preprocess.verify") from None
+            raise ShardError(f"{index.tar}: {key}: {error}; check it with {spelled('preprocess.verify')}") from None
         if row in first:
             began = sample["timestamp_us"]
             contents.places[str(sample["log"].get("location", "?"))] += 1

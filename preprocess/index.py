@@ -9,7 +9,7 @@ from common.errors import ShardError, StoreError
 from common.progress import progress, say
 from common.shard_index import build_index, dump_index
 from common.shard_set import find_shards
-from common.spelling import EITHER
+from common.spelling import EITHER, spelled
 from common.stores import local_copy, open_store, parse_options
 
 
@@ -60,4 +60,4 @@ def _failed(error):
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name=spelled("preprocess.index"))

@@ -13,7 +13,7 @@ from common.keys import scene_key
 from common.progress import Progress, say
 from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
-from common.spelling import EITHER
+from common.spelling import EITHER, spelled
 from common.stores import open_store, parse_options
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
@@ -278,4 +278,4 @@ def _summary(recipes, todo, done, indexes, store, seconds, names):
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name=spelled("preprocess.run"))

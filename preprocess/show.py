@@ -10,7 +10,7 @@ import click
 from common.files import write_atomically
 from common.progress import progress
 from common.shard_index import ShardError
-from common.spelling import EITHER
+from common.spelling import EITHER, spelled
 from common.stores import parse_options
 from preprocess.chart import draw_chart
 from preprocess.contents import count, shards_of
@@ -167,4 +167,4 @@ def _cut(text, width):
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name=spelled("preprocess.show"))

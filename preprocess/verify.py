@@ -36,7 +36,7 @@ from common.record import (
 )
 from common.shard_index import ShardError, build_index, dump_index, open_index
 from common.shard_set import SPLITS, find_shards, is_folder
-from common.spelling import EITHER
+from common.spelling import EITHER, spelled
 from common.stores import local_copy, open_store, parse_options
 from preprocess.errors import SourceError
 from preprocess.images import check_image
@@ -386,4 +386,4 @@ def _compare(key, members, source, dataroot):
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name=spelled("preprocess.verify"))

@@ -15,10 +15,12 @@ import torch
 from tests.conftest import REPOSITORY, run_module
 from tests.test_resume import arguments, run_folder
 from train import checkpoint
+from train.evaluate import read_options
 from train.model import Segnet
 from train.optim import fetch_optimizer, load_moments
 from train.options import FORMER, Options, as_dict, of_today
 from train.run import check_samples
+from train.samples import network_of
 
 QUICK = ["--do_val", "False", "--save_freq", 1]
 
@@ -146,6 +148,20 @@ def test_set_aside_never_overwrites_and_knows_files_of_other_names(tmp_path):
     ]
 
 
+def test_the_best_one_is_gone_on_from_where_there_is_no_other(tmp_path):
+    """As a run leaves it that ended between its first validation and its first checkpoint."""
+    model = torch.nn.Linear(2, 2)
+    best = checkpoint.write(tmp_path, 1, checkpoint.snapshot(1, model), 2, checkpoint.BEST)
+    assert checkpoint.find(tmp_path) == best and checkpoint.load(tmp_path, model) == 1
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint model-000000001.pth"):
+        checkpoint.find(tmp_path, 1)
+    newest = checkpoint.save(tmp_path, 4, model)
+    assert checkpoint.find(tmp_path) == newest
+    newest.write_bytes(b"cut")
+    with pytest.raises(checkpoint.CheckpointError, match=f"the newest sound one: give {best}"):
+        checkpoint.read(tmp_path)
+
+
 @pytest.mark.parametrize("harm", ["cut", "one byte"])
 def test_a_damaged_newest_is_named_with_the_sound_one_before(run_of_three, tmp_path, harm):
     folder = shutil.copytree(run_of_three, tmp_path / "run")
@@ -172,23 +188,36 @@ def test_one_that_does_not_fit_names_three_tensors(tmp_path):
     with pytest.raises(checkpoint.CheckpointError) as caught:
         checkpoint.load(path, Segnet(8, 2, 8, latent_dim=16, encoder_type="effb0"))
     text = str(caught.value)
-    assert len(text) < 600 and text.count("missing") == 3 and "more; another --encoder_type" in text
+    assert len(text) < 600 and text.count("missing") == 3 and "more; another --encoder_type, or other sensors?" in text
+    with pytest.raises(checkpoint.CheckpointError, match=r"; another --model or --model_args\?$"):
+        checkpoint.load(path, torch.nn.Linear(2, 2))
 
 
-def test_options_of_other_versions_are_translated_or_left_out(run_of_three, tmp_path):
+def test_options_of_other_versions_are_translated_or_left_out(run_of_three, tmp_path, capsys):
     folder = shutil.copytree(run_of_three, tmp_path / "run")
     content = checkpoint.read(folder)
     content["options"] |= {"colour_of_the_bar": "green", "grid": [24, 2, 24]}
     for name in "ZYX":
         del content["options"][name]
+    content["options"] |= {"min_visibility": 2}  # which nothing looked at
     torch.save(content, folder / "model-000000003.pth")
+    told = [
+        *("colour_of_the_bar is no option of this version", "grid is --Z 24, --Y 2, --X 24 now"),
+        "min_visibility 2 has no meaning with protocol simple_bev",
+    ]
+    evaluated, shown = read_options({"init_dir": str(folder)}), network_of(folder, "cpu").options
+    said = capsys.readouterr().err
+    assert all(said.count(words) == 2 for words in told), said
+    for options in (evaluated, shown):
+        assert (options.Z, options.Y, options.X, options.min_visibility) == (24, 2, 24, 1)
     result = run_module("train.run", "--resume", folder, "--max_iters", 4)
-    assert "colour_of_the_bar is no option of this version" in result.stderr
-    assert "grid is --Z 24, --Y 2, --X 24 now" in result.stderr
+    assert all(words in result.stderr for words in told)
     assert (checkpoint.read(folder)["options"]["Z"], checkpoint.read(folder)["step"]) == (24, 4)
     assert not set(FORMER) & set(as_dict(Options()))
     with pytest.raises(ValueError, match="is not an option"):
         of_today({"colour_of_the_bar": "green"}, strict=True)
+    with pytest.raises(ValueError, match="--min_visibility 2 belongs to --protocol min_visibility"):
+        Options(**of_today({"protocol": "simple_bev", "min_visibility": 2}, strict=True)[0]).validate()
 
 
 def test_access_to_stores_is_nowhere_to_be_found(synth_shards, tmp_path):
@@ -207,6 +236,9 @@ def test_a_checkpoint_brings_no_commands_along(run_of_three, tmp_path):
         torch.save({**content, "options": {**content["options"], name: value}}, folder / "model-000000003.pth")
         [line] = errors(run_module("train.run", "--resume", folder, "--max_iters", 4, check=False))
         assert "may not say which commands to run" in line and f"--{name}" in line and not flag.exists()
+        with pytest.raises(ValueError, match="may not say which commands to run; .* name it: --val_shards"):
+            read_options({"init_dir": str(folder)})
+        assert not flag.exists()
     content["options"] |= {"shards": [], "data_dir": f"pipe:touch {flag} #"}
     torch.save(content, folder / "model-000000003.pth")
     [line] = errors(run_module("train.run", "--resume", folder, "--max_iters", 4, check=False))

@@ -23,14 +23,17 @@ from tests.conftest import REPOSITORY, run_module
 from tests.test_resume import arguments, run_folder
 from tests.test_trainer import fails
 from train import checkpoint, demo
-from train.command import find_run, options_command
-from train.data import make_vox_util
+from train.command import options_command
+from train.data import compile_data
 from train.data.categories import FEW, _spread, check_categories
 from train.distributed import count_processes
+from train.evaluation.files import evaluation_file
 from train.model import Segnet
 from train.model.backbone import load_backbone
 from train.options import GROUPS, Options, as_dict, coerce
 from train.run import folder_name, new_folder
+from train.runs import find_run
+from train.samples import network_of
 from train.setup import make_network
 
 
@@ -74,6 +77,8 @@ def given(*words):
         (["--run-name", "mine", "--use_lidar"], {"run_name": "mine", "use_lidar": True}),
         (["--min_visibility", "2"], {"min_visibility": 2, "protocol": "min_visibility"}),
         (["--min_visibility", "2", "--protocol", "simple_bev"], 1),
+        (["--protocol", "simple_bev"], {"protocol": "simple_bev", "min_visibility": 1}),
+        (["--min_visibility", "40"], 1),
         (["--bounds=-50,50,-5,5,-50,50"], {"bounds": (-50.0, 50.0, -5.0, 5.0, -50.0, 50.0)}),
         (["--max_iters", "1.5"], 1),
         (["--use_radar", "maybe"], 1),
@@ -120,6 +125,8 @@ def test_impossible_values_are_told_with_the_remedy():
         "6 cameras": dict(ncams=7),
         "--seed -1": dict(seed=-1),
         "--Z 0": dict(Z=0),
+        "--min_visibility 2 belongs to": dict(min_visibility=2),
+        "--min_visibility 40: it is 1 to 4": dict(min_visibility=40, protocol="min_visibility"),
     }
     for remedy, values in wrong.items():
         with pytest.raises(ValueError, match=re.escape(remedy)):
@@ -189,7 +196,7 @@ def test_runs_are_found_where_they_lie(runs):
         ("other/logs/c", str(runs / "other" / "saved" / "c")),
         ("elsewhere", "elsewhere/x"),
     ):
-        assert find_run(text, "resume", "checkpoints") == want
+        assert find_run(text, "checkpoints") == want
     for text, told in (
         ("checkpoints", "2 runs are there; name one, the newest is checkpoints/b"),
         ("nowhere", "no such file or folder; the newest run is checkpoints/b"),
@@ -198,7 +205,34 @@ def test_runs_are_found_where_they_lie(runs):
         ("logs", "no checkpoint is there; give a run's folder"),
     ):
         with pytest.raises(ValueError, match=re.escape(told)):
-            find_run(text, "resume", "checkpoints")
+            find_run(text, "checkpoints")
+
+
+def test_evaluations_and_networks_are_found_as_runs_are(runs):
+    for name in ("a", "b"):
+        Path("checkpoints", name, "eval").mkdir()
+        Path("checkpoints", name, "eval", "eval.json").touch()
+    os.utime("checkpoints/a", (0, 0))
+    for text in ("a", "checkpoints/a", "checkpoints/a/eval", "checkpoints/a/model-000000001.pth", "logs/a"):
+        assert evaluation_file(text) == Path("checkpoints/a/eval/eval.json"), text
+    for text, told in (
+        ("checkpoints", "2 runs are there; name one, the newest is checkpoints/b"),
+        ("nowhere", "no such file or folder; the newest run is checkpoints/b"),
+        ("elsewhere/x", "holds no evaluation; python -m train.evaluate elsewhere/x makes it"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(told)):
+            evaluation_file(text)
+    for text, told in (
+        ("logs/a", "checkpoints/a/model-000000001.pth: records no options"),
+        ("nowhere", "--run nowhere: there is no such file or folder; the newest run is checkpoints/b"),
+        ("checkpoints", "--run checkpoints: 2 runs are there"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(told)):
+            network_of(text, "cpu")
+    Path("checkpoints/a/model-000000002.pth").write_bytes(b"cut")
+    remedy = "the newest sound one: python -m train.show … --run checkpoints/a/model-000000001.pth"
+    with pytest.raises(ValueError, match=remedy):
+        network_of("a", "cpu")
 
 
 def test_evaluation_takes_the_run_alone(runs):
@@ -221,6 +255,10 @@ def test_folders_hold_a_date_where_that_is_asked_for(tmp_path):
     (tmp_path / "mine" / "model-000000001.pth").touch()
     with pytest.raises(ValueError, match="is there already; --resume it"):
         new_folder(options)
+    for name in ("..", ".", "a/b"):
+        with pytest.raises(ValueError, match=f"--run_name {name}: it names one folder in --ckpt_dir"):
+            new_folder(Options(run_name=name, ckpt_dir=str(tmp_path / "inner")))
+    assert not (tmp_path / "inner").exists()
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
@@ -272,10 +310,17 @@ def test_categories_are_looked_for_in_a_few_keyframes():
     assert {len(set(_spread(n))) - n for n in (1, 2, 3, 8, 999, 1000)} == {0}
 
 
-def test_the_grid_has_a_middle_without_being_told():
-    given, told = (make_vox_util((c, Options.bounds, (4, 2, 4))) for c in (None, (0.0, 1.0, 0.0)))
+def test_the_grid_has_a_middle_without_being_told(synth_shards):
+    conf = {"final_dim": (28, 50), "resize_lim": [1.0, 1.0], "crop_offset": 0, "ncams": 6}
+    given, told = (
+        compile_data(
+            None, f"{synth_shards}/val-*.tar", conf, centroid, Options.bounds, (4, 2, 4), 1, 0, nworkers_val=0
+        )[1]
+        for centroid in (None, torch.tensor([[0.0, 1.0, 0.0]]))
+    )
     points = torch.rand(1, 5, 3)
-    assert torch.equal(given.ref_to_mem(points), told.ref_to_mem(points))
+    assert torch.equal(given.stage.vox_util.ref_to_mem(points), told.stage.vox_util.ref_to_mem(points))
+    assert torch.equal(next(iter(given)).seg_bev, next(iter(told)).seg_bev)
 
 
 def test_weights_with_another_hash_are_refused(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """train.evaluate, train.compare and train.report as people run them, on a tiny run."""
 
 import json
+import re
 
 import cv2
 import pytest
@@ -8,9 +9,11 @@ import torch
 
 from tests.conftest import run_module
 from tests.test_resume import arguments, run_folder
+from train.command import launch
 from train.data import compile_data, make_vox_util
 from train.data.config import LabelSpec
 from train.distributed import World
+from train.evaluate import Evaluation, read_options
 from train.evaluation.referee import referee
 from train.evaluation.robustness import CORRUPTIONS, robustness, with_moved_cameras, without_camera
 from train.gallery import chosen_rows
@@ -30,7 +33,8 @@ def run(synth_shards, tmp_path_factory):
 
 def test_one_command_evaluates_compares_and_reports(run, tmp_path):
     shown = run_module("train.evaluate", run, "--pictures", 3)
-    assert shown.stdout.startswith("step 1; 4 samples; IoU 0.") and "Traceback" not in shown.stderr
+    assert re.match(r"step 1; 4 samples; IoU 0\.\d{4}; [1-9]\d* labelled cells\n", shown.stdout)
+    assert "Traceback" not in shown.stderr
     assert "protocol simple_bev; grid 24x2x24; fp32 on 1 x cpu" in shown.stderr
     assert max(map(len, shown.stdout.splitlines())) <= 79 + len(str(run))
     content = json.loads((run / "eval" / "eval.json").read_text())
@@ -59,12 +63,18 @@ def test_one_command_evaluates_compares_and_reports(run, tmp_path):
     assert read_run(run).curves["t/stats/iou"][0] == [1]
 
 
-def test_options_that_override_the_run_are_noted_and_shards_are_found(run, synth_shards):
+def test_options_that_override_the_run_are_noted_and_shards_are_found(run, capsys):
     shown = run_module("train.evaluate", run, "--pictures", 0, "--min_visibility", 2)
     assert "note: --protocol min_visibility; the run was trained with simple_bev" in shown.stderr
     assert "visibility >= 2                IoU" in shown.stdout and "<- headline" in shown.stdout
-    failed = run_module("train.evaluate", run, "--target_categories", "vehicles", check=False)
-    assert failed.returncode == 1 and "vehicle.car" in failed.stderr
+    evaluation = Evaluation({"out": None, "pictures": 0, "robustness": False, "baseline": None})
+    for changed, told in (
+        ({"target_categories": ("vehicles",)}, "--target_categories vehicles: no box .* vehicle.car"),
+        ({"bounds": (900.0, 950.0, -5.0, 5.0, 900.0, 950.0)}, "no cell of these samples is labelled"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            launch(evaluation, read_options({"init_dir": str(run), **changed}))
+    assert "IoU 0.0000; 0 labelled cells" in capsys.readouterr().out
 
 
 class Oracle(torch.nn.Module):

@@ -150,7 +150,7 @@ def test_files_come_back_and_ranks_do_not_matter(evaluation, tmp_path):
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 9'))
     with pytest.raises(ValueError, match="schema 9"):
         read_json(path)
-    with pytest.raises(ValueError, match="python -m train.evaluate .* makes it"):
+    with pytest.raises(ValueError, match="no such file or folder"):
         read_json(tmp_path / "absent")
 
 

@@ -1,5 +1,6 @@
 """A network in a file outside the checkout: trained, resumed, evaluated; and what the interface refuses."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -10,15 +11,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
+from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.record import lidar_member
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY
-from train import checkpoint
+from train import checkpoint, show
 from train.arithmetic import set_arithmetic
+from train.command import from_run
+from train.evaluate import read_options
 from train.forward import run_network
-from train.loop import Trainer
+from train.loop import Trainer, is_better
 from train.loss import Normaliser, default_loss
 from train.model import Needs, find_network
 from train.model.interface import check_network, complete, model_arguments, name_of
@@ -70,8 +75,8 @@ def run_outside(folder, *words, check=True):
     return result
 
 
-def test_a_network_outside_the_checkout(synth_shards, outside):
-    """One process, two, resumed, evaluated: by --model alone."""
+def test_a_network_outside_the_checkout(synth_shards, outside, monkeypatch):
+    """One process, two, resumed, evaluated, shown: by --model alone."""
     model = ["--model", "mynet:spare", "--model_args", '{"width": 8}']
     shards = ["--shards", f"{synth_shards}/train-*.tar"]
     train = ["train.run", *shards, *model, *SMALL, "--log_dir", outside / "logs"]
@@ -80,13 +85,19 @@ def test_a_network_outside_the_checkout(synth_shards, outside):
     assert "trains without them" in result.stderr and result.stdout.count("; iou_t 0.") == 4
     [one] = (outside / "one").iterdir()
     best = checkpoint.read(one / "model-best.pth")
-    assert 0 < best["best"] < 30 and best["step"] in (1, 2, 4)
+    validated = dict(dict(curves_of(outside / "logs" / one.name, "v"))["stats/total_loss"])
+    assert sorted(validated) == [1, 2, 4] and best["step"] == min(validated, key=validated.get)
+    assert best["best"] == pytest.approx(validated[best["step"]], rel=1e-6)
 
     interrupted = shutil.copytree(one, outside / "interrupted" / one.name)
     (interrupted / "model-000000004.pth").unlink()
+    (interrupted / "model-best.pth").unlink()
+    second = interrupted / "model-000000002.pth"
+    torch.save(checkpoint.read(second) | {"best": 0.0}, second)  # which nothing beats any more
     run_outside(outside, "train.run", "--resume", interrupted)
     whole, resumed = checkpoint.read(one), checkpoint.read(interrupted)
     assert resumed["step"] == 4 and resumed["options"]["model"] == "mynet:spare"
+    assert resumed["best"] == 0.0 and not (interrupted / "model-best.pth").exists()
     for name, value in whole["model_state_dict"].items():
         assert torch.equal(value, resumed["model_state_dict"][name]), name
 
@@ -98,6 +109,10 @@ def test_a_network_outside_the_checkout(synth_shards, outside):
 
     evaluate = ["train.evaluate", "--init_dir", one, "--shards", f"{synth_shards}/val-*.tar", "--device", "cpu"]
     assert re.search(r"step 4; 4 samples; IoU 0\.\d{4}", run_outside(outside, *evaluate).stdout)
+    monkeypatch.syspath_prepend(outside)
+    words = [synth_shards, 0, "--run", one, "--out", outside / "shown.png", "--device", "cpu"]
+    drawn = CliRunner().invoke(show.main, list(map(str, words)))
+    assert drawn.exit_code == 0 and (outside / "shown.png").is_file(), drawn.output
     with pytest.raises(ValueError, match="checkpoint of the network mynet:spare, not of simple_bev"):
         check_same_network(one, whole, Options())
 
@@ -117,6 +132,7 @@ def test_the_page_s_ten_lines(synth_shards, outside, tmp_path, monkeypatch):
     scope = {}
     exec(lines, scope)
     assert scope["path"].name == "model-000000003.pth" and scope["path"].is_file()
+    assert read_options({"init_dir": str(scope["path"])}).model == "mynet:build"  # what evaluation goes by
     assert (tmp_path / "logs_nuscenes" / "first" / "t").is_dir()
     first, options = scope["network"].state_dict(), scope["options"]
     network, options = make_network(options, scope["build"])
@@ -132,12 +148,18 @@ def test_the_page_s_ten_lines(synth_shards, outside, tmp_path, monkeypatch):
         assert {"outputs/segmentation", "outputs/center"} <= set(events.Reload().Tags()["images"])
 
 
-def curves_of(run):
-    """((tag, [(step, value)]), …) of the curves that measure no time."""
-    events = EventAccumulator(str(run / "t"))
+def curves_of(run, part="t"):
+    """((tag, [(step, value)]), …) of the curves that measure neither time nor memory."""
+    events = EventAccumulator(str(run / part))
     events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not re.search("time|wait|_per_s", tag)]
+    tags = [tag for tag in events.Tags()["scalars"] if not re.search("time|wait|_per_s|memory", tag)]
     return [(tag, [(e.step, e.value) for e in events.Scalars(tag)]) for tag in tags]
+
+
+def test_a_higher_iou_is_better_and_a_lower_loss():
+    assert is_better("iou", 0.3, 0.2) and not is_better("iou", 0.2, 0.3) and not is_better("iou", 0.2, 0.2)
+    for name in ("total_loss", "ce_loss"):
+        assert is_better(name, 0.2, 0.3) and not is_better(name, 0.3, 0.2) and not is_better(name, 0.2, 0.2)
 
 
 def test_needs_meet_options():
@@ -191,6 +213,13 @@ def test_only_what_is_needed_is_read(synth_shards, tmp_path):
     assert Trainer(options, network, loaders).run().is_file()
     assert read == {"sample.json", "cameras.npy.zst", "boxes.npy.zst", lidar_member(0)}
 
+    # The same by the call that makes a run's folder, and from what that records.
+    path = train_run(dataclasses.replace(options, model="simple_bev", run_name="called", max_iters=2), build=Points)
+    assert path == tmp_path / "called" / "model-000000002.pth"
+    recorded = yaml.safe_load((path.parent / "config.yaml").read_text())
+    assert recorded == checkpoint.read(path)["options"] and recorded["model"] == "tests.test_network:Points"
+    assert train_run(Options(**from_run({"resume": str(path.parent), "max_iters": 3}))).name == "model-000000003.pth"
+
 
 class Plain(torch.nn.Module):
     """Maps that do not look at the batch; `extra` is never used."""
@@ -228,6 +257,10 @@ def test_what_is_returned_decides_what_there_is():
         default_loss({"seg": torch.zeros(2, 2, 24, 24)}, labels(), Normaliser())
     network = Plain("seg")
     network.loss = lambda outputs, batch, normaliser: (outputs["seg"].square().mean(), {"size": 1.0})
+    network.maps["seg"] = torch.zeros(1, 3, 24, 24)  # which its own loss would take
+    with pytest.raises(ValueError, match=r"Plain returned a seg of \(2, 3, 24, 24\); it is \(B, 1, 24, 24\)"):
+        LossStep(network, GRID)(labels())
+    network.maps["seg"] = torch.zeros(1, 1, 24, 24)
     step = LossStep(network, GRID)
     assert step.split(step(labels())[1], training=True)[0] == {"total_loss": 0.0, "size": 1.0}
     network.loss = lambda outputs, batch, normaliser: (outputs["seg"].mean(), {"other": 1.0})
@@ -330,6 +363,10 @@ def test_networks_are_found_by_name_and_wrong_ones_told(tmp_path, monkeypatch):
         Trainer(Options(keep_best="iou"), Plain("seg"), (None, None, GRID))
     with pytest.raises(ValueError, match="options is a str"):
         train_run("options")
+    with pytest.raises(ValueError, match="--model mynet:build, but build is tests.test_network:Points; leave one out"):
+        make_network(Options(model="mynet:build"), Points)
+    with pytest.raises(ValueError, match="cannot be imported by new processes"):
+        train_run(Options(device="cpu", device_ids=(0, 1)), lambda options, grid: Plain("seg"))
 
 
 def test_groups_of_parameters_have_their_own_rates_and_leave_none_out():
@@ -383,14 +420,16 @@ def test_fp32_means_fp32(monkeypatch):
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-@pytest.mark.parametrize(
-    "name",
-    "loop step evaluator evaluate forward loss curves checkpoint demo optim setup run metrics report compare gallery "
-    "samples show".split(),
-)
-def test_nothing_outside_names_a_network(name):
-    text = (REPOSITORY / "train" / f"{name}.py").read_text().lower()
-    assert not re.search(r"segnet|simple_bev|simplebev\b|res101|feat_head|_weight\b.*center", text)
+def test_nothing_outside_names_a_network():
+    """But for the options' default; the label protocol of the same name is theirs and data/'s."""
+    folders = [REPOSITORY / "train" / name for name in (".", "evaluation", "pictures")]
+    paths = {path for folder in folders for path in folder.glob("*.py")} - {REPOSITORY / "train" / "options.py"}
+    names = {path.stem for path in paths}
+    assert names >= {"loop", "checkpoint", "console", "recorder", "command", "measure", "referee", "tensorboard"}
+    for path in paths:
+        text = path.read_text().lower()
+        found = re.search(r"segnet|simple_bev|simplebev\b|res101|feat_head|_weight\b.*center", text)
+        assert not found, (path, found)
 
 
 def test_the_command_works_where_a_train_py_lies(tmp_path):
@@ -404,9 +443,21 @@ def test_the_command_works_where_a_train_py_lies(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(tmp_path / "site")])}
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert shown.stdout.strip() == str(REPOSITORY / "train" / "model" / "__init__.py"), shown.stderr
-    code = "import sys, bevshards; sys.argv[1:] = ['train', '--model', 'absent:build']; bevshards.main()"
+    code = """
+import sys, bevshards
+for words in (["show_shards", "--help"], ["evaluate"], ["train", "--model", "absent:build"]):
+    sys.argv = ["bevshards", *words]
+    try:
+        bevshards.main()
+    except SystemExit as ended:
+        print("exit", ended.code)
+"""
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert shown.returncode == 1 and "there is no module absent" in shown.stderr, shown.stderr
+    assert shown.stdout.startswith("Usage: bevshards show-shards [OPTIONS]") and shown.returncode == 0, shown.stderr
+    assert re.findall("exit .", shown.stdout) == ["exit 0", "exit 1", "exit 1"]
+    assert (
+        "or a checkpoint file: bevshards evaluate RUN" in shown.stderr and "there is no module absent" in shown.stderr
+    )
 
 
 def test_every_package_is_installed():

@@ -10,7 +10,10 @@ from common.shard_index import load_index
 from preprocess.left_out import MAX_LINES, by_scene
 from preprocess.verify import verify
 from tests.preprocessing import contents, rewrite, run_here, says_no
+from tests.test_network import Points
 from tests.test_preprocess import leave_out, loaders
+from train.options import Options
+from train.setup import make_loaders, make_network
 
 
 @pytest.fixture
@@ -118,6 +121,11 @@ def test_only_the_sensors_that_were_asked_for_are_needed(copy, tmp_path, sensors
     if "lidar" not in sensors:
         with pytest.raises(ValueError, match="holds no lidar"):
             loaders(tmp_path / "out", use_radar=False)
+        network, options = make_network(Options(shards=(f"{tmp_path}/out/train-*.tar",), batch_size=1), Points)
+        with pytest.raises(
+            ValueError, match="train-000.tar: holds no lidar; .* take a network that does without lidar"
+        ):
+            make_loaders(options, "cpu", cameras=network.needs.cameras)
 
 
 def test_poses_are_the_same_with_and_without_lidar(copy, small_world, tmp_path):

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyquaternion import Quaternion
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.cameras import CAMERAS
 from common.record import (
@@ -33,6 +34,7 @@ from preprocess import show as preprocess_show
 from tests.conftest import REPOSITORY, run_module
 from train import checkpoint, show
 from train.augment import crop_and_resize
+from train.curves import Curves, Pool
 from train.metrics import intersection_union, iou
 from train.options import Options, as_dict
 from train.pictures import maps as map_pictures
@@ -330,7 +332,7 @@ def test_forward_is_up_whatever_the_reference_camera(yaw):
     assert np.abs([rows.mean() - 100, columns.mean() - 160]).max() < 12
 
 
-def test_tensorboard_pictures_are_small_and_complete(synth_shards):
+def test_tensorboard_pictures_are_small_and_complete(synth_shards, tmp_path):
     options = Options(**{**SMALL, "rand_crop_and_resize": True})
     batch, _, grid = batch_of(Samples([synth_shards]), 0, options, epoch=0)
     seg = torch.where(batch.seg_bev[:, 0] > 0, 8.0, -8.0)
@@ -345,6 +347,11 @@ def test_tensorboard_pictures_are_small_and_complete(synth_shards):
     assert list(pictures_of(blind, {}, grid)) == ["outputs/segmentation"]
     assert sorted(pictures_of(batch, {"seg": seg.bfloat16()}, grid)) == sorted(set(pictures) - {
         "outputs/center", "outputs/offset"})  # fmt: skip
+    curves = Curves(tmp_path, {"t": Pool()}, 1, True)
+    curves.pictures("t", 1, blind, {"center": outputs["center"]}, grid)  # a network without a seg
+    curves.close()
+    events = EventAccumulator(str(tmp_path / "t")).Reload()
+    assert sorted(events.Tags()["images"]) == ["outputs/center", "outputs/segmentation"]
 
 
 def test_a_sheet_lives_without_sensors():

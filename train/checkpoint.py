@@ -11,6 +11,7 @@ import torch
 from common import files
 
 SHOWN = 3  # tensors that are named where a checkpoint does not fit
+BEST = "model-best.pth"  # the best one by --keep_best; it holds the whole state, as those of the steps do
 _NAME = re.compile(r"model-(\d{9,})\.pth")
 
 
@@ -169,13 +170,18 @@ class Writer:
 
 
 def find(path_or_dir, step=None):
-    """The checkpoint file meant: the path itself, or in a folder the one of `step`, by default the newest."""
+    """The checkpoint file meant: the path itself, or in a folder the one of `step`, by default the newest.
+
+    A run that ended before the first of its steps' may have kept its best one.
+    """
     path = Path(path_or_dir)
     if path.is_file():
         return path
     steps = _steps(path)
     if step is not None:
         steps = [s for s in steps if s[0] == int(step)]
+    elif not steps and (path / BEST).is_file():
+        return path / BEST
     if not steps:
         wanted = "model-*.pth" if step is None else f"model-{int(step):09d}.pth"
         raise CheckpointError(f"{path}: no checkpoint {wanted} there")
@@ -193,7 +199,8 @@ def read(path_or_dir, step=None, command="give"):
     try:
         return _read(path)
     except CheckpointError as error:
-        sound = next((other for _, other in reversed(_steps(path.parent)) if other != path and _is_sound(other)), None)
+        others = [*(other for _, other in reversed(_steps(path.parent))), path.with_name(BEST)]
+        sound = next((other for other in others if other != path and _is_sound(other)), None)
         rest = f"; the newest sound one: {command} {sound}" if sound else ""
         raise CheckpointError(f"{error}{rest}") from None
 
@@ -285,9 +292,8 @@ def load_weights(path, content, model, ignore_load=()):
     if problems:
         rest = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         shown = "; ".join(problems[:SHOWN])
-        raise CheckpointError(
-            f"{path}: does not fit the model: {shown}{rest}; another --encoder_type, or other sensors?"
-        )
+        options = getattr(model, "decided_by", "--model or --model_args")
+        raise CheckpointError(f"{path}: does not fit the model: {shown}{rest}; another {options}?")
     model.load_state_dict({**own, **given})
     name = _NAME.fullmatch(Path(path).name)
     return int(content.get("step", name[1] if name else 0))

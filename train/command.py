@@ -1,6 +1,5 @@
 """What the commands share: options on the command line and from files, help in groups, errors in one line."""
 
-import glob
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -9,11 +8,12 @@ import click
 import torch
 import yaml
 
-from common.spelling import EITHER
+from common.spelling import EITHER, spelled
 from train import checkpoint, distributed, signals
 from train.distributed import say
 from train.errors import DataError, Interrupted, NotFinite, PeerFailed, PeersLost, Stopped
-from train.options import FREE_ON_RESUME, GROUPS, Options, coerce, of_today
+from train.options import FREE_ON_RESUME, GROUPS, Options, check_visibility, coerce, of_today
+from train.runs import find_run
 
 
 class GroupedCommand(click.Command):
@@ -85,7 +85,7 @@ def options_command(hide=(), argument=None, extra=()):
             ],
         )
         module = function.__globals__["__spec__"].name  # __module__ is __main__ where it runs
-        return lambda: command.main(args=join_words(sys.argv[1:]), prog_name=f"python -m {module}")
+        return lambda: command.main(args=join_words(sys.argv[1:]), prog_name=spelled(module))
 
     return decorate
 
@@ -102,10 +102,9 @@ def _given(values, argument=None):
     if "min_visibility" in given and "protocol" not in given:
         say(f"note: --protocol min_visibility, to which --min_visibility {given['min_visibility']} belongs")
         given["protocol"] = "min_visibility"
-    if given.get("protocol") == "simple_bev" and given.get("min_visibility", 1) != 1:
-        raise ValueError(
-            f"--min_visibility {given['min_visibility']} belongs to --protocol min_visibility, not simple_bev; leave one out"
-        )
+    if "protocol" in given:
+        given.setdefault("min_visibility", 1)  # a file's belongs to the file's protocol
+        check_visibility(given["protocol"], given["min_visibility"])
     return given
 
 
@@ -133,7 +132,7 @@ def from_config(given):
             raise ValueError(f"{path}: not a readable YAML or JSON file ({error})") from None
         if not isinstance(recorded, dict):
             raise ValueError(f"{path}: not a mapping of option names to values")
-        given = {**_known(recorded, path, strict=True), **given}
+        given = {**known_options(recorded, path, strict=True), **given}
     for name in ("exp_name", "run_name"):
         if "/" in given.get(name, ""):
             word = given[name].strip("/").replace("/", "_")
@@ -141,49 +140,9 @@ def from_config(given):
                 f"--{name} {given[name]}: it names one folder, no path; write --{name} {word}, and --ckpt_dir for a path"
             )
     runs = given.get("ckpt_dir", Options.ckpt_dir)
-    return given | {name: find_run(given[name], name, runs) for name in ("resume", "init_dir") if given.get(name)}
-
-
-def find_run(text, option, ckpt_dir):
-    """The checkpoint file or run's folder that is meant by what a user gave: that, the run's name, its logs, a folder of runs.
-
-    Raises ValueError that says what to write instead.
-    """
-    path = Path(text)
-    if not path.exists() and len(path.parts) == 1 and Path(ckpt_dir, text).is_dir():
-        path = Path(ckpt_dir, text)
-    if path.is_file() or _is_run(path):
-        return str(path)
-    if not path.is_dir():
-        runs = _runs_in(ckpt_dir)
-        newest = f"; the newest run is {runs[-1]}" if runs else ""
-        raise ValueError(f"--{option} {text}: there is no such file or folder{newest}")
-    if (path / "config.yaml").is_file():
-        remedy = f"begin it again with --config {path}/config.yaml"
-        raise ValueError(f"{path}: ended before its first checkpoint; {remedy}")
-    if any(path.glob("[tv]/events*")):
-        name = path.absolute().name
-        beside = path.absolute().parent.parent.glob(f"*/{glob.escape(name)}")
-        found = {p.resolve(): p for p in (*beside, Path(ckpt_dir, name))}
-        runs = [p for p in found.values() if _is_run(p)]
-        where = f"its checkpoints, under --ckpt_dir {ckpt_dir} or another"
-    else:
-        runs, where = _runs_in(path), "a run's folder, which holds model-*.pth"
-    if len(runs) > 1:
-        raise ValueError(f"--{option} {text}: {len(runs)} runs are there; name one, the newest is {runs[-1]}")
-    if not runs:
-        raise ValueError(f"--{option} {text}: no checkpoint is there; give {where}")
-    say(f"note: --{option} {runs[0]}, which {text} stands for")
-    return str(runs[0])
-
-
-def _is_run(folder):
-    return folder.is_dir() and any(folder.glob("model-*.pth"))
-
-
-def _runs_in(folder):
-    """Folders with checkpoints in a folder, the newest last."""
-    return sorted((p for p in Path(folder).glob("*") if _is_run(p)), key=lambda p: p.stat().st_mtime)
+    return given | {
+        name: find_run(given[name], runs, f"--{name}") for name in ("resume", "init_dir") if given.get(name)
+    }
 
 
 def from_run(given):
@@ -192,10 +151,10 @@ def from_run(given):
     Raises ValueError for an option that would make it another run.
     """
     run = Path(given["resume"])
-    recorded = checkpoint.read(run, command="python -m train.run --resume").get("options")
+    recorded = checkpoint.read(run, command=f"{spelled('train.run')} --resume").get("options")
     if recorded is None:
         raise ValueError(f"{run}: its checkpoint records no options; use --init_dir")
-    recorded = _known(recorded, run, strict=False)
+    recorded = known_options(recorded, run, strict=False)
     for name in ("shards", "val_shards", "data_dir"):
         commands = commands_among({name: recorded.get(name, ())})
         if commands and name not in given:
@@ -218,7 +177,8 @@ def commands_among(recorded):
     return [word for word in words if word.strip().lower().startswith("pipe:")]
 
 
-def _known(recorded, source, strict):
+def known_options(recorded, source, strict):
+    """What options.of_today makes of the options of a file or a checkpoint; the notes are said. Raises ValueError."""
     try:
         known, notes = of_today(recorded, strict)
     except ValueError as error:

@@ -2,7 +2,7 @@
 
 import click
 
-from common.spelling import EITHER
+from common.spelling import EITHER, spelled
 from train.command import fail_in_one_line
 from train.evaluation.compare import differences
 from train.evaluation.files import read_json
@@ -14,7 +14,7 @@ from train.evaluation.table import comparison_lines
 @click.argument("b")
 @click.option("--seed", default=0, show_default=True, help="of the intervals' draws")
 def main(a, b, seed):
-    """Print what evaluation B has over A: eval.json files or folders of evaluated runs.
+    """Print what evaluation B has over A: eval.json files, or folders or names of evaluated runs.
 
     Intervals are over the scenes that both have, drawn together for both.
     """
@@ -32,4 +32,4 @@ def _compare(a, b, seed):
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name=spelled("train.compare"))

@@ -9,6 +9,7 @@ import torch
 
 from common.addresses import is_pipe
 from common.progress import Left, Pace, Progress, clock, say
+from common.spelling import spelled
 from train import checkpoint
 from train.options import Options
 from train.step import TOTAL
@@ -170,9 +171,9 @@ def ending(options, folder, *, done, evaluated):
         again = f"--config {where}/config.yaml"
     rows.append(_whole("curves", f"tensorboard --logdir {shlex.quote(_curves(options, folder))}"))
     if done and evaluated:
-        rows.append(_whole("evaluate", f"python -m train.evaluate {where}{_unrecorded(options, False)}"))
-    launcher = "torchrun … -m" if "TORCHELASTIC_RUN_ID" in os.environ else "python -m"
-    return [*rows, _whole("go on", f"{launcher} train.run {again}{_unrecorded(options, True)}")]
+        rows.append(_whole("evaluate", f"{spelled('train.evaluate')} {where}{_unrecorded(options, False)}"))
+    train = "torchrun … -m train.run" if "TORCHELASTIC_RUN_ID" in os.environ else spelled("train.run")
+    return [*rows, _whole("go on", f"{train} {again}{_unrecorded(options, True)}")]
 
 
 def _unrecorded(options, trains):

@@ -70,8 +70,8 @@ class Curves:
             self.writers[part].add_scalar(f"stats/{name}", value, step)
 
     def pictures(self, part, step, batch, outputs, grid):
-        """The first sample of a batch: what went in, the truth, what counts, and the prediction."""
-        if self.leads and "seg" in outputs:
+        """The first sample of a batch: what went in, the truth, what counts, and what of the prediction has labels."""
+        if self.leads:
             for tag, picture in pictures_of(batch, outputs, grid).items():
                 self.writers[part].add_image(tag, picture, step)
 

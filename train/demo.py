@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import torch
 
-from common.spelling import EITHER
+from common.spelling import EITHER, spelled
 from train.command import fail_in_one_line, launch
 from train.distributed import pick_device
 from train.evaluate import Evaluation, evaluate, read_options
@@ -98,4 +98,4 @@ def on_one_device(options):
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name=spelled("train.demo"))

@@ -9,10 +9,11 @@ import torch
 
 from common.progress import Progress
 from common.shard_set import find_beside, find_shards
+from common.spelling import spelled
 from common.stores import parse_options
 from train import checkpoint
 from train.arithmetic import on_device, set_arithmetic
-from train.command import commands_among, from_config, launch, options_command
+from train.command import commands_among, from_config, known_options, launch, options_command
 from train.data.config import labels_side_by_side
 from train.distributed import World, say
 from train.evaluation.figures import all_figures
@@ -22,7 +23,7 @@ from train.evaluation.robustness import robustness
 from train.evaluation.table import lines_of, robustness_lines, scalars
 from train.evaluator import evaluate as evaluate_batches
 from train.gallery import write_gallery
-from train.options import Options, as_dict, coerce
+from train.options import Options, as_dict
 from train.setup import check_same_network, make_loaders, make_network
 from train.step import LossStep
 
@@ -78,17 +79,17 @@ def main(given, **choices):
 def read_options(given):
     """Options of the command line over those that the checkpoint records. Raises ValueError."""
     if given.get("resume") or not given.get("init_dir"):
-        raise ValueError("give a run's folder or a checkpoint file: python -m train.evaluate RUN")
-    content = checkpoint.read(given["init_dir"], command="python -m train.evaluate")
-    recorded = content.get("options") or {}
+        raise ValueError(f"give a run's folder or a checkpoint file: {spelled('train.evaluate')} RUN")
+    content = checkpoint.read(given["init_dir"], command=spelled("train.evaluate"))
+    recorded = known_options(content.get("options") or {}, given["init_dir"], strict=False)
     own = [f.name for f in fields(Options) if {f.name, f.metadata["group"]} & set(_OF_MODEL)]
-    own = {name: coerce(name, recorded[name]) for name in own if name in recorded}
+    own = {name: recorded[name] for name in own if name in recorded}
     own["interpolation"] = checkpoint.interpolation(content)
     for name in sorted(own.keys() & given.keys()):
         if own[name] != given[name]:
             say(f"note: --{name} {given[name]}; the run was trained with {own[name]}")
     if not any(name in given for name in _SHARDS):
-        own |= {name: coerce(name, recorded[name]) for name in _SHARDS if name in recorded}
+        own |= {name: recorded[name] for name in _SHARDS if name in recorded}
         own |= _val_shards_of(given["init_dir"], own, parse_options(given.get("store_options")))
     own["exp_name"] = recorded.get("exp_name", Options.exp_name)
     own["log_dir"] = recorded.get("log_dir", Options.log_dir)

@@ -22,7 +22,7 @@ def run_network(network, batch, grid, flips=None, autocast=None):
     Returns:
         dict from name to tensor.
     Raises:
-        ValueError: the network returned something else.
+        ValueError: the network returned something else, or a seg that is no map of the grid's one class.
     """
     kind = batch.rots.device.type
     with torch.autocast(kind, enabled=False):
@@ -32,6 +32,12 @@ def run_network(network, batch, grid, flips=None, autocast=None):
     if not isinstance(outputs, Mapping):
         raise ValueError(
             f"{type(network).__name__} returned a {type(outputs).__name__}; it is a mapping of names to tensors"
+        )
+    # Here, since losses and counts would stretch a map of another shape over the labels in silence.
+    if "seg" in outputs and tuple(outputs["seg"].shape[1:]) != (1, grid.Z, grid.X):
+        raise ValueError(
+            f"{type(network).__name__} returned a seg of {tuple(outputs['seg'].shape)}; "
+            f"it is (B, 1, {grid.Z}, {grid.X}), logits of the one class that labels have"
         )
     return {name: _widened(value) for name, value in outputs.items()}
 

@@ -21,7 +21,6 @@ from train.options import Options, as_dict
 from train.recorder import open_wandb
 from train.step import LossStep, over_processes
 
-BEST = "model-best.pth"
 LOST = 255  # no signal's number: rank 0's last write failed
 
 
@@ -177,7 +176,7 @@ class Trainer:
                 self.curves.pictures("v", step, *seen, self.step.grid)
         if validates and self.options.keep_best:
             if self.world.any(int(self.world.together(self._is_best))):
-                self.save(step, saver, BEST)
+                self.save(step, saver, checkpoint.BEST)
 
     def update(self, step, train):
         """One optimizer update of grad_acc batches, handed to the device without waiting for it; an Update.
@@ -287,11 +286,15 @@ class Trainer:
         metric, figures = self.options.keep_best, self.pools["v"].last()
         if metric not in figures:
             raise ValueError(f"--keep_best {metric}: validation gives {', '.join(figures)}")
-        value = figures[metric]
-        better = self.best is None or (value > self.best if metric == "iou" else value < self.best)
+        better = self.best is None or is_better(metric, figures[metric], self.best)
         if better:
-            self.best = value
+            self.best = figures[metric]
         return better
+
+
+def is_better(metric, value, best):
+    """Whether a figure of validation beats the best one so far; all but the IoU are losses."""
+    return value > best if metric == "iou" else value < best
 
 
 def _on_its_way(sums):

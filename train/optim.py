@@ -20,7 +20,8 @@ def fetch_optimizer(params, lr, weight_decay, max_iters, use_scheduler=True):
         groups = [{"params": groups}]
     groups = [{**group, "params": list(group["params"])} for group in groups]
     # One kernel for all parameters, where they lie on a device that has it.
-    fused = {"fused": True} if all(p.is_cuda and p.is_floating_point() for g in groups for p in g["params"]) else {}
+    fits = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for g in groups for p in g["params"])
+    fused = {"fused": True} if fits else {}
     if not use_scheduler:
         return torch.optim.Adam(groups, lr=lr, weight_decay=weight_decay, **fused), None
     optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, eps=1e-8, **fused)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 import torch
 
 from common.cameras import CAMERAS
+from common.record import MOST_VISIBLE
 from common.stores import parse_options
 from train.model.encoders import ENCODERS
 
@@ -162,6 +163,7 @@ class Options:
             value, least = getattr(self, item.name), item.metadata["least"]
             if least is not None and not value >= least:  # NaN too
                 raise ValueError(f"--{item.name} {value} must be at least {least}")
+        check_visibility(self.protocol, self.min_visibility)
         if self.ncams > len(CAMERAS):
             raise ValueError(f"--ncams {self.ncams}: the car has {len(CAMERAS)} cameras")
         if not (self.lr > 0 and math.isfinite(self.lr)):
@@ -182,6 +184,18 @@ class Options:
             "cams": list(CAMERAS),
             "ncams": self.ncams,
         }
+
+
+def check_visibility(protocol, min_visibility):
+    """Raise ValueError for a --min_visibility that its protocol does not look at, or that leaves every box out."""
+    if protocol == "simple_bev" and min_visibility != 1:
+        raise ValueError(
+            f"--min_visibility {min_visibility} belongs to --protocol min_visibility, not simple_bev; leave one out"
+        )
+    if min_visibility > MOST_VISIBLE:
+        raise ValueError(
+            f"--min_visibility {min_visibility}: it is 1 to {MOST_VISIBLE}, nuScenes' levels, no percentage"
+        )
 
 
 def as_dict(options):
@@ -210,7 +224,11 @@ def of_today(recorded, strict):
             raise ValueError(f"{name} is not an option; see --help")
         else:
             notes.append(f"{name} is no option of this version and is left out")
-    return {name: coerce(name, value) for name, value in out.items()}, notes
+    out = {name: coerce(name, value) for name, value in out.items()}
+    # Versions before this one took it beside a protocol that does not look at it, from files and in Python.
+    if not strict and out.get("protocol") == "simple_bev" and out.get("min_visibility", 1) != 1:
+        notes.append(f"min_visibility {out.pop('min_visibility')} has no meaning with protocol simple_bev")
+    return out, notes
 
 
 def coerce(name, value):

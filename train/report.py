@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from common.files import write_atomically
-from common.spelling import EITHER
+from common.spelling import EITHER, spelled
 from train.command import fail_in_one_line
-from train.evaluation.files import read_json
+from train.evaluation.files import evaluation_file, read_json
 from train.pictures.page import Run, page
 
 CURVES = ("stats", "pooled", "_")
@@ -20,24 +20,25 @@ CURVES = ("stats", "pooled", "_")
 @click.option("--out", default="report.html", show_default=True, help="the page")
 @click.option("--log_dir", help="TensorBoard folder of the runs, where the run's options name another place")
 def main(runs, out, log_dir):
-    """Write one self-contained page about RUNS: folders of runs that train.evaluate has evaluated."""
+    """Write one self-contained page about RUNS, folders or names of runs that train.evaluate has evaluated."""
     fail_in_one_line(lambda: write_report(runs, out, log_dir))
 
 
 def write_report(runs, out, log_dir=None):
     """Write the page of the folders of evaluated runs to `out` and say so."""
     read = [read_run(run, log_dir) for run in runs]
-    made = f"Made {datetime.now():%Y-%m-%d %H:%M} by python -m train.report, Python {platform.python_version()}."
+    made = f"Made {datetime.now():%Y-%m-%d %H:%M} by {spelled('train.report')}, Python {platform.python_version()}."
     text = page(read, made)
     write_atomically(out, text.encode())
     click.echo(f"page: {out} ({len(text.encode()) / 1e6:.1f} MB)")
 
 
 def read_run(folder, log_dir=None):
-    """pictures.page.Run of a run's folder. Raises ValueError where it was never evaluated."""
-    folder = Path(folder)
-    evaluation = read_json(folder)
-    gallery = sorted((folder / "eval").glob("*.jpg"))
+    """pictures.page.Run of a run, as evaluation_file knows it. Raises ValueError where it was never evaluated."""
+    file = evaluation_file(folder)
+    evaluation = read_json(file)
+    folder = file.parent.parent if file.parent.name == "eval" else file.parent
+    gallery = sorted(file.parent.glob("*.jpg"))
     pictures = tuple((path.stem.replace("_", " "), path.read_bytes()) for path in gallery)
     config = folder / "config.yaml"
     logs = Path(log_dir or evaluation["about"].get("log_dir") or "logs_nuscenes") / folder.name
@@ -70,4 +71,4 @@ def read_curves(logs):
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name=spelled("train.report"))

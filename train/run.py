@@ -1,7 +1,6 @@
 """python -m train.run: shards -> a trained network."""
 
 import dataclasses
-import json
 import pickle
 import time
 from datetime import datetime
@@ -17,7 +16,7 @@ from train.command import from_config, from_run, launch, options_command
 from train.console import ending, opening, row
 from train.distributed import say
 from train.loop import Trainer
-from train.model.interface import model_arguments, name_of
+from train.model.interface import name_of
 from train.optim import fetch_optimizer, load_moments, parameter_groups, stand_at
 from train.options import Options, as_dict
 from train.setup import check_same_network, make_loaders, make_network
@@ -62,23 +61,16 @@ def train(options, build=None):
     """
     if not isinstance(options, Options):
         raise ValueError(f"train(options, build=…): options is a {type(options).__name__}, not Options")
-    if build is not None:
-        options = _named_after(build, options)
-    arguments = model_arguments(options.model_args)  # a file's content is recorded, not its name
-    options = dataclasses.replace(options, model_args=json.dumps(arguments) if arguments else "")
+    if build is not None and len(options.device_ids) > 1:
+        _check_importable(build)
     return launch(partial(train_rank, build=build), options)
 
 
-def _named_after(build, options):
-    name = name_of(build)
-    if options.model not in (name, Options().model):
-        raise ValueError(f"--model {options.model}, but build is {name}; leave one out")
+def _check_importable(build):
     try:
         pickle.dumps(build)
-    except Exception:
-        if len(options.device_ids) > 1:
-            raise ValueError(f"build: {name} cannot be imported by new processes; define it in a file") from None
-    return dataclasses.replace(options, model=name)
+    except Exception:  # pickle raises many kinds
+        raise ValueError(f"build: {name_of(build)} cannot be imported by new processes; define it in a file") from None
 
 
 def train_rank(options, world, build=None):
@@ -149,6 +141,8 @@ def _prepare(options, world, build):
 
 def new_folder(options):
     """Make the folder of a new run; names hold the time of day alone, and no two runs share one."""
+    if options.run_name in (".", "..") or "/" in options.run_name:
+        raise ValueError(f"--run_name {options.run_name}: it names one folder in --ckpt_dir; give another name")
     while True:
         folder = Path(options.ckpt_dir) / folder_name(options, datetime.now())
         try:
@@ -224,7 +218,7 @@ def check_samples(run, content, loader, prefix):
 def _load_init(options, network, optimizer):
     """Weights of options.init_dir, and what load_optimizer and load_step ask for; the step to go on from."""
     path = checkpoint.find(options.init_dir)
-    content = checkpoint.read(path)
+    content = checkpoint.read(path, command="--init_dir")
     if not options.ignore_load:
         check_same_network(path, content, options)
     step = checkpoint.load_weights(path, content, network, options.ignore_load)

@@ -1,7 +1,7 @@
 """Any one sample of shards: its record, the batch that a network gets of it, and what the network of a run says to it."""
 
 import dataclasses
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
@@ -10,7 +10,9 @@ from common.cameras import CAMERAS
 from common.keys import scene_key
 from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, image_member, lidar_member, radar_member
 from common.shard_set import find_shards
+from common.spelling import spelled
 from train import checkpoint
+from train.command import known_options
 from train.data import Loader
 from train.data.config import AugmentConfig, DecodeConfig, Grid, LabelSpec, OrderConfig, StageConfig
 from train.data.draws import draw
@@ -20,7 +22,8 @@ from train.data.windows import windows
 from train.errors import DataError
 from train.forward import run_network
 from train.model.interface import Flips
-from train.options import Options, coerce
+from train.options import Options
+from train.runs import find_run
 from train.setup import make_network
 
 # All that a picture can show of a record.
@@ -83,7 +86,7 @@ class Samples:
             return decode()
         except RecordError as error:
             raise ValueError(
-                f"{self.where(number)}: {error}; check the shard with python -m preprocess.verify"
+                f"{self.where(number)}: {error}; check the shard with {spelled('preprocess.verify')}"
             ) from None
 
 
@@ -106,15 +109,14 @@ class Network:
 
 
 def network_of(run, device):
-    """Network of a checkpoint or a run's folder, in evaluation mode. Raises ValueError."""
-    path = checkpoint.find(run)
-    content = checkpoint.read(path)
+    """Network of a run or a checkpoint, as find_run knows it, in evaluation mode. Raises ValueError."""
+    path = checkpoint.find(find_run(str(run), Options.ckpt_dir, "--run"))
+    content = checkpoint.read(path, command=f"{spelled('train.show')} … --run")
     recorded = content.get("options")
     if not recorded:
         raise ValueError(f"{path}: records no options, so there is no telling which network it is of")
-    known = {item.name for item in fields(Options)}
-    own = {name: coerce(name, value) for name, value in recorded.items() if name in known}
-    options = Options(**{**own, "interpolation": checkpoint.interpolation(content)})
+    recorded = known_options(recorded, path, strict=False)
+    options = Options(**{**recorded, "interpolation": checkpoint.interpolation(content)})
     model, options = make_network(options, device=device)
     step = checkpoint.load_weights(path, content, model, ())
     return Network(options, model.eval(), step, device)

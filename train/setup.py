@@ -1,5 +1,7 @@
 """Options -> network, grid and loaders."""
 
+import dataclasses
+import json
 import os
 
 import torch
@@ -8,17 +10,20 @@ from common.shard_set import find_beside, find_shards
 from train.data import compile_data, make_vox_util
 from train.data.categories import check_categories
 from train.distributed import say
-from train.model.interface import build_network, complete, find_network
+from train.model.interface import build_network, complete, find_network, model_arguments, name_of
 from train.options import Options
 
 DEFAULT = Options().model  # which older runs, that record none, had
 
 
 def make_network(options, build=None, device="cpu"):
-    """The network of --model, or of a factory, on a device; and the options with the sensors that it needs.
+    """The network of --model, or of a factory, on a device; and the options as a checkpoint records them.
+
+    These have the network's name and arguments, by which it is found again, and the sensors that it needs.
 
     Raises ValueError: there is no such network, or it contradicts the options.
     """
+    options = _named_after(build, options)
     grid = make_vox_util(options.grid, device)
     torch.manual_seed(options.seed)
     network = build_network(build or find_network(options.model), options, grid)
@@ -26,6 +31,16 @@ def make_network(options, build=None, device="cpu"):
     if needs != network.needs:
         network.needs = needs
     return network.to(device), options
+
+
+def _named_after(build, options):
+    if build is not None:
+        name = name_of(build)
+        if options.model not in (name, DEFAULT):
+            raise ValueError(f"--model {options.model}, but build is {name}; leave one out")
+        options = dataclasses.replace(options, model=name)
+    arguments = model_arguments(options.model_args)  # a file's content is recorded, not its name
+    return dataclasses.replace(options, model_args=json.dumps(arguments) if arguments else "")
 
 
 def check_same_network(path, content, options):

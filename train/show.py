@@ -10,7 +10,7 @@ import numpy as np
 from common.addresses import is_remote
 from common.files import new_file, write_atomically
 from common.progress import progress
-from common.spelling import EITHER
+from common.spelling import EITHER, spelled
 from common.stores import parse_options
 from train.command import fail_in_one_line
 from train.distributed import pick_device
@@ -31,7 +31,7 @@ PICTURES = (".png", ".jpg", ".jpeg")
 @click.option("--out", help="picture to write, .png or .jpg  [<key>.png]")
 @click.option("--video", help="write the whole scene as .webm or .gif instead")
 @click.option("--mcap", help="write the whole scene as .mcap for Foxglove and Rerun instead")
-@click.option("--run", help="a run's folder or a checkpoint: show its prediction and errors too")
+@click.option("--run", help="a run's folder or name, or a checkpoint: show its prediction and errors too")
 @click.option("--predictions", help="with --run: write its maps of the scene, without WHAT of all SHARDS, as .npz")
 @click.option("--augment", is_flag=True, help=f"draw it {DRAWS} times as the network gets it in training instead")
 @click.option("--width", type=click.IntRange(400, 8000), help=f"columns  [{SHEET_PX}; {DRAWS_PX} with --augment]")
@@ -183,4 +183,4 @@ def _say_scene(path, count):
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name=spelled("train.show"))

@@ -12,20 +12,6 @@ from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
 ROOT = _HERE.parents[1] if _HERE.name == "entry" else _HERE.parent  # the checkout, or where a wheel was unpacked
-COMMANDS = {
-    "train": ("train.run", "shards -> a trained network"),
-    "evaluate": ("train.evaluate", "IoU of a checkpoint"),
-    "compare": ("train.compare", "two evaluations beside each other"),
-    "show": ("train.show", "pictures of a sample"),
-    "report": ("train.report", "a run as a page"),
-    "export": ("train.export", "a network for other runtimes"),
-    "demo": ("train.demo", "a small training, before and after"),
-    "shards": ("preprocess.run", "nuScenes -> shards"),
-    "verify": ("preprocess.verify", "read all of some shards again"),
-    "index": ("preprocess.index", "rebuild the index of a shard"),
-    "show-shards": ("preprocess.show", "what is in shards"),
-    "synth": ("preprocess.synth", "a generated nuScenes folder"),
-}
 
 
 def _first_on_the_path():
@@ -36,6 +22,8 @@ def _first_on_the_path():
 
 def main():
     """`bevshards COMMAND …`: the same as `python -m MODULE …` in the checkout."""
+    from common.spelling import BY_NAME, COMMANDS  # which is found by now, whatever lies in the current folder
+
     there = {name: entry for name, entry in COMMANDS.items() if importlib.util.find_spec(entry[0])}
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
@@ -43,8 +31,10 @@ def main():
         for known, (module, meaning) in there.items():
             print(f"  {known:12} {meaning}; python -m {module}")
         return
+    name = name.replace("_", "-")
     if name not in there:
         sys.exit(f"error: {name} is no command; it is one of {', '.join(there)}")
+    os.environ[BY_NAME] = "1"
     sys.argv[:2] = [f"bevshards {name}"]
     runpy.run_module(there[name][0], run_name="__main__", alter_sys=True)
 

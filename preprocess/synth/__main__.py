@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from common.progress import progress
-from common.spelling import EITHER
+from common.spelling import EITHER, spelled
 from preprocess.errors import SourceError
 from preprocess.plan import official_splits
 from preprocess.synth.folder import Folder
@@ -46,4 +46,4 @@ def _fail(error):
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name=spelled("preprocess.synth"))

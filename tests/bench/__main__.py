@@ -12,6 +12,7 @@ import torch
 from common.cameras import CAMERAS
 from tests.bench import device_bench, loader_bench, shards_bench, source_bench, step_bench, train_bench
 from tests.bench.measure import HEADER, Row, best_ms
+from tests.bench.step_bench import RESULTS, machine
 from tests.conftest import SHARED, run_module
 
 
@@ -30,12 +31,26 @@ def decoder(dataroot):
 @click.command()
 @click.option("--device", default="cpu", type=click.Choice(["cpu", "cuda"]))
 @click.option("--scenes", default=10, help="of the generated world, 20 keyframes each")
-def main(device, scenes):
+@click.option("--keep", help="also write the table to results/NAME.txt")
+def main(device, scenes, keep):
     """Print the benchmarks' table. On CUDA only the rows that need it."""
     torch.set_num_threads(1)
-    click.echo(
-        f"{os.cpu_count()} cores, torch {torch.__version__}, {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}"
-    )
+    said = [machine() + (f", {torch.cuda.get_device_name()}" if device == "cuda" else "")]
+    click.echo(said[0])
+
+    def show(rows):
+        for row in map(str, rows):
+            click.echo(row)
+            said.append(row.rstrip())
+        sys.stdout.flush()
+
+    _measure(device, scenes, show)
+    if keep:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{keep}.txt").write_text("\n".join(said) + "\n")
+
+
+def _measure(device, scenes, show):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         world, version = folder / "world", "v1.0-trainval"
@@ -52,7 +67,8 @@ def main(device, scenes):
         full = sorted(map(str, (folder / "full").glob("train-*.tar")))
         if device == "cuda":
             show(device_bench.rows(full[0], unit, device))
-            return show(train_bench.rows(full, folder / "run", device))
+            show(train_bench.rows(full, folder / "run", device))
+            return
         run_module("preprocess.run", *common, "--out", folder / "small", "--image-size", "540x960", timeout=3600)
         small = sorted(map(str, (folder / "small").glob("train-*.tar")))
         show(shards_bench.rows(world, version, decode))
@@ -70,12 +86,6 @@ def main(device, scenes):
         unit = best_ms(decode, 20)
         show([Row("decode: six source JPEGs, real keyframe", unit, decodes=1.0)])
         show(shards_bench.rows(SHARED / "realframe", "v1.0-mini", decode))
-
-
-def show(rows):
-    for row in rows:
-        click.echo(str(row))
-        sys.stdout.flush()
 
 
 if __name__ == "__main__":

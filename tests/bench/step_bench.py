@@ -28,9 +28,11 @@ from tests.conftest import REPOSITORY
 from train.arithmetic import keep_freed_memory, peak_memory_gb
 from train.loss import SimpleLoss, balanced_mse_loss
 from train.model import Segnet, camera_mean, segnet
+from train.optim import fetch_optimizer
 
 RESULTS = Path(__file__).parent / "results"
 GRID, IMAGE, CAMERAS = (200, 8, 200), (224, 400), 6
+BENCHMARK_IMAGE = (448, 800)
 YAWS = (-55, 0, 55, 110, 180, -110)  # degrees; six cameras about as nuScenes has them
 PARTS = ("encoder", "unprojection", "BEV network", "losses", "backward", "optimizer")
 # name: (unprojection, autocast dtype, channels_last, which in fp32 slows the BEV network's convolutions on the CPU)
@@ -59,7 +61,7 @@ def lineage_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips, unprojection):
 class Step:
     """One training step at a time of one of the WAYS, on inputs drawn once."""
 
-    def __init__(self, way, encoder="res101"):
+    def __init__(self, way, encoder="res101", image_hw=IMAGE):
         unprojection, self.dtype, channels_last = WAYS[way]
         if unprojection == "fused":
             keep_freed_memory()  # as train.run does on the CPU
@@ -67,27 +69,28 @@ class Step:
         torch.manual_seed(0)
         self.vox = VoxUtil(*GRID, scene_centroid=[[0.0, 1.0, 0.0]], bounds=(-50, 50, -5, 5, -50, 50))
         self.net = Segnet(*GRID, encoder_type=encoder, unprojection="fused" if unprojection == "fused" else "plain")
+        self.net.decoder.gives_feat = unprojection == "lineage"
         self.net.decoder.feat_head.requires_grad_(False)
         if channels_last and not torch._guards.detect_fake_mode():  # fake parameters cannot be exchanged
             self.net.to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-4, fused=True)
+        self.optimizer, _ = fetch_optimizer(self.net.parameters(), 3e-4, 1e-7, 1000)
         self.seg_loss = SimpleLoss(2.13)
-        self.inputs, self.labels = self._draw()
+        self.inputs, self.labels = self._draw(image_hw)
         self.marks = []
         self.net.encoder.register_forward_hook(lambda *_: self.mark())
         self.net.bev_compressor.register_forward_pre_hook(lambda *_: self.mark())
 
-    def _draw(self):
+    def _draw(self, image_hw):
         yaw = torch.deg2rad(torch.tensor(YAWS, dtype=torch.float32))
         cam0_T_cams = torch.eye(4).repeat(1, CAMERAS, 1, 1)
         cam0_T_cams[0, :, 0, 0] = cam0_T_cams[0, :, 2, 2] = yaw.cos()
         cam0_T_cams[0, :, 0, 2], cam0_T_cams[0, :, 2, 0] = yaw.sin(), -yaw.sin()
         pix_T_cams = torch.eye(4).repeat(1, CAMERAS, 1, 1)
-        pix_T_cams[..., 0, 0] = pix_T_cams[..., 1, 1] = IMAGE[1] * 1266 / 1600
-        pix_T_cams[..., 0, 2], pix_T_cams[..., 1, 2] = IMAGE[1] / 2, IMAGE[0] / 2
+        pix_T_cams[..., 0, 0] = pix_T_cams[..., 1, 1] = image_hw[1] * 1266 / 1600
+        pix_T_cams[..., 0, 2], pix_T_cams[..., 1, 2] = image_hw[1] / 2, image_hw[0] / 2
         plane = (1, 1, GRID[0], GRID[2])
         labels = (torch.rand(plane) < 0.05).float(), torch.rand(plane), torch.randn(1, 2, *plane[2:])
-        return (torch.rand(1, CAMERAS, 3, *IMAGE) - 0.5, pix_T_cams, cam0_T_cams), labels
+        return (torch.rand(1, CAMERAS, 3, *image_hw) - 0.5, pix_T_cams, cam0_T_cams), labels
 
     def mark(self):
         self.marks.append(self.clock())
@@ -96,7 +99,7 @@ class Step:
         """Seconds of each of PARTS."""
         self.clock, self.marks = clock, [clock()]
         with torch.autocast("cpu", dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            outputs = [o.float() for o in self.net(*self.inputs, self.vox)[2:]]
+            outputs = [o.float() for o in self.net(*self.inputs, self.vox)[-3:]]
         self.mark()
         seg, center, offset = self.labels
         loss = 10 * self.seg_loss(outputs[0], seg, torch.ones_like(seg)) * torch.exp(-self.net.ce_weight)
@@ -105,6 +108,7 @@ class Step:
         self.mark()
         loss.backward()
         self.mark()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.mark()
@@ -128,10 +132,10 @@ class Count(TorchDispatchMode):
         return out
 
 
-def counts(way, encoder):
+def counts(way, encoder, image_hw=IMAGE):
     """[(operations, bytes)] of a step, of fake tensors: nothing is computed."""
     with FakeTensorMode(), Count() as count:
-        step = Step(way, encoder)
+        step = Step(way, encoder, image_hw)
         count.each.clear()
         step.run(time.perf_counter)
     return count.each
@@ -251,6 +255,10 @@ def roofline(seconds, encoder, clock="wall"):
         out.append(Row(f"roofline: {way}: bytes moved", sum(b for _, b in each) / 1e9, "GB"))
         out.append(Row(f"roofline: {way}: the ceilings allow", best * 1e3))
         out.append(Row(f"roofline: {way}: share reached", 100 * best / seconds[way], "%"))
+    each = counts("fused bf16", encoder, BENCHMARK_IMAGE)
+    name = "x".join(map(str, BENCHMARK_IMAGE))
+    out.append(Row(f"counted: a sample at {name}: operations", sum(f for f, _ in each) / 1e12, "TFLOP"))
+    out.append(Row(f"counted: a sample at {name}: bytes moved, bf16", sum(b for _, b in each) / 1e9, "GB"))
     return out
 
 
@@ -262,7 +270,8 @@ def machine():
     name = facts.get("model name", platform.processor() or platform.machine())
     family = f"family {facts['cpu family']} model {facts['model']}, " if "cpu family" in facts else ""
     bf16 = "avx512_bf16" if "avx512_bf16" in facts.get("flags", "").split() else "no avx512_bf16"
-    return f"{name}, {family}{os.cpu_count()} cores, {bf16}, torch {torch.__version__}"
+    day, load = time.strftime("%Y-%m-%d", time.gmtime()), os.getloadavg()[1]
+    return f"{name}, {family}{os.cpu_count()} cores, {bf16}, torch {torch.__version__}, {day}, load {load:.1f} at first"
 
 
 @click.command()

@@ -115,11 +115,15 @@ def _check_modalities(reader, config):
     for name, member in wanted:
         tar = reader.lacks(member)
         if tar is not None:
-            raise ValueError(f"{tar}: holds no {name}; leave out use_{name}, or make shards from data that has it")
+            raise ValueError(
+                f"{tar}: holds no {name}; leave out use_{name}, take a network that does without {name}, "
+                "or make shards from data that has it"
+            )
     held = reader.facts["sweeps"]
     if wanted and config.nsweeps > held:
         raise ValueError(
-            f"nsweeps is {config.nsweeps}, the shards hold {held}; lower it or make shards with SWEEPS={config.nsweeps}"
+            f"nsweeps is {config.nsweeps}, as given or as the network needs, the shards hold {held}; "
+            f"lower it, take another network, or make shards with SWEEPS={config.nsweeps}"
         )
 
 

@@ -10,6 +10,7 @@ from common.cameras import CAMERAS
 from common.record import (
     BOXES_MEMBER,
     CAMERAS_MEMBER,
+    MOST_VISIBLE,
     SAMPLE,
     image_member,
     lidar_member,
@@ -60,6 +61,8 @@ class LabelSpec:
     name: key in Batch.labels. source: "boxes". categories: prefixes of the categories drawn. protocol: "simple_bev" draws every
     box and masks those of visibility 1 out of loss and IoU; "min_visibility" leaves boxes under `min_visibility` out and
     masks nothing. A visibility of 0, not annotated, counts as seen.
+
+    Raises ValueError, also for a `min_visibility` that the protocol does not look at or that leaves every box out.
     """
 
     name: str = "vehicle"
@@ -72,6 +75,12 @@ class LabelSpec:
         object.__setattr__(self, "categories", tuple(self.categories))
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol {self.protocol!r}; it is one of {', '.join(PROTOCOLS)}")
+        if not 0 <= self.min_visibility <= MOST_VISIBLE:
+            raise ValueError(f"min_visibility {self.min_visibility}; it is 0 to {MOST_VISIBLE}, nuScenes' levels")
+        if self.protocol == "simple_bev" and self.min_visibility > 1:
+            raise ValueError(
+                f"min_visibility {self.min_visibility} belongs to the protocol min_visibility, not simple_bev"
+            )
         if self.source not in LABEL_SOURCES:
             raise ValueError(f"labels {self.name} from {self.source!r}; they come from {', '.join(LABEL_SOURCES)}")
         if not self.categories:

@@ -8,6 +8,7 @@ import torch
 
 from common.record import RecordError
 from common.shard_index import ShardError
+from common.spelling import spelled
 from train.data.ahead import Ahead
 from train.data.buffers import Pools
 from train.data.decode import decode_frame
@@ -173,7 +174,7 @@ class Loader:
             raise self._bad_record(number, error) from error
 
     def _bad_record(self, number, error):
-        return DataError(f"{self.reader.where(number)}: {error}; check the shard with python -m preprocess.verify")
+        return DataError(f"{self.reader.where(number)}: {error}; check the shard with {spelled('preprocess.verify')}")
 
     def _staged(self, loaded, ahead):
         """The batch. Where a device could not decode its images, find out which one it was."""

@@ -7,8 +7,11 @@ import math
 from pathlib import Path
 
 from common.files import write_atomically
+from common.spelling import spelled
 from train.evaluation.counting import ring_names
 from train.evaluation.figures import LEVEL, RESAMPLES, all_figures, calibration, threshold_curve
+from train.options import Options
+from train.runs import find_run
 
 SCHEMA = 1
 MAX_BYTES = 256 << 20
@@ -89,12 +92,22 @@ def write_json(path, evaluation, figures=None, seed=0, robustness=None):
 
 
 def evaluation_file(path):
-    """The eval.json that a path means: itself, or in a run's or an evaluation's folder. Raises ValueError."""
+    """The eval.json that a path means: itself, in a run's or an evaluation's folder, or of a run as find_run knows it.
+
+    Raises ValueError.
+    """
     path = Path(path)
-    for found in (path / "eval" / "eval.json", path / "eval.json", path):
-        if found.is_file():
-            return found
-    raise ValueError(f"{path}: holds no evaluation; python -m train.evaluate {path} makes it")
+    if found := _evaluation_in(path):
+        return found
+    run = Path(find_run(str(path), Options.ckpt_dir))
+    if found := _evaluation_in(run.parent if run.is_file() else run):
+        return found
+    raise ValueError(f"{run}: holds no evaluation; {spelled('train.evaluate')} {run} makes it")
+
+
+def _evaluation_in(path):
+    places = (path / "eval" / "eval.json", path / "eval.json", *[path] * (path.suffix != ".pth"))
+    return next((place for place in places if place.is_file()), None)
 
 
 def read_json(path):

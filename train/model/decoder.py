@@ -45,8 +45,11 @@ def _head(channels, outputs, *extra):
 class Decoder(nn.Module):
     """(B, C, Z, X) BEV features -> shared feature and the heads' maps of the same Z, X.
 
-    Grids that are not a multiple of 8 are padded at the far end and cropped again.
+    Grids that are not a multiple of 8 are padded at the far end and cropped again. gives_feat: whether the feature head runs,
+    which no loss of the benchmark reaches; without it None stands in its place.
     """
+
+    gives_feat = True
 
     def __init__(self, channels):
         super().__init__()
@@ -79,7 +82,7 @@ class Decoder(nn.Module):
         x = x.contiguous() if not x.is_contiguous(memory_format=torch.channels_last) else x
         return (
             x,
-            self.feat_head(x),
+            self.feat_head(x) if self.gives_feat else None,
             self.segmentation_head(x),
             self.instance_center_head(x),
             self.instance_offset_head(x),

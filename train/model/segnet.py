@@ -59,6 +59,8 @@ class Segnet(nn.Module):
         ValueError: metaradar without radar, or an unknown encoder or unprojection.
     """
 
+    decided_by = "--encoder_type, or other sensors"
+
     def __init__(
         self,
         Z,

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from common.shard_index import ABSENT, ShardError
+from common.spelling import spelled
 
 # Members closer together than this are fetched in one read.
 MAX_GAP_BYTES = 64 << 10
@@ -86,7 +87,7 @@ class KeyframeTable:
         if zlib.crc32(data) != index.crc32[row, column]:
             raise ShardError(
                 f"{index.tar}: {index.keys[row]}.{index.members[column]} has another checksum than its index says; "
-                "check it with python -m preprocess.verify"
+                f"check it with {spelled('preprocess.verify')}"
             )
 
     def _count(self, size):
