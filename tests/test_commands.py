@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 
@@ -133,7 +134,10 @@ def test_impossible_values_are_told_with_the_remedy():
 
 
 COMMANDS = ("run", "verify", "index", "show", "synth.__main__")
-COMMANDS = [*(f"preprocess.{name}" for name in COMMANDS), "train.demo", "train.show"]
+COMMANDS = [
+    *(f"preprocess.{name}" for name in COMMANDS),
+    *(f"train.{name}" for name in "demo show compare report".split()),
+]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -145,6 +149,18 @@ def test_every_command_takes_underscores_and_hyphens(name):
                 for spelling in (word, "--" + word[2:].replace("-", "_"), "--" + word[2:].replace("_", "-")):
                     words = [spelling] if option.is_flag else [spelling, "1"]
                     assert option.name in command.make_parser(context).parse_args(args=words)[0], spelling
+
+
+@pytest.mark.parametrize("name", ["run", "evaluate"])
+def test_every_option_of_training_is_taken_with_underscores_and_hyphens(monkeypatch, capsys, name):
+    """The help, which ends the command, comes last: all words before it were understood."""
+    names = [f.name for f in fields(Options)]
+    words = [word for own in names for word in (f"--{own}=1", f"--{own.replace('_', '-')}=1")]
+    for more, code in (([], 0), (["--learning-rate=1"], 2)):
+        monkeypatch.setattr(sys, "argv", ["command", *words, *more, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            importlib.import_module(f"train.{name}").main()
+        assert ended.value.code == code, capsys.readouterr().err
 
 
 def test_make_takes_folders_of_any_name():

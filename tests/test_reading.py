@@ -89,6 +89,37 @@ def test_streamed_epochs_are_permutations_and_resume_exactly(synth_shards):
         equal(a, b)
 
 
+BOXES_ALONE = {"use_cameras": False, "use_lidar": False, "use_radar": False}
+
+
+@pytest.mark.parametrize(("form", "nworkers"), [("pipe:cat {}/train-<000..001>.tar", 2), ("{}/train-*.tar", 0)])
+def test_categories_that_a_stream_does_not_have_end_its_first_epoch(synth_shards, form, nworkers):
+    def batches(*categories, position=0, **options):
+        options = {"reader": "stream", "target_categories": categories, "nworkers": nworkers} | BOXES_ALONE | options
+        loader = stream_of(form.format(synth_shards), **options)
+        loader.load_state_dict({"epoch": 0, "position": position})
+        seen = []
+        try:
+            for _ in range(2):
+                seen += loader
+        except ValueError as error:
+            return len(seen), str(error)
+        return len(seen), ""
+
+    count, told = batches("vehicle.car", "vehicles")
+    assert count == 5 and told.startswith("--target_categories vehicles: no box of the epoch") and "vehicle.car" in told
+    assert batches("vehicle.car", "human") == (10, "")
+    assert batches("vehicles", position=3)[0] == 2 + 5  # what a resumed run reads first is no whole epoch
+    assert batches("vehicle.car", "vehicles", world_size=2) == (10, "")  # the other rank may have met it
+    assert batches("vehicles", world_size=2, rank=1)[0] == 5
+
+
+def test_categories_that_the_shards_do_not_have_are_told_before_an_epoch(synth_shards):
+    with pytest.raises(ValueError, match="--target_categories vehicles: no box of the shards .* vehicle.car"):
+        stream_of(f"{synth_shards}/train-*.tar", target_categories=("vehicle.car", "vehicles"))
+    assert stream_of(f"{synth_shards}/train-*.tar", target_categories=("vehicles",), rank=1, world_size=2)
+
+
 @pytest.mark.parametrize("buffer", [1, 5, 1000])
 def test_stream_order_is_pure_and_complete(buffer):
     shard_of = np.repeat(np.arange(7), 9)

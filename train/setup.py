@@ -8,7 +8,6 @@ import torch
 
 from common.shard_set import find_beside, find_shards
 from train.data import compile_data, make_vox_util
-from train.data.categories import check_categories
 from train.distributed import say
 from train.model.interface import build_network, complete, find_network, model_arguments, name_of
 from train.options import Options
@@ -129,8 +128,4 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras
         version = loader.reader.facts["version"] if loader is not None else ""
         if options.dset and version and version != f"v1.0-{options.dset}":
             raise ValueError(f"--dset {options.dset}, but the shards are of {version}; leave it out or give others")
-    if rank == 0:
-        for loader, trains in zip(loaders, (True, False), strict=True):
-            if loader is not None:
-                check_categories(loader.reader, options.target_categories, all_of_them=trains)
     return *loaders, make_vox_util(options.grid, device)

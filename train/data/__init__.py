@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from common.record import lidar_member, radar_member
 from train.data.batch import Batch, FrameFacts
+from train.data.categories import check_categories
 from train.data.config import AugmentConfig, DecodeConfig, Grid, LabelSpec, OrderConfig, StageConfig
 from train.data.loader import Loader
 from train.data.sources import SourceConfig, open_source
@@ -71,7 +72,8 @@ def compile_data(
     Returns:
         (train_loader, val_loader); None where no shards were given. Batches are augmented and on `device`.
     Raises:
-        ValueError (ShardError for a shard): what is wrong and the remedy.
+        ValueError (ShardError for a shard): what is wrong and the remedy, also where target categories match no box; of a
+            stream its loader raises that at the end of its first epoch.
     """
     if labels is None:
         labels = (LabelSpec("target", "boxes", tuple(target_categories), protocol, min_visibility),)
@@ -94,6 +96,9 @@ def compile_data(
             raise ValueError(
                 f"the val shards hold no sample of {seqlen} keyframes; lower seqlen or give other val_shards"
             )
+    for loader in (train, val) if rank == 0 else ():
+        if loader is not None:
+            check_categories(loader.reader, decoding.categories, all_of_them=loader is train)
     return train, val
 
 

@@ -15,22 +15,35 @@ def check_categories(source, wanted, all_of_them):
     Keyframes are looked at spread over the set, first a few far apart, until every category was met: of usual sets one or two.
     Only where one is missing all are read (34,000 take some ten seconds from a local disk).
 
+    A stream cannot be read here and there: its Loader looks at the epoch as it passes.
+
     Args:
         source: see train.data.sources; not being read elsewhere. wanted: prefixes of categories.
         all_of_them: each has to occur; else one of them is enough, as in a small set for evaluation.
     """
-    if source.is_stream:  # that cannot be read here and there; evaluation counts the labelled cells
+    if source.is_stream:
         return
-    missing, there = list(wanted), set()
+    there = set()
     for categories in _categories(source):
         there.update(categories)
-        missing = [prefix for prefix in missing if not any(name.startswith(prefix) for name in there)]
-        if not missing or (not all_of_them and len(missing) < len(wanted)):
+        if not _missing(there, wanted, all_of_them):
             return
-    raise ValueError(
-        f"--target_categories {','.join(missing)}: no box of the shards is of such a category; "
-        f"they have {', '.join(sorted(there)) or 'no boxes at all'}"
-    )
+    check_met(there, wanted, all_of_them, "the shards")
+
+
+def check_met(there, wanted, all_of_them, where):
+    """Raise ValueError where `wanted` match none of `there`, the categories of all boxes of `where`; see check_categories."""
+    missing = _missing(there, wanted, all_of_them)
+    if missing:
+        raise ValueError(
+            f"--target_categories {','.join(missing)}: no box of {where} is of such a category; "
+            f"they have {', '.join(sorted(there)) or 'no boxes at all'}"
+        )
+
+
+def _missing(there, wanted, all_of_them):
+    missing = [prefix for prefix in wanted if not any(name.startswith(prefix) for name in there)]
+    return missing if all_of_them or len(missing) == len(wanted) else []
 
 
 def _categories(source):
@@ -41,7 +54,8 @@ def _categories(source):
             if place == FEW:
                 source.begin(numbers[FEW:], itertools.repeat(members, len(numbers) - FEW))
             try:
-                yield decode_json(source.read(number, members)[SAMPLE])["boxes"]["category"]
+                names = decode_json(source.read(number, members)[SAMPLE])["boxes"]["category"]
+                yield [name for name in names if isinstance(name, str)]
             except (RecordError, KeyError, TypeError):
                 continue
     finally:

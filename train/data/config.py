@@ -121,6 +121,11 @@ class DecodeConfig:
         if not names or len(set(names)) != len(names):
             raise ValueError(f"labels {names} must be at least one, of different names")
 
+    @property
+    def categories(self):
+        """Prefixes of the categories that the labels draw, each once."""
+        return tuple(dict.fromkeys(name for spec in self.labels for name in spec.categories))
+
     def members(self, cams):
         """Names of the members that these cameras' images and everything else come from."""
         names = [SAMPLE, CAMERAS_MEMBER, BOXES_MEMBER]

@@ -34,7 +34,7 @@ class Frame:
 
     sizes_hw: stored height and width of each camera's image. lidar: (6, V) x, y, z, intensity, ring, lag. lrt, lrt_cam0:
     boxes (N,19) in the ego's and the reference camera's frame; visible (N,); instances: their tokens. maps: by label, what
-    draw_maps gives.
+    draw_maps gives. categories: of every box of the keyframe, drawn or not.
     """
 
     facts: FrameFacts
@@ -51,6 +51,7 @@ class Frame:
     visible: np.ndarray
     instances: list
     maps: list
+    categories: list
 
 
 def decode_frame(members, key, cams, config):
@@ -87,6 +88,7 @@ def decode_frame(members, key, cams, config):
             visible=(shown["visibility"] != 1).astype(np.float32),
             instances=[sample["boxes"]["instance"][i] for i in keep],
             maps=maps,
+            categories=categories,
         )
     except (KeyError, IndexError, TypeError) as error:
         raise RecordError(f"lacks {error}") from None

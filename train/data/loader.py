@@ -11,6 +11,7 @@ from common.shard_index import ShardError
 from common.spelling import spelled
 from train.data.ahead import Ahead
 from train.data.buffers import Pools
+from train.data.categories import check_met
 from train.data.decode import decode_frame
 from train.data.device_stage import DeviceStage, Loaded
 from train.data.draws import draw, drawn_cams
@@ -44,6 +45,8 @@ class Loader:
         self.make_images = images_of(stage, decode.use_cameras)
         self.epoch, self.position = 0, 0
         self._running = 0
+        self._met = None  # categories of a stream's first whole epoch, while that is read
+        self._looks = reader.is_stream and (order.is_train or order.world_size == 1)
 
     def __len__(self):
         return self._num_batches(self.order.rank, self.order.world_size)
@@ -64,6 +67,7 @@ class Loader:
     def load_state_dict(self, state):
         """Continue where the loader that gave `state` stood; the next iter() starts there."""
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
+        self._met = None
 
     def batch_of(self, samples, augment=False):
         """The batch of chosen samples, loaded in the caller's thread; the epoch stays where it is.
@@ -95,6 +99,8 @@ class Loader:
         return self._batches(self.epoch, self.position)
 
     def _batches(self, epoch, first):
+        if first == 0 and self._looks:
+            self._met = set()
         order = self.reader.order(self.windows, self.order.seed, epoch, self.order.shuffle)
         numbers = [self._share(order, number) for number in range(first, len(self))]
         samples = [sample for share in numbers for sample in share]
@@ -137,10 +143,24 @@ class Loader:
             while pending or waiting:
                 while waiting and len(pending) <= (self.batches_ahead if pool else 0):
                     pending.append(self._start(pool, waiting.popleft(), epoch, self.order.is_train))
-                yield self._staged(_finished(pending.popleft()), pool is not None)
+                loaded = _finished(pending.popleft())
+                if self._met is not None:
+                    self._met.update(name for window in loaded.windows for frame in window for name in frame.categories)
+                yield self._staged(loaded, pool is not None)
+            self._check_categories()
         finally:
             if pool:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+    def _check_categories(self):
+        """At the end of a stream's first whole epoch, raise ValueError where target categories matched nothing in it.
+
+        Of several ranks each has seen its share alone, in which one of several categories is enough.
+        """
+        if self._met is not None:
+            each = self.order.is_train and self.order.world_size == 1
+            check_met(self._met, self.decode.categories, each, "the epoch's keyframes")
+            self._met, self._looks = None, False
 
     def _start(self, pool, samples, epoch, augment):
         """Begin loading one batch: a Loaded whose frames are functions that wait for them."""
