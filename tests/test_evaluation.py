@@ -15,7 +15,7 @@ from train.evaluation.counting import BINS, RINGS_M, both_predicted_true, box_ce
 from train.evaluation.figures import all_figures, calibration, interval, scene_draws, threshold_curve
 from train.evaluation.files import as_json, read_json, write_csv, write_json
 from train.evaluation.measure import measure
-from train.evaluation.robustness import CORRUPTIONS, resilience
+from train.evaluation.robustness import CORRUPTIONS, corrupted, corruption_error, resilience
 from train.evaluation.samples import Evaluation, light_of, weather_of
 from train.evaluation.table import comparison_lines, lines_of
 from train.metrics import intersection_union
@@ -183,17 +183,101 @@ def test_words_of_descriptions():
     assert (light_of("Parked cars"), weather_of("After rain, bus")) == ("day", "dry")
 
 
-def test_calibration_of_honest_probabilities(evaluation):
-    rows, error = calibration(evaluation, "simple_bev")
-    assert sum(row[2] for row in rows) > 0 and 0 <= error < 1
-    for low, high, cells, mean, share in rows:
-        assert not cells or (low <= mean <= high and 0 <= share <= 1)
+def of_cells(cells, scene="a"):
+    """What the referee keeps of one sample with these cells (probability, is it a vehicle, how many); no other is valid."""
+    batch, logits = random_batch(0, (scene,))
+    (probability, truth, valid), start = torch.zeros(3, 24 * 20), 0
+    probability += 0.5
+    for value, is_vehicle, count in cells:
+        place = slice(start, start := start + count)
+        probability[place], truth[place], valid[place] = value, float(is_vehicle), 1.0
+    seg, valid = (m.view(1, 1, 1, 24, 20) for m in (truth, valid))
+    batch.labels, batch.seg_bev, batch.valid_bev = {"simple_bev": (seg, valid)}, seg, valid
+    return measure({"seg": probability.logit().view(logits.shape)}, batch, ring_map(GRID))
+
+
+def test_the_best_threshold_of_a_case_made_by_hand():
+    """At 0.5 five of 15 true cells are found and one too many; from 0.33 to 0.34 all are, and none more."""
+    found = Evaluation()
+    found.add(*of_cells([(0.905, True, 5), (0.345, True, 4), (0.325, False, 7), (0.105, False, 100)], "a"))
+    found.add(*of_cells([(0.605, False, 1), (0.345, True, 6)], "b"))
+    figures = {f.group: f for f in all_figures(found)}
+    assert (figures["iou"].numerator, figures["iou"].denominator) == (5, 16)
+    best = figures["iou at best threshold"]
+    assert best.name == "0.33" and best.value == 15 / 16
+    assert best.numerators.tolist() == [9, 6] and best.denominators.tolist() == [9, 7]
+    curve = {round(100 * threshold): counts for threshold, *counts in threshold_curve(found, "simple_bev")}
+    assert (
+        curve[1] == [15, 123, 15 / 123]
+        and curve[32] == [15, 23, 15 / 23]
+        and curve[33] == curve[34] == [15, 16, 15 / 16]
+    )
+    assert curve[35] == [5, 16, 5 / 16] and curve[61] == [5, 15, 5 / 15] and curve[99] == [0, 15, 0.0]
+
+
+def test_the_calibration_of_a_case_made_by_hand():
+    """Where 20.5 % are promised 5 of 20 are true, where 90.5 % are, 7 of 10: off by 0.045 and 0.205."""
+    found = Evaluation()
+    found.add(*of_cells([(0.205, True, 5), (0.205, False, 15), (0.905, True, 7), (0.905, False, 3)]))
+    rows, error = calibration(found, "simple_bev")
+    assert len(rows) == 10 and error == pytest.approx((20 * 0.045 + 10 * 0.205) / 30)
+    assert rows[2] == pytest.approx((0.2, 0.3, 20, 0.205, 0.25)) and rows[9] == pytest.approx(
+        (0.9, 1.0, 10, 0.905, 0.7)
+    )
+    assert [row[2] for row in rows] == [0, 0, 20, 0, 0, 0, 0, 0, 0, 10]
+
+
+def test_the_recall_of_boxes_made_by_hand():
+    """A small car 5 m from the reference camera, a car at 25 m and a truck at 57 m; the fourth box is padding."""
+    batch, logits = random_batch(0, ("a",))
+    numbers, logits = torch.zeros(24 * 20, dtype=torch.int64), torch.full((24 * 20,), -3.0)
+    numbers[:4], numbers[4:6], numbers[6:11] = 1, 2, 3
+    logits[:3] = logits[6:11] = logits[11:50] = 3.0
+    batch.box_numbers, batch.lrtlist = numbers.view(1, 1, 24, 20), torch.zeros(1, 1, 4, 19)
+    batch.lrtlist[0, 0, :, 0] = torch.tensor([3.0, 4.5, 8.0, 0.0])
+    middles = batch.lrtlist[..., 3:].unflatten(-1, (4, 4))[0, 0, :, :3, 3]
+    middles[:3] = torch.tensor([[4.0, 6.0, 9.0], [25.0, 9.0, 0.0], [41.0, 42.0, 0.0]])
+    batch.trans[0, 0, 0] = torch.tensor([1.0, 2.0, 1.5])
+    facts = batch.facts[0][0]
+    facts.categories = ("vehicle.car", "vehicle.car", "vehicle.truck")
+    facts.visibility, facts.num_lidar_pts = np.array([1, 4, 0]), np.array([-1, 5, 101])
+    found = Evaluation()
+    found.add(*measure({"seg": logits.view(1, 1, 24, 20)}, batch, ring_map(GRID)))
+    recall = {}
+    for figure in all_figures(found):
+        if figure.group.startswith("recall of boxes by "):
+            dimension = figure.group.removeprefix("recall of boxes by ")
+            recall.setdefault(dimension, {})[figure.name] = (figure.numerator, figure.denominator)
+    assert recall == {
+        "category": {"vehicle.car": (3, 6), "vehicle.truck": (5, 5)},
+        "category and distance": {
+            "vehicle.car, 0-20 m": (3, 4),
+            "vehicle.car, 20-35 m": (0, 2),
+            "vehicle.truck, beyond 50 m": (5, 5),
+        },
+        "lidar points": {"0": (3, 4), "1-5": (0, 2), "over 100": (5, 5)},
+        "size": {"under 3 m": (3, 4), "3-6 m": (0, 2), "over 6 m": (5, 5)},
+        "visibility": {"not annotated": (5, 5), "0-40 %": (3, 4), "80-100 %": (0, 2)},
+    }
+    assert list(recall["size"]) == ["under 3 m", "3-6 m", "over 6 m"] and found.rows[0].in_view == 3
+
+
+def test_every_dimension_of_recall_sums_to_the_cells_of_all_boxes(evaluation):
+    want = np.zeros(2, int)
+    for seed in range(3):
+        batch, logits = random_batch(seed)
+        want += box_cells(logits[:, 0], batch.box_numbers[:, 0], 6).sum((0, 1)).numpy()
+    figures = [f for f in all_figures(evaluation) if f.label == "every box"]
+    assert {f.group.removeprefix("recall of boxes by ") for f in figures} == {
+        *("category", "category and distance", "lidar points", "size", "visibility")
+    }
+    for group in {f.group for f in figures}:
+        parts = [(f.numerator, f.denominator) for f in figures if f.group == group]
+        assert len(parts) > 1 and np.sum(parts, 0).tolist() == want.tolist()
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_corruptions_are_seeded_and_grow(name):
-    from train.evaluation.robustness import corrupted
-
     batch = _pictures()
     made = [corrupted(batch, name, strength, seed=3).imgs for strength in (1, 2, 3)]
     assert torch.equal(made[1], corrupted(batch, name, 2, seed=3).imgs)
@@ -217,3 +301,11 @@ def _pictures():
 def test_resilience_is_the_mean_of_means():
     rates, mean = resilience(0.5, {"fog": [0.4, 0.3, 0.2], "snow": [0.5, 0.5, 0.5]})
     assert rates == {"fog": pytest.approx(60.0), "snow": pytest.approx(100.0)} and mean == pytest.approx(80.0)
+
+
+def test_corruption_errors_are_missed_iou_over_the_baseline_s():
+    errors, mean = corruption_error(
+        {"fog": [0.4, 0.3, 0.2], "snow": [0.5] * 3}, {"fog": [0.5, 0.4, 0.3], "snow": [0.5] * 3}
+    )
+    assert errors == {"fog": pytest.approx(100 * 2.1 / 1.8), "snow": pytest.approx(100.0)}
+    assert mean == pytest.approx(50 * (1 + 2.1 / 1.8))

@@ -19,7 +19,6 @@ from common.record import lidar_member
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY
 from train import checkpoint, show
-from train.arithmetic import set_arithmetic
 from train.command import from_run
 from train.evaluate import read_options
 from train.forward import run_network
@@ -408,16 +407,6 @@ def test_moments_fit_a_fused_optimizer_and_another_memory_order():
     torch.testing.assert_close(*results)
     with pytest.raises(ValueError, match="2 groups of parameters, not 1"):
         load_moments(first, {**state, "param_groups": state["param_groups"] * 2})
-
-
-def test_fp32_means_fp32(monkeypatch):
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    try:
-        for precision, wanted in (("fp32", False), ("", False), ("bf16", False), ("tf32", True)):
-            set_arithmetic(Options(precision=precision), torch.device("cpu"))
-            assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is wanted
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def test_nothing_outside_names_a_network():

@@ -174,10 +174,15 @@ for flips in (None, some_flips(count=3)):
     weight = torch.randn_like(want)
     ours, theirs = (torch.autograd.grad((out * weight).sum(), feats)[0] for out in (got, want))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-half = kernel_mean(feats.detach().bfloat16(), *geometry, vox)
-assert half.dtype == torch.bfloat16
-want = plain_mean(feats.detach().bfloat16().float(), *geometry, vox)
-torch.testing.assert_close(half.float(), want, rtol=0.01, atol=0.01)
+half = feats.detach().bfloat16().requires_grad_()
+whole = half.detach().float().requires_grad_()
+got, want = kernel_mean(half, *geometry, vox, flips), plain_mean(whole, *geometry, vox, flips)
+assert got.dtype == torch.bfloat16
+torch.testing.assert_close(got.float(), want, rtol=0.01, atol=0.01)
+weight = torch.randn_like(want).bfloat16()
+[ours], [theirs] = (torch.autograd.grad((out * weight).sum(), leaf) for out, leaf in ((got, half), (want, whole)))
+assert ours.dtype == torch.bfloat16 and theirs.abs().max() > 1
+torch.testing.assert_close(ours.float(), theirs, rtol=0.01, atol=0.01)  # summed in float32, rounded once
 print("equal")
 """
 

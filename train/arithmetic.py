@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +27,20 @@ def set_arithmetic(options, device):
     torch.backends.cudnn.benchmark = device.type == "cuda" and not options.deterministic
     if device.type == "cpu":
         keep_freed_memory()
+
+
+@contextmanager
+def full_float32():
+    """float32 on CUDA means float32 within, or in the function so decorated, whatever the process has set."""
+    places = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = False
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
 
 
 def keep_freed_memory():

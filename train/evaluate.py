@@ -12,7 +12,7 @@ from common.shard_set import find_beside, find_shards
 from common.spelling import spelled
 from common.stores import parse_options
 from train import checkpoint
-from train.arithmetic import on_device, set_arithmetic
+from train.arithmetic import full_float32, on_device, set_arithmetic
 from train.command import commands_among, from_config, known_options, launch, options_command
 from train.data.config import labels_side_by_side
 from train.distributed import World, say
@@ -43,6 +43,7 @@ _CHOICES = (
 )
 
 
+@full_float32()
 def evaluate(network, loader, grid, autocast=None, progress=True):
     """(2,) float64 intersection and union over every sample of the loader, in evaluation mode, in this process.
 

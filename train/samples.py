@@ -12,6 +12,7 @@ from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, ima
 from common.shard_set import find_shards
 from common.spelling import spelled
 from train import checkpoint
+from train.arithmetic import full_float32
 from train.command import known_options
 from train.data import Loader
 from train.data.config import AugmentConfig, DecodeConfig, Grid, LabelSpec, OrderConfig, StageConfig
@@ -184,8 +185,9 @@ def flips_of(batch, options):
     return Flips.of(torch.from_numpy(uniform[None]))
 
 
+@full_float32()
 def predict(network, batch, grid):
-    """(Z, X) float32 probabilities of the first sample of a Batch. Raises ValueError for a network without a seg."""
+    """(Z, X) probabilities of the first sample of a Batch, all in float32. Raises ValueError for a network without a seg."""
     with torch.no_grad():
         outputs = run_network(network.model, batch, grid)
     if "seg" not in outputs:

@@ -58,7 +58,7 @@ class DeviceStage:
     def __call__(self, loaded):
         """The batch. Geometry is float32 whatever the autocast. Raises RuntimeError where the device cannot decode."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return self._build(loaded)
+            return self._build(loaded, self._parcel(loaded))
 
     def ahead(self, loaded):
         """The batch, made on a stream of the stage's own, and the event that passes when it is there (CUDA)."""
@@ -78,8 +78,8 @@ class DeviceStage:
                 tensor.record_stream(stream)
         return batch
 
-    def _build(self, loaded):
-        parcel = self._parcel(loaded)
+    def _build(self, loaded, parcel):
+        """The batch of what the host has prepared; nothing here makes it wait for a GPU but a GPU's own JPEG decoder."""
         sent = parcel.upload(self.device, self.pools.parcels)
         imgs = None
         if not isinstance(loaded.images, NoImages):
