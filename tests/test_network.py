@@ -127,16 +127,21 @@ def test_the_page_s_ten_lines(synth_shards, outside, tmp_path, monkeypatch):
     shown = [curves_of(tmp_path / "logs_nuscenes" / name) for name in ("first", "ahead")]
     assert shown[0] == shown[1] and set(dict(shown[0])) >= {"_/grad_norm", "stats/iou", "stats/center_loss"}
     assert "stats/offset_loss" not in dict(shown[0])
-    for part in "tv":
-        events = EventAccumulator(str(tmp_path / "logs_nuscenes" / "first" / part))
-        assert {"outputs/segmentation", "outputs/center"} <= set(events.Reload().Tags()["images"])
+    tags = EventAccumulator(str(tmp_path / "logs_nuscenes" / "first" / "t")).Reload().Tags()
+    assert {"_/memory_gb", "_/current_lr", "_/data_wait_percent", "_/samples_per_s"} <= set(tags["scalars"])
+    assert "configuration/text_summary" in tags["tensors"]
+    # Pictures of training at the first and the last update; of validation too, which falls on neither.
+    for part, steps in (("t", [1, 3]), ("v", [1, 2])):
+        events = EventAccumulator(str(tmp_path / "logs_nuscenes" / "first" / part)).Reload()
+        assert {"outputs/segmentation", "outputs/center"} <= set(events.Tags()["images"])
+        assert [event.step for event in events.Images("outputs/segmentation")] == steps
 
 
 def curves_of(run):
-    """((tag, [(step, value)]), …) of the curves that measure no time."""
+    """((tag, [(step, value)]), …) of the curves that measure no time and no memory."""
     events = EventAccumulator(str(run / "t"))
     events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not re.search("time|wait|_per_s", tag)]
+    tags = [tag for tag in events.Tags()["scalars"] if not re.search("time|wait|_per_s|memory", tag)]
     return [(tag, [(e.step, e.value) for e in events.Scalars(tag)]) for tag in tags]
 
 
