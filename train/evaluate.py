@@ -2,6 +2,7 @@
 
 import platform
 from dataclasses import dataclass, fields, replace
+from importlib import metadata
 from pathlib import Path
 
 import click
@@ -18,7 +19,7 @@ from train.distributed import World, say
 from train.evaluation.figures import all_figures
 from train.evaluation.files import read_json, write_csv, write_json
 from train.evaluation.referee import referee
-from train.evaluation.robustness import robustness
+from train.evaluation.robustness import damages, offsets, robustness
 from train.evaluation.table import lines_of, robustness_lines, scalars
 from train.evaluator import evaluate as evaluate_batches
 from train.gallery import write_gallery
@@ -39,6 +40,8 @@ _CHOICES = (
     click.Option(["--pictures"], type=click.IntRange(0), default=9, help="worst, median and best samples drawn  [9]"),
     click.Option(["--robustness"], is_flag=True, help="evaluate again under some forty kinds of damage"),
     click.Option(["--baseline"], help="with --robustness: an eval.json to compare corruptions with (mCE)"),
+    click.Option(["--off_degrees"], default="0.5,1,2,5", help="with --robustness: cameras turned by  [0.5,1,2,5]"),
+    click.Option(["--off_cm"], default="2,5,10,20", help="and moved by as many centimetres, pair by pair  [2,5,10,20]"),
 )
 
 
@@ -71,6 +74,7 @@ def main(given, **choices):
     Intersections are summed over all samples, and so are unions, before they are divided. What the run recorded (network,
     sensors, grid, image size, labels, shards) need not be said again. Options of training are taken and change nothing.
     """
+    choices["off"] = offsets(choices.pop("off_degrees"), choices.pop("off_cm"))
     options = read_options(from_config(given))
     launch(Evaluation(choices), options)
 
@@ -115,7 +119,7 @@ def _val_shards_of(run, recorded, access):
 class Evaluation:
     """One process's part of the command: called with the options and its World.
 
-    choices: out, pictures, robustness and baseline, as the command line has them.
+    choices: out, pictures, robustness and baseline, as the command line has them; with robustness off, see `damages`.
     """
 
     choices: dict
@@ -124,10 +128,13 @@ class Evaluation:
         parts = world.together(lambda: _prepare(options, world))
         if world.leads:
             say(_opening(parts, world))
+        baseline = world.together(self._baseline)
         whole = referee(parts.network, parts.batches("evaluate", world), parts.grid, world, parts.autocast)
         damaged = None
         if self.choices["robustness"]:
-            damaged = robustness(parts.again(world), self._baseline(), whole, *parts.held(), options.seed)
+            changes = damages(*parts.held(), options.seed, self.choices["off"])
+            with Progress(len(changes) * len(parts.loader), "batches", "robustness", shown=world.leads) as bar:
+                damaged = robustness(parts.again(world, bar), baseline, whole, changes, options.seed)
         if world.leads:
             self._report(parts, whole, damaged)
 
@@ -185,11 +192,17 @@ class Parts:
         """This rank's batches; rank 0 shows how far it is."""
         return shown(self.loader, what, world.leads) if len(self.loader) else ()
 
-    def again(self, world):
-        """Function (what, change) -> Evaluation of one more pass, every batch changed first; None on other ranks than 0."""
-        return lambda what, change: referee(
-            self.network, self.batches(what, world), self.grid, world, self.autocast, change
-        )
+    def again(self, world, bar):
+        """Function change -> Evaluation of one more pass, every batch changed first; None on other ranks than 0.
+
+        bar: Progress that counts the batches of all passes.
+        """
+
+        def run(change):
+            batches = bar.over(self.loader) if len(self.loader) else ()
+            return referee(self.network, batches, self.grid, world, self.autocast, change)
+
+        return run
 
     def held(self):
         """(cameras, sensors besides them) of the batches."""
@@ -205,7 +218,7 @@ class Parts:
             "version": facts["version"],
             "samples": f"{len(whole.rows)} of {len(self.loader.windows)}",
             "samples_sha256": self.loader.reader.samples_sha256,
-            "shards": [str(index.tar) for index in self.loader.reader.indexes],
+            "shards": {str(index.tar): index.tar_sha256 for index in self.loader.reader.indexes},
             "checkpoint": str(self.path),
             "step": self.step,
             "grid": f"{self.options.Z}x{self.options.Y}x{self.options.X} over {self.options.bounds}",
@@ -213,8 +226,19 @@ class Parts:
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "log_dir": self.options.log_dir,
             "options": as_dict(self.options),
-            "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+            "versions": {
+                "bevshards": _own_version(),
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+            },
         }
+
+
+def _own_version():
+    try:
+        return metadata.version("bevshards")
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _prepare(options, world):
