@@ -12,9 +12,11 @@ import torch
 
 from tests.conftest import run_module
 from tests.test_resume import arguments, run_folder
+from train import checkpoint
 from train.data import compile_data, make_vox_util
 from train.data.config import LabelSpec
 from train.distributed import World
+from train.evaluate import read_options
 from train.evaluation.counting import BINS
 from train.evaluation.referee import referee
 from train.evaluation.robustness import (
@@ -35,7 +37,7 @@ from train.model.interface import Needs
 def run(synth_shards, tmp_path_factory):
     """Folder of a run of one update."""
     out = tmp_path_factory.mktemp("evaluated")
-    run_module(*arguments(synth_shards, out, "--max_iters", 1, "--do_val", "False"))
+    run_module(*arguments(synth_shards, out, "--max_iters", 1, "--do_val", "False", "--precision", "fp32"))
     return run_folder(out)
 
 
@@ -72,12 +74,20 @@ def test_one_command_evaluates_compares_and_reports(run, tmp_path):
     assert f"IoU {by['iou', 'simple_bev']['value']:.4f}" in page.read_text() and page.stat().st_size < 5_000_000
 
 
-def test_options_that_override_the_run_are_noted_and_shards_are_found(run, synth_shards):
+def test_options_that_override_the_run_are_noted_and_shards_are_found(run, synth_shards, capsys):
     shown = run_module("train.evaluate", run, "--pictures", 0, "--min_visibility", 2)
     assert "note: --protocol min_visibility; the run was trained with simple_bev" in shown.stderr
     assert "visibility >= 2                IoU" in shown.stdout and "<- headline" in shown.stdout
     failed = run_module("train.evaluate", run, "--target_categories", "vehicles", check=False)
     assert failed.returncode == 1 and "vehicle.car" in failed.stderr
+    given = {"init_dir": str(run), "val_shards": ("https://host/val-000.tar?secret",), "precision": "bf16"}
+    assert read_options(given).precision == "bf16"
+    told = capsys.readouterr().err
+    assert "note: --precision bf16; the run was trained with fp32" in told and "secret" not in told
+    assert f"note: --val_shards https://host/val-000.tar; the run recorded --shards {synth_shards}/train-" in told
+    own = checkpoint.read(checkpoint.find(run))["options"]
+    read_options({"init_dir": str(run), "shards": tuple(own["shards"]), "precision": "fp32"})
+    assert not capsys.readouterr().err
 
 
 class Oracle(torch.nn.Module):

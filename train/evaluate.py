@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import torch
 
+from common.addresses import shown as shown_address
 from common.progress import Progress
 from common.shard_set import find_beside, find_shards
 from common.stores import parse_options
@@ -88,9 +89,12 @@ def read_options(given):
     own = [f.name for f in fields(Options) if {f.name, f.metadata["group"]} & set(_OF_MODEL)]
     own = {name: coerce(name, recorded[name]) for name in own if name in recorded}
     own["interpolation"] = checkpoint.interpolation(content)
-    for name in sorted(own.keys() & given.keys()):
-        if own[name] != given[name]:
-            say(f"note: --{name} {given[name]}; the run was trained with {own[name]}")
+    # An empty precision was the default of whatever device the run had.
+    trained = own | ({"precision": recorded["precision"]} if recorded.get("precision") else {})
+    for name in sorted(trained.keys() & given.keys()):
+        if trained[name] != given[name]:
+            say(f"note: --{name} {given[name]}; the run was trained with {trained[name]}")
+    _note_other_shards(given, recorded)
     if not any(name in given for name in _SHARDS):
         own |= {name: coerce(name, recorded[name]) for name in _SHARDS if name in recorded}
         own |= _val_shards_of(given["init_dir"], own, parse_options(given.get("store_options")))
@@ -99,6 +103,18 @@ def read_options(given):
     options = Options(**{**own, **given, "do_val": True})
     # As in the lineage; training's bf16 is for speed.
     return replace(options, precision=options.precision or "fp32")
+
+
+def _note_other_shards(given, recorded):
+    theirs = "val_shards" if recorded.get("val_shards") else "shards"
+    own = _listed(recorded.get(theirs) or ())
+    for name in _SHARDS:
+        if own and name in given and _listed(given[name]) != own:
+            say(f"note: --{name} {_listed(given[name])}; the run recorded --{theirs} {own}")
+
+
+def _listed(patterns):
+    return ", ".join(map(shown_address, (patterns,) if isinstance(patterns, str) else patterns))
 
 
 def _val_shards_of(run, recorded, access):
