@@ -1,21 +1,36 @@
 """train.evaluate, train.compare and train.report as people run them, on a tiny run."""
 
+import hashlib
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
 from tests.conftest import run_module
 from tests.test_resume import arguments, run_folder
+from train import checkpoint, evaluate
 from train.command import launch
 from train.data import compile_data, make_vox_util
 from train.data.config import LabelSpec
 from train.distributed import World
-from train.evaluate import Evaluation, read_options
+from train.evaluate import read_options
+from train.evaluation.counting import BINS
 from train.evaluation.referee import referee
-from train.evaluation.robustness import CORRUPTIONS, robustness, with_moved_cameras, without_camera
+from train.evaluation.robustness import (
+    CORRUPTIONS,
+    damages,
+    offsets,
+    robustness,
+    with_moved_cameras,
+    without_camera,
+)
+from train.evaluation.samples import Evaluation, SceneSums
+from train.evaluation.table import robustness_lines
 from train.gallery import chosen_rows
 from train.model.interface import Needs
 from train.report import read_run
@@ -27,7 +42,7 @@ def run(synth_shards, tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluated") / "o [u]t*"
     out.mkdir()
     (out / "sh [x]?").symlink_to(synth_shards)
-    run_module(*arguments(out / "sh [x]?", out, "--max_iters", 1, "--do_val", "False"))
+    run_module(*arguments(out / "sh [x]?", out, "--max_iters", 1, "--do_val", "False", "--precision", "fp32"))
     return run_folder(out)
 
 
@@ -38,7 +53,10 @@ def test_one_command_evaluates_compares_and_reports(run, tmp_path):
     assert "protocol simple_bev; grid 24x2x24; fp32 on 1 x cpu" in shown.stderr
     assert max(map(len, shown.stdout.splitlines())) <= 79 + len(str(run))
     content = json.loads((run / "eval" / "eval.json").read_text())
-    assert content["about"]["samples"] == "4 of 4" and len(content["about"]["samples_sha256"]) == 64
+    about = content["about"]
+    assert about["samples"] == "4 of 4" and len(about["samples_sha256"]) == 64 and about["versions"]["bevshards"]
+    [(tar, digest)] = about["shards"].items()
+    assert digest == hashlib.sha256(Path(tar).read_bytes()).hexdigest()
     by = {(f["group"], f["label"]): f for f in content["figures"] if f["name"] == "all"}
     assert {label for group, label in by if group == "iou"} == {"simple_bev", "visibility >= 1", "visibility >= 2"}
     assert f"IoU {by['iou', 'simple_bev']['value']:.4f}" in shown.stdout.splitlines()[0]
@@ -67,7 +85,7 @@ def test_options_that_override_the_run_are_noted_and_shards_are_found(run, capsy
     shown = run_module("train.evaluate", run, "--pictures", 0, "--min_visibility", 2)
     assert "note: --protocol min_visibility; the run was trained with simple_bev" in shown.stderr
     assert "visibility >= 2                IoU" in shown.stdout and "<- headline" in shown.stdout
-    evaluation = Evaluation({"out": None, "pictures": 0, "robustness": False, "baseline": None})
+    evaluation = evaluate.Evaluation({"out": None, "pictures": 0, "robustness": False, "baseline": None})
     for changed, told in (
         ({"target_categories": ("vehicles",)}, "--target_categories vehicles: no box .* vehicle.car"),
         ({"bounds": (900.0, 950.0, -5.0, 5.0, 900.0, 950.0)}, "no cell of these samples is labelled"),
@@ -75,6 +93,15 @@ def test_options_that_override_the_run_are_noted_and_shards_are_found(run, capsy
         with pytest.raises(ValueError, match=told):
             launch(evaluation, read_options({"init_dir": str(run), **changed}))
     assert "IoU 0.0000; 0 labelled cells" in capsys.readouterr().out
+    given = {"init_dir": str(run), "val_shards": ("https://host/val-000.tar?secret",), "precision": "bf16"}
+    assert read_options(given).precision == "bf16"
+    shards = run.parent.parent / "sh [x]?"
+    told = capsys.readouterr().err
+    assert "note: --precision bf16; the run was trained with fp32" in told and "secret" not in told
+    assert f"note: --val_shards https://host/val-000.tar; the run recorded --shards {shards}/train-" in told
+    own = checkpoint.read(checkpoint.find(run))["options"]
+    read_options({"init_dir": str(run), "shards": tuple(own["shards"]), "precision": "fp32"})
+    assert not capsys.readouterr().err
 
 
 class Oracle(torch.nn.Module):
@@ -103,19 +130,53 @@ def test_robustness_is_a_table_against_the_clean_run(loader):
     clean = referee(Oracle(), loader, grid, world)
     made = []
 
-    def again(name, change):
-        made.append(name)
+    def again(change):
+        made.append(change)
         return referee(Oracle(), loader, grid, world, change=change)
 
-    table = robustness(again, None, clean, ("CAM_FRONT", "CAM_BACK"), (), seed=1)
+    off = offsets("0.5,30", "2,1000")
+    changes = damages(("CAM_FRONT", "CAM_BACK"), (), seed=1, off=off)
+    table = robustness(again, None, clean, changes, seed=1)
     rows = {row["name"]: row for row in table["rows"]}
     assert (
         table["clean_iou"] == 1.0 and rows["black CAM_BACK"]["iou"] == 1.0 and rows["without CAM_FRONT"]["iou"] == 0.0
     )
-    assert len(made) == 2 + 2 + 4 + 3 * len(CORRUPTIONS) == len(rows)
+    assert len(made) == 2 + 2 + 2 + 3 * len(CORRUPTIONS) == len(rows)
+    assert "calibration off by 30 degrees, 1000 cm" in rows and off == ((0.5, 0.02), (30.0, 10.0))
     assert 0 < table["mRR"] <= 100 and set(table["resilience"]) == set(CORRUPTIONS)
     with pytest.raises(ValueError, match="without --robustness"):
-        robustness(again, {"figures": []}, clean, (), ())
+        robustness(again, {"figures": []}, clean, {})
+    for degrees, centimetres in (("1,2", "5"), ("much", "5")):
+        with pytest.raises(ValueError, match="--off_degrees .* as many numbers"):
+            offsets(degrees, centimetres)
+
+
+def test_robustness_has_intervals_in_pairs():
+    """Twelve scenes; every damage takes a share of the hits of each, so that changes are surer than the IoUs themselves."""
+    rng = np.random.default_rng(0)
+    hits = {f"scene-{n}": int(hit) for n, hit in enumerate(rng.integers(200, 900, 12))}
+
+    def found(share):
+        rows = [SimpleNamespace(counts={"a": None})]
+        histograms = {name: np.zeros((1, 2, BINS), int) for name in hits}
+        for name, hit in hits.items():
+            histograms[name][0, 1, [BINS - 1, 0]] = round(hit * share), 1000 - round(hit * share)
+        return Evaluation(rows, {name: SceneSums({"a": made}) for name, made in histograms.items()})
+
+    shares = {name: 0.95 - 0.005 * n for n, name in enumerate(damages(("CAM_FRONT",), ("lidar",)))}
+    table = json.loads(json.dumps(robustness(found, None, found(1.0), shares)))
+    for row in table["rows"]:
+        assert row["low"] < row["iou"] < row["high"] and row["change_low"] < row["change"] < row["change_high"] < 0
+        assert row["change_high"] - row["change_low"] < 0.5 * (row["high"] - row["low"])
+        assert sum(row["numerators"]) / sum(row["denominators"]) == pytest.approx(row["iou"])
+    assert table["mRR_low"] < table["mRR"] < table["mRR_high"] < table["mRR_low"] + 0.5
+    worse = robustness(lambda share: found(share - 0.1), None, found(1.0), shares)
+    baseline = {"scenes": list(hits), "robustness": worse}
+    against = robustness(found, baseline, found(1.0), shares)
+    assert against["mCE_low"] < against["mCE"] < against["mCE_high"] < 100
+    assert "mCE_low" not in robustness(found, baseline | {"scenes": ["other"]}, found(1.0), shares)
+    lines = robustness_lines(against)
+    assert max(map(len, lines)) <= 79 and f"[{against['mCE_low']:.1f}, " in lines[-1]
 
 
 def test_damage_leaves_the_reference_camera_and_the_labels(loader):

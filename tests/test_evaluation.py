@@ -80,7 +80,7 @@ def test_the_headline_is_the_training_metric(evaluation):
     assert [iou.numerator, iou.denominator] == want.tolist() and iou.low < iou.value < iou.high
     rings = [f for f in figures if (f.group, f.label) == ("iou by distance", "simple_bev")]
     assert sum(f.numerator for f in rings) == iou.numerator and sum(f.denominator for f in rings) == iou.denominator
-    for part in ("light", "weather", "location", "vehicles in view"):
+    for part in ("light", "weather", "location", "vehicles in view", "location, light and weather"):
         parts = [f for f in figures if (f.group, f.label) == (f"iou by {part}", "simple_bev")]
         assert sum(f.numerator for f in parts) == iou.numerator and sum(f.samples for f in parts) == 12
     assert dict(threshold=threshold_curve(evaluation, "simple_bev")[49])["threshold"][1:3] == (
@@ -131,12 +131,13 @@ def test_intervals_cover_and_are_seeded():
     assert np.isnan(interval(np.array([1, 0]), np.array([2, 0]), scene_draws(2))).all()
 
 
-def test_files_come_back_and_ranks_do_not_matter(evaluation, tmp_path):
+def test_files_come_back_and_ranks_do_not_matter(evaluation, tmp_path, capsys):
     path = write_json(tmp_path / "eval.json", evaluation)
     content = read_json(tmp_path)
     assert content == json.loads(json.dumps(as_json(evaluation))) and content["samples"] == 12
     for figure in content["figures"]:
-        assert sum(figure["numerators"]) == figure["numerator"] and len(figure["denominators"]) == 3
+        assert np.abs(np.sum(figure["numerators"], 0)).sum() == figure["numerator"]
+        assert len(figure["numerators"]) == len(figure["denominators"]) == 3 and figure["value"] is not None
     halves = [Evaluation(), Evaluation()]
     for seed in range(3):
         batch, logits = random_batch(seed)
@@ -147,9 +148,12 @@ def test_files_come_back_and_ranks_do_not_matter(evaluation, tmp_path):
     assert as_json(merged) == as_json(evaluation)
     rows = write_csv(tmp_path / "samples.csv", evaluation).read_text().splitlines()
     assert len(rows) == 13 and rows[0].startswith("key,token,scene") and len({row.count(",") for row in rows}) == 1
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 9'))
+    whole = path.read_text()
+    path.write_text(whole.replace('"schema": 2', '"schema": 9'))
     with pytest.raises(ValueError, match="schema 9"):
         read_json(path)
+    path.write_text(whole.replace('"schema": 2', '"schema": 1'))
+    assert read_json(path)["samples"] == 12 and f"note: {path}: an older version's" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no such file or folder"):
         read_json(tmp_path / "absent")
 
@@ -219,11 +223,11 @@ def test_the_calibration_of_a_case_made_by_hand():
     """Where 20.5 % are promised 5 of 20 are true, where 90.5 % are, 7 of 10: off by 0.045 and 0.205."""
     found = Evaluation()
     found.add(*of_cells([(0.205, True, 5), (0.205, False, 15), (0.905, True, 7), (0.905, False, 3)]))
-    rows, error = calibration(found, "simple_bev")
-    assert len(rows) == 10 and error == pytest.approx((20 * 0.045 + 10 * 0.205) / 30)
-    assert rows[2] == pytest.approx((0.2, 0.3, 20, 0.205, 0.25)) and rows[9] == pytest.approx(
-        (0.9, 1.0, 10, 0.905, 0.7)
-    )
+    rows = calibration(found.scenes["a"].histograms["simple_bev"])
+    [error] = [f for f in all_figures(found) if f.group == "calibration error"]
+    assert len(rows) == 10 and error.value == pytest.approx((20 * 0.045 + 10 * 0.205) / 30)
+    assert rows[2] == pytest.approx((0.2, 0.3, 20, 20 * 0.205, 5))
+    assert rows[9] == pytest.approx((0.9, 1.0, 10, 10 * 0.905, 7))
     assert [row[2] for row in rows] == [0, 0, 20, 0, 0, 0, 0, 0, 0, 10]
 
 
@@ -274,6 +278,22 @@ def test_every_dimension_of_recall_sums_to_the_cells_of_all_boxes(evaluation):
     for group in {f.group for f in figures}:
         parts = [(f.numerator, f.denominator) for f in figures if f.group == group]
         assert len(parts) > 1 and np.sum(parts, 0).tolist() == want.tolist()
+
+
+def test_calibration_against_loops(evaluation):
+    label = "simple_bev"
+    [error] = [f for f in all_figures(evaluation) if (f.group, f.label) == ("calibration error", label)]
+    total = sum(sums.histograms[label] for sums in evaluation.scenes.values()).sum(0)
+    rows, gaps = calibration(sum(sums.histograms[label] for sums in evaluation.scenes.values())), []
+    for n, (low, high, cells, probability, true) in enumerate(rows):
+        part = range(10 * n, 10 * n + 10)
+        assert (low, high) == (n / 10, (n + 1) / 10) and low * cells <= probability <= high * cells
+        assert (cells, true) == (total[:, part].sum(), total[1, part].sum())
+        assert probability == pytest.approx(sum(total[:, p].sum() * (p + 0.5) / 100 for p in part))
+        gaps.append(abs(probability / cells - true / cells) * cells)
+    assert error.value == pytest.approx(sum(gaps) / total.sum()) and error.denominator == total.sum()
+    # Three scenes of one kind of noise: their errors differ little, and a draw's lie around them.
+    assert error.low < error.value < error.high < 2 * error.value
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

@@ -142,9 +142,14 @@ def test_the_page_s_ten_lines(synth_shards, outside, tmp_path, monkeypatch):
     shown = [curves_of(tmp_path / "logs_nuscenes" / name) for name in ("first", "ahead")]
     assert shown[0] == shown[1] and set(dict(shown[0])) >= {"_/grad_norm", "stats/iou", "stats/center_loss"}
     assert "stats/offset_loss" not in dict(shown[0])
-    for part in "tv":
-        events = EventAccumulator(str(tmp_path / "logs_nuscenes" / "first" / part))
-        assert {"outputs/segmentation", "outputs/center"} <= set(events.Reload().Tags()["images"])
+    tags = EventAccumulator(str(tmp_path / "logs_nuscenes" / "first" / "t")).Reload().Tags()
+    assert {"_/memory_gb", "_/current_lr", "_/data_wait_percent", "_/samples_per_s"} <= set(tags["scalars"])
+    assert "configuration/text_summary" in tags["tensors"]
+    # Pictures of training at the first and the last update; of validation too, which falls on neither.
+    for part, steps in (("t", [1, 3]), ("v", [1, 2])):
+        events = EventAccumulator(str(tmp_path / "logs_nuscenes" / "first" / part)).Reload()
+        assert {"outputs/segmentation", "outputs/center"} <= set(events.Tags()["images"])
+        assert [event.step for event in events.Images("outputs/segmentation")] == steps
 
 
 def curves_of(run, part="t"):

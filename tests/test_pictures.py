@@ -47,7 +47,7 @@ from train.pictures.maps import ERROR_COLOURS, draw_errors, error_codes, iou_of
 from train.pictures.tensorboard import pictures_of
 from train.pictures.video import write_video
 from train.pictures.view import NO_BOXES, Boxes, Camera, Maps, View, view_of_record
-from train.samples import Samples, batch_of
+from train.samples import Samples, batch_of, network_of, predict
 from train.setup import make_network
 
 INTRINSICS = np.array([[300.0, 0, 200], [0, 300, 112], [0, 0, 1]])
@@ -414,6 +414,10 @@ def test_show_draws_what_a_run_predicts(synth_shards, run, tmp_path):
     with np.load(arrays) as held:
         assert held["probability"].shape == (4, 32, 32) and held["ego_T_cam0"].shape == (4, 4, 4)
         assert held["keys"][0] == "scene-0103_0000" and 0 <= held["probability"].min() <= held["probability"].max() <= 1
+        samples = Samples([synth_shards])
+        network = network_of(run, torch.device("cpu"))
+        batch, _, grid = batch_of(samples, samples.find(held["keys"][2])[0], network.options)
+        assert np.allclose(held["probability"][2], predict(network, batch, grid), atol=1e-3)
     code, text = invoke(show.main, synth_shards, 1, "--run", tmp_path, "--out", tmp_path / "p.png")
     assert code == 1 and text.count("\n") == 1 and str(tmp_path) in text
 
@@ -422,7 +426,8 @@ def test_show_draws_eight_draws(synth_shards, tmp_path):
     out = tmp_path / "draws.png"
     code, text = invoke(show.main, synth_shards, 2, "--augment", "--out", out, "--width", 1400)
     assert code == 0, text
-    assert picture_at(out).shape[1] == 1400
+    sheet = picture_at(out)
+    assert sheet.shape[1] == 1400
 
 
 def test_show_writes_a_scene_as_a_video(synth_shards, tmp_path):
@@ -511,6 +516,15 @@ def test_shards_without_annotations_can_be_shown_and_predicted_on(synth_shards, 
         assert code == 0, text
         assert not has_colour(picture_at(tmp_path / "p.png"), palette.MISSED)
     assert invoke(preprocess_show.main, tmp_path)[0] == 0
+    # All of the shards at once, with and without annotations: the same pictures give the same maps.
+    held = []
+    for shards, name in ((tmp_path, "test.npz"), (synth_shards / "val-000.tar", "val.npz")):
+        code, text = invoke(show.main, shards, "--run", run, "--predictions", tmp_path / name, "--device", "cpu")
+        assert code == 0 and f"{name}: 4 keyframes" in text, text
+        held.append(np.load(tmp_path / name))
+    names = {"probability", "keys", "tokens", "low_xz_m", "high_xz_m", "ego_T_cam0"}
+    assert set(held[0]) == names and held[0]["probability"].dtype == np.float16 and held[0]["probability"].std() > 0
+    assert all(np.array_equal(held[0][name], held[1][name]) for name in names)
 
 
 def test_mistakes_end_in_one_line(synth_shards, tmp_path):

@@ -2,11 +2,13 @@
 
 import platform
 from dataclasses import dataclass, fields, replace
+from importlib import metadata
 from pathlib import Path
 
 import click
 import torch
 
+from common.addresses import shown as shown_address
 from common.progress import Progress
 from common.shard_set import find_beside, find_shards
 from common.spelling import spelled
@@ -19,7 +21,7 @@ from train.distributed import World, say
 from train.evaluation.figures import all_figures
 from train.evaluation.files import read_json, write_csv, write_json
 from train.evaluation.referee import referee
-from train.evaluation.robustness import robustness
+from train.evaluation.robustness import damages, offsets, robustness
 from train.evaluation.table import lines_of, robustness_lines, scalars
 from train.evaluator import evaluate as evaluate_batches
 from train.gallery import write_gallery
@@ -40,6 +42,8 @@ _CHOICES = (
     click.Option(["--pictures"], type=click.IntRange(0), default=9, help="worst, median and best samples drawn  [9]"),
     click.Option(["--robustness"], is_flag=True, help="evaluate again under some forty kinds of damage"),
     click.Option(["--baseline"], help="with --robustness: an eval.json to compare corruptions with (mCE)"),
+    click.Option(["--off_degrees"], default="0.5,1,2,5", help="with --robustness: cameras turned by  [0.5,1,2,5]"),
+    click.Option(["--off_cm"], default="2,5,10,20", help="and moved by as many centimetres, pair by pair  [2,5,10,20]"),
 )
 
 
@@ -73,6 +77,7 @@ def main(given, **choices):
     Intersections are summed over all samples, and so are unions, before they are divided. What the run recorded (network,
     sensors, grid, image size, labels, shards) need not be said again. Options of training are taken and change nothing.
     """
+    choices["off"] = offsets(choices.pop("off_degrees"), choices.pop("off_cm"))
     options = read_options(from_config(given))
     launch(Evaluation(choices), options)
 
@@ -86,9 +91,12 @@ def read_options(given):
     own = [f.name for f in fields(Options) if {f.name, f.metadata["group"]} & set(_OF_MODEL)]
     own = {name: recorded[name] for name in own if name in recorded}
     own["interpolation"] = checkpoint.interpolation(content)
-    for name in sorted(own.keys() & given.keys()):
-        if own[name] != given[name]:
-            say(f"note: --{name} {given[name]}; the run was trained with {own[name]}")
+    # An empty precision was the default of whatever device the run had.
+    trained = own | ({"precision": recorded["precision"]} if recorded.get("precision") else {})
+    for name in sorted(trained.keys() & given.keys()):
+        if trained[name] != given[name]:
+            say(f"note: --{name} {given[name]}; the run was trained with {trained[name]}")
+    _note_other_shards(given, recorded)
     if not any(name in given for name in _SHARDS):
         own |= {name: recorded[name] for name in _SHARDS if name in recorded}
         own |= _val_shards_of(given["init_dir"], own, parse_options(given.get("store_options")))
@@ -97,6 +105,18 @@ def read_options(given):
     options = Options(**{**own, **given, "do_val": True})
     # As in the lineage; training's bf16 is for speed.
     return replace(options, precision=options.precision or "fp32")
+
+
+def _note_other_shards(given, recorded):
+    theirs = "val_shards" if recorded.get("val_shards") else "shards"
+    own = _listed(recorded.get(theirs) or ())
+    for name in _SHARDS:
+        if own and name in given and _listed(given[name]) != own:
+            say(f"note: --{name} {_listed(given[name])}; the run recorded --{theirs} {own}")
+
+
+def _listed(patterns):
+    return ", ".join(map(shown_address, (patterns,) if isinstance(patterns, str) else patterns))
 
 
 def _val_shards_of(run, recorded, access):
@@ -117,7 +137,7 @@ def _val_shards_of(run, recorded, access):
 class Evaluation:
     """One process's part of the command: called with the options and its World.
 
-    choices: out, pictures, robustness and baseline, as the command line has them.
+    choices: out, pictures, robustness and baseline, as the command line has them; with robustness off, see `damages`.
     """
 
     choices: dict
@@ -126,10 +146,13 @@ class Evaluation:
         parts = world.together(lambda: _prepare(options, world))
         if world.leads:
             say(_opening(parts, world))
+        baseline = world.together(self._baseline)
         whole = referee(parts.network, parts.batches("evaluate", world), parts.grid, world, parts.autocast)
         damaged = None
         if self.choices["robustness"]:
-            damaged = robustness(parts.again(world), self._baseline(), whole, *parts.held(), options.seed)
+            changes = damages(*parts.held(), options.seed, self.choices["off"])
+            with Progress(len(changes) * len(parts.loader), "batches", "robustness", shown=world.leads) as bar:
+                damaged = robustness(parts.again(world, bar), baseline, whole, changes, options.seed)
         if world.leads:
             self._report(parts, whole, damaged)
 
@@ -187,11 +210,17 @@ class Parts:
         """This rank's batches; rank 0 shows how far it is."""
         return shown(self.loader, what, world.leads) if len(self.loader) else ()
 
-    def again(self, world):
-        """Function (what, change) -> Evaluation of one more pass, every batch changed first; None on other ranks than 0."""
-        return lambda what, change: referee(
-            self.network, self.batches(what, world), self.grid, world, self.autocast, change
-        )
+    def again(self, world, bar):
+        """Function change -> Evaluation of one more pass, every batch changed first; None on other ranks than 0.
+
+        bar: Progress that counts the batches of all passes.
+        """
+
+        def run(change):
+            batches = bar.over(self.loader) if len(self.loader) else ()
+            return referee(self.network, batches, self.grid, world, self.autocast, change)
+
+        return run
 
     def held(self):
         """(cameras, sensors besides them) of the batches."""
@@ -207,7 +236,7 @@ class Parts:
             "version": facts["version"],
             "samples": f"{len(whole.rows)} of {len(self.loader.windows)}",
             "samples_sha256": self.loader.reader.samples_sha256,
-            "shards": [str(index.tar) for index in self.loader.reader.indexes],
+            "shards": {str(index.tar): index.tar_sha256 for index in self.loader.reader.indexes},
             "checkpoint": str(self.path),
             "step": self.step,
             "grid": f"{self.options.Z}x{self.options.Y}x{self.options.X} over {self.options.bounds}",
@@ -215,8 +244,19 @@ class Parts:
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "log_dir": self.options.log_dir,
             "options": as_dict(self.options),
-            "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+            "versions": {
+                "bevshards": _own_version(),
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+            },
         }
+
+
+def _own_version():
+    try:
+        return metadata.version("bevshards")
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _prepare(options, world):

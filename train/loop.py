@@ -105,6 +105,7 @@ class Trainer:
         shown = {part: pool for part, pool in self.pools.items() if part == "t" or val is not None}
         self.curves = self._curves(shown, steps.start)
         self.console = Console(steps, self.options.batch_size * self.options.grad_acc, self.world.leads)
+        self._val_picture_due = False
         path, stop = None, 0
         with signals.collected() as caught:  # until the last write is on the disk
             try:
@@ -155,7 +156,7 @@ class Trainer:
         self._finish()
         self._pending = update
         validates = val is not None and self._validates(step)
-        draws = step % self.options.log_freq == 0 or step == 1
+        draws = step % self.options.log_freq == 0 or step in (1, self.options.max_iters)
         at_once = validates or draws or self._saves(step) or not self.runs_ahead
         if at_once:
             self._count(update)
@@ -172,8 +173,11 @@ class Trainer:
             self._finish()
         if draws:
             self.curves.pictures("t", step, self.batch, self.outputs, self.step.grid)
-            if validates and seen:
-                self.curves.pictures("v", step, *seen, self.step.grid)
+        # Validation need not fall on a step whose pictures are drawn: the next one then shows its own, and the run's last.
+        self._val_picture_due |= draws or step + self.options.val_freq > self.options.max_iters
+        if validates and seen and self._val_picture_due:
+            self.curves.pictures("v", step, *seen, self.step.grid)
+            self._val_picture_due = False
         if validates and self.options.keep_best:
             if self.world.any(int(self.world.together(self._is_best))):
                 self.save(step, saver, checkpoint.BEST)

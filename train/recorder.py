@@ -1,5 +1,6 @@
 """Where a run's scalars, pictures and texts go: TensorBoard's files, and Weights & Biases where that is asked for."""
 
+import re
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -9,7 +10,8 @@ def open_wandb(mode, name, log_dir, config):
     """A run of Weights & Biases, or None where mode is "".
 
     Args:
-        mode: "offline" keeps everything in log_dir/wandb, for `wandb sync`; "online" sends it. name: of the run.
+        mode: "offline" keeps everything in log_dir/wandb, for `wandb sync`; "online" sends it. name: of the run's folder: a
+            run that is resumed goes on in the same run there.
         config: the run's options, plain values.
     Raises:
         ValueError: the package is missing, or the service refuses.
@@ -21,10 +23,19 @@ def open_wandb(mode, name, log_dir, config):
     except ImportError:
         raise ValueError("--wandb needs Weights & Biases: pip install 'bevshards[wandb]'") from None
     Path(log_dir).mkdir(parents=True, exist_ok=True)
+    same = {"id": board_id(name), "resume": "allow"}
     try:
-        return wandb.init(project="bevshards", name=name, dir=str(log_dir), config=config, mode=mode)
+        return wandb.init(project="bevshards", name=name, dir=str(log_dir), config=config, mode=mode, **same)
     except wandb.Error as error:
         raise ValueError(f"--wandb {mode}: {error}; log in with `wandb login`, or write --wandb offline") from None
+
+
+def board_id(name):
+    """The id of a run's name: colons and the like are not allowed in one, and it may be 64 characters long.
+
+    The end of a name is kept, since that is what tells runs apart.
+    """
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[-64:]
 
 
 class Recorder:

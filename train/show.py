@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import click
 import numpy as np
@@ -160,22 +161,35 @@ def _write_recording(path, samples, numbers, network):
 
 
 def _write_predictions(path, samples, numbers, network):
-    """Probabilities (n, Z, X) float16 of keyframes, where each map lies, and their keys and tokens."""
-    maps = []
-    for number in progress(numbers, "keyframes", "predictions"):
-        batch, _, grid = batch_of(samples, number, network.options, network.device)
-        maps.append(maps_of_batch(batch, 0, grid, predict(network, batch, grid)))
-    with new_file(path) as file:
-        np.savez_compressed(
-            file,
-            keys=[samples.keys[number] for number in numbers],
-            tokens=[samples.tokens[number] for number in numbers],
-            probability=np.stack([m.prediction for m in maps]).astype(np.float16),
-            low_xz_m=maps[0].low_xz_m,
-            high_xz_m=maps[0].high_xz_m,
-            ego_T_cam0=np.stack([m.ego_T_cam0 for m in maps]),
+    """Probabilities (n, Z, X) float16 of keyframes, where each map lies, and their keys and tokens.
+
+    The file is written sample by sample, as NumPy would write it whole: the maps of a data set need not fit into memory.
+    """
+    if not numbers:
+        raise ValueError(
+            f"--predictions: no keyframe has the {network.options.seqlen} from it on that the run's network takes"
         )
-    _say_scene(path, len(maps))
+    places = []
+    with new_file(path) as file, ZipFile(file, "w", ZIP_DEFLATED) as arrays:
+        with arrays.open("probability.npy", "w", force_zip64=True) as member:
+            shape = (len(numbers), network.options.Z, network.options.X)
+            np.lib.format.write_array_header_1_0(member, {"descr": "<f2", "fortran_order": False, "shape": shape})
+            for number in progress(numbers, "keyframes", "predictions"):
+                batch, _, grid = batch_of(samples, number, network.options, network.device)
+                maps = maps_of_batch(batch, 0, grid, predict(network, batch, grid))
+                member.write(maps.prediction.astype("<f2").tobytes())
+                places.append(maps.ego_T_cam0)
+        small = {
+            "keys": [samples.keys[number] for number in numbers],
+            "tokens": [samples.tokens[number] for number in numbers],
+            "low_xz_m": maps.low_xz_m,
+            "high_xz_m": maps.high_xz_m,
+            "ego_T_cam0": places,
+        }
+        for name, values in small.items():
+            with arrays.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, np.asarray(values), allow_pickle=False)
+    _say_scene(path, len(numbers))
 
 
 def _say_scene(path, count):

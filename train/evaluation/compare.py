@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train.evaluation.figures import LEVEL, scene_draws
+from train.evaluation.figures import bounds, ratios, scene_draws
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,10 @@ def differences(a, b, seed=0):
         other = others.get(_identity(figure))
         if other is None:
             continue
-        ratios = [_ratios(f, place, draws) for f, place in zip((figure, other), places, strict=True)]
-        (value_a, drawn_a), (value_b, drawn_b) = ratios
-        drawn = (drawn_b - drawn_a)[np.isfinite(drawn_b - drawn_a)]
-        bounds = (np.nan, np.nan)
-        if len(common) > 1 and len(drawn):
-            bounds = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-        out.append(Difference(figure["group"], figure["name"], figure["label"], value_a, value_b, *bounds))
+        pair = [_ratios(f, place, draws) for f, place in zip((figure, other), places, strict=True)]
+        (value_a, drawn_a), (value_b, drawn_b) = pair
+        between = bounds(drawn_b - drawn_a) if len(common) > 1 else (np.nan, np.nan)
+        out.append(Difference(figure["group"], figure["name"], figure["label"], value_a, value_b, *between))
     return out, common
 
 
@@ -68,5 +65,5 @@ def _identity(figure):
 
 def _ratios(figure, places, draws):
     above, below = (np.array(figure[name], np.float64)[places] for name in ("numerators", "denominators"))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return float(above.sum() / below.sum()) if below.sum() else np.nan, (draws @ above) / (draws @ below)
+    [value] = ratios(above, below, np.ones((1, len(places))))
+    return float(value), ratios(above, below, draws)

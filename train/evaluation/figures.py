@@ -13,6 +13,8 @@ from train.evaluation.samples import LENGTH_M, LIDAR_POINTS, VEHICLES_IN_VIEW, V
 
 RESAMPLES = 1000
 LEVEL = 0.95
+CALIBRATION, CALIBRATION_BINS = "calibration error", 10
+CONDITIONS = "location, light and weather"
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class Figure:
     """One ratio.
 
     group, name: what it says, such as "iou by light" and "night". label: what it was counted on. numerators, denominators:
-    (scenes,) int64. value: ratio of their sums, NaN where the denominator is 0. low, high: 95 % interval; NaN for one scene.
-    samples: that it rests on.
+    (scenes,); numerators may be (scenes, parts), see `ratios`. value: ratio of their sums, NaN where the denominator is 0.
+    low, high: 95 % interval; NaN for one scene. samples: that it rests on.
     """
 
     group: str
@@ -36,7 +38,7 @@ class Figure:
 
     @property
     def numerator(self):
-        return int(self.numerators.sum())
+        return np.abs(self.numerators.sum(0)).sum().item()
 
     @property
     def denominator(self):
@@ -49,16 +51,32 @@ def scene_draws(scenes, seed=0, resamples=RESAMPLES):
     return rng.multinomial(scenes, np.full(scenes, 1 / scenes), resamples) if scenes else np.zeros((resamples, 0), int)
 
 
+def ratios(numerators, denominators, draws):
+    """(draws,) float64: the ratio of sums over the scenes of each draw, NaN where the denominator is 0.
+
+    numerators: (scenes,), or (scenes, parts) where the absolute sums of the parts are added, as in a calibration error.
+    """
+    above, below = draws @ numerators, draws @ denominators
+    above = np.abs(above.reshape(len(draws), -1)).sum(1)
+    return np.divide(above, below, out=np.full(len(draws), np.nan), where=below > 0)
+
+
+def bounds(drawn):
+    """(low, high): the 95 % interval of what was drawn; NaN where nothing is finite."""
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return np.nan, np.nan
+    return tuple(np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
+
+
 def interval(numerators, denominators, draws):
     """(low, high) of the ratio of sums over drawn scenes; NaN where there are fewer than two scenes with a denominator."""
     if np.count_nonzero(denominators) < 2:
         return np.nan, np.nan
-    above, below = draws @ numerators, draws @ denominators
-    ratios = above[below > 0] / below[below > 0]
-    return tuple(np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
+    return bounds(ratios(numerators, denominators, draws))
 
 
-class _Ratios:
+class _Figures:
     """Builds figures over a fixed list of scenes and one set of draws."""
 
     def __init__(self, evaluation, seed):
@@ -66,10 +84,9 @@ class _Ratios:
         self.draws = scene_draws(len(self.scenes), seed)
         self.figures = []
 
-    def add(self, group, name, label, per_scene, samples):
-        """per_scene: (scenes, 2) numerators and denominators."""
-        above, below = np.asarray(per_scene, np.int64).reshape(-1, 2).T
-        value = above.sum() / below.sum() if below.sum() else np.nan
+    def add(self, group, name, label, above, below, samples):
+        """above, below: numerators and denominators of the scenes."""
+        [value] = ratios(above, below, np.ones((1, len(below)), int))
         self.figures.append(
             Figure(group, name, label, above, below, float(value), *interval(above, below, self.draws), samples)
         )
@@ -79,7 +96,7 @@ class _Ratios:
         sums = np.zeros((len(self.scenes), 2), np.int64)
         for row in rows:
             sums[self.scenes[row.scene]] += ratio(row.counts[label])
-        self.add(group, name, label, sums, len(rows))
+        self.add(group, name, label, *sums.T, len(rows))
 
 
 def _iou(counts):
@@ -99,32 +116,35 @@ def _recall(counts):
 
 def all_figures(evaluation, seed=0):
     """Every figure of an Evaluation: of all cells first, then by ring, light, weather, place and vehicles; recall of boxes."""
-    ratios = _Ratios(evaluation, seed)
+    out = _Figures(evaluation, seed)
     labels = list(evaluation.rows[0].counts) if evaluation.rows else []
     for label in labels:
-        ratios.over_rows("iou", "all", label, evaluation.rows, _iou)
-        ratios.over_rows("precision", "all", label, evaluation.rows, _precision)
-        ratios.over_rows("recall", "all", label, evaluation.rows, _recall)
-        _best_threshold(evaluation, ratios, label)
+        out.over_rows("iou", "all", label, evaluation.rows, _iou)
+        out.over_rows("precision", "all", label, evaluation.rows, _precision)
+        out.over_rows("recall", "all", label, evaluation.rows, _recall)
+        _best_threshold(evaluation, out, label)
+        gaps, cells = _gaps(evaluation, label)
+        out.add(CALIBRATION, "all", label, gaps, cells, len(evaluation.rows))
     for label in labels:
         for ring, name in enumerate(ring_names()):
-            ratios.over_rows("iou by distance", name, label, evaluation.rows, lambda c, ring=ring: _iou(c[ring]))
-        _by_rows(evaluation.rows, ratios, label)
-    _boxes(evaluation, ratios)
-    return ratios.figures
+            out.over_rows("iou by distance", name, label, evaluation.rows, lambda c, ring=ring: _iou(c[ring]))
+        _by_rows(evaluation.rows, out, label)
+    _boxes(evaluation, out)
+    return out.figures
 
 
-def _by_rows(rows, ratios, label):
+def _by_rows(rows, out, label):
     parts = {
         "light": lambda row: row.light,
         "weather": lambda row: row.weather,
         "location": lambda row: row.location,
         "vehicles in view": lambda row: bucket(row.in_view, VEHICLES_IN_VIEW),
+        CONDITIONS: lambda row: f"{row.location}, {row.light}, {row.weather}",
     }
     for part, of in parts.items():
         names = sorted({of(row) for row in rows}, key=lambda name: _place(part, name))
         for name in names:
-            ratios.over_rows(f"iou by {part}", name, label, [row for row in rows if of(row) == name], _iou)
+            out.over_rows(f"iou by {part}", name, label, [row for row in rows if of(row) == name], _iou)
 
 
 # Dimensions whose buckets have an order of their own; names of others are sorted as text.
@@ -141,19 +161,19 @@ def _place(dimension, name):
     return names.index(name) if name in names else len(names), name
 
 
-def _best_threshold(evaluation, ratios, label):
+def _best_threshold(evaluation, out, label):
     """IoU at the threshold that serves this evaluation best, the convention of map papers: an upper bound, not the headline."""
     curve = threshold_curve(evaluation, label)
     best = max(curve, key=lambda row: row[3])
     per_scene = [_iou(both_predicted_true(sums.histograms[label], best[0])) for sums in evaluation.scenes.values()]
-    ratios.add("iou at best threshold", f"{best[0]:.2f}", label, per_scene, len(evaluation.rows))
+    out.add("iou at best threshold", f"{best[0]:.2f}", label, *np.array(per_scene).T, len(evaluation.rows))
 
 
-def _boxes(evaluation, ratios):
+def _boxes(evaluation, out):
     places = dict.fromkeys(place for sums in evaluation.scenes.values() for place in sums.recall)
     for dimension, name in sorted(places, key=lambda place: (place[0], _place(*place))):
         per_scene = [sums.recall.get((dimension, name), (0, 0)) for sums in evaluation.scenes.values()]
-        ratios.add(f"recall of boxes by {dimension}", name, "every box", per_scene, len(evaluation.rows))
+        out.add(f"recall of boxes by {dimension}", name, "every box", *np.array(per_scene).T, len(evaluation.rows))
 
 
 def threshold_curve(evaluation, label):
@@ -166,21 +186,31 @@ def threshold_curve(evaluation, label):
     return out
 
 
-def calibration(evaluation, label, groups=10):
+def calibration(histogram):
     """How far predicted probabilities are from the share of cells that are true.
 
+    Args:
+        histogram: (R,2,P) of one label, see `train.evaluation.counting`.
     Returns:
-        (rows of (lower end, upper end, cells, mean probability, share true), expected calibration error): the error is the
-        mean distance of the two last, weighed by cells (Guo et al., 2017). Probabilities are those of the bins' middles.
+        CALIBRATION_BINS rows of (lower end, upper end, cells, sum of their probabilities, cells that are true). The
+        probabilities are those of the histogram bins' middles.
     """
-    total = sum(sums.histograms[label] for sums in evaluation.scenes.values()).sum(0)  # (2, P)
-    cells = total.sum(0)
-    middles = (np.arange(BINS) + 0.5) / BINS
-    rows, error = [], 0.0
-    for part in np.array_split(np.arange(BINS), groups):
-        count = int(cells[part].sum())
-        mean = float((cells[part] * middles[part]).sum() / count) if count else 0.0
-        share = float(total[1, part].sum() / count) if count else 0.0
-        rows.append((part[0] / BINS, (part[-1] + 1) / BINS, count, mean, share))
-        error += count * abs(mean - share)
-    return rows, error / cells.sum() if cells.sum() else 0.0
+    total = histogram.sum(0)
+    rows = []
+    for part in np.array_split(np.arange(BINS), CALIBRATION_BINS):
+        cells = total[:, part].sum(0)
+        # In whole numbers up to the last division, so that the sum does not depend on the order.
+        probability = int((cells * (2 * part + 1)).sum()) / (2 * BINS)
+        rows.append((part[0] / BINS, (part[-1] + 1) / BINS, int(cells.sum()), probability, int(total[1, part].sum())))
+    return rows
+
+
+def _gaps(evaluation, label):
+    """Numerators (scenes, CALIBRATION_BINS) and denominators (scenes,) of the expected calibration error (Guo et al., 2017).
+
+    The error is the mean distance of a bin's mean probability from its share of true cells, weighed by cells: the sum of
+    probabilities less the true cells, of each bin over all scenes, without its sign, over all cells.
+    """
+    rows = [calibration(sums.histograms[label]) for sums in evaluation.scenes.values()]
+    _, _, cells, probability, true = np.array(rows).transpose(2, 0, 1)
+    return probability - true, cells.sum(1).astype(np.int64)

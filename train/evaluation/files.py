@@ -8,12 +8,13 @@ from pathlib import Path
 
 from common.files import write_atomically
 from common.spelling import spelled
+from train.distributed import say
 from train.evaluation.counting import ring_names
 from train.evaluation.figures import LEVEL, RESAMPLES, all_figures, calibration, threshold_curve
 from train.options import Options
 from train.runs import find_run
 
-SCHEMA = 1
+SCHEMA, OLDER_SCHEMA = 2, 1
 MAX_BYTES = 256 << 20
 
 
@@ -21,7 +22,7 @@ def as_json(evaluation, figures=None, seed=0, robustness=None):
     """The object that eval.json holds: plain values; NaN is null.
 
     robustness: a table of the same under damage. Each figure has numerator and denominator, and both scene by scene, so
-    that two evaluations can be compared in pairs.
+    that two evaluations can be compared in pairs; numerators of the calibration error are a list a scene, a bin each.
     """
     figures = all_figures(evaluation, seed) if figures is None else figures
     labels = list(evaluation.rows[0].counts) if evaluation.rows else []
@@ -37,21 +38,8 @@ def as_json(evaluation, figures=None, seed=0, robustness=None):
             for label, rows in ((label, threshold_curve(evaluation, label)) for label in labels)
         },
         "calibration": {label: _calibration(evaluation, label) for label in labels},
-        "conditions": _conditions(evaluation.rows, labels),
         **({"robustness": robustness} if robustness else {}),
     }
-
-
-def _conditions(rows, labels):
-    """Samples and sums by place, light and weather together."""
-    out = []
-    for place in sorted({(row.location, row.light, row.weather) for row in rows}):
-        own = [row for row in rows if (row.location, row.light, row.weather) == place]
-        for label in labels:
-            both, predicted, truth = sum(row.counts[label].sum(0) for row in own).tolist()
-            counts = {"samples": len(own), "intersection": both, "union": predicted + truth - both}
-            out.append(dict(zip(("location", "light", "weather"), place, strict=True), label=label, **counts))
-    return out
 
 
 def _figure(figure):
@@ -71,13 +59,10 @@ def _figure(figure):
 
 
 def _calibration(evaluation, label):
-    rows, error = calibration(evaluation, label)
-    names = ("from", "to", "cells", "mean_probability", "share_true")
-    return {"expected_error": error, "bins": [dict(zip(names, map(_plain, row), strict=True)) for row in rows]}
-
-
-def _plain(value):
-    return value.item() if hasattr(value, "item") else value
+    """Bins of probability; their expected error is one of the figures."""
+    names = ("from", "to", "cells", "sum_of_probabilities", "true_cells")
+    rows = calibration(sum(sums.histograms[label] for sums in evaluation.scenes.values()))
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _number(value):
@@ -111,7 +96,10 @@ def _evaluation_in(path):
 
 
 def read_json(path):
-    """What write_json wrote, of any path that evaluation_file knows. Raises ValueError for anything else."""
+    """What write_json wrote, of any path that evaluation_file knows. Raises ValueError for anything else.
+
+    Of an older version's file, whose figures are fewer, it says so.
+    """
     path = evaluation_file(path)
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -123,8 +111,12 @@ def read_json(path):
         raise ValueError(f"{path}: not an evaluation of train.evaluate ({error})") from None
     if not isinstance(content, dict) or "figures" not in content:
         raise ValueError(f"{path}: not an evaluation of train.evaluate")
-    if content.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: schema {content.get('schema')}, this version reads {SCHEMA}; evaluate again")
+    if content.get("schema") not in (OLDER_SCHEMA, SCHEMA):
+        raise ValueError(f"{path}: schema {content.get('schema')}, this version reads up to {SCHEMA}; evaluate again")
+    if content["schema"] == OLDER_SCHEMA:
+        say(
+            f"note: {path}: an older version's, without calibration error, conditions and their intervals; evaluate again"
+        )
     return content
 
 

@@ -14,10 +14,13 @@ import torch
 import torch.nn.functional as F
 
 from train.data.order import sample_rng
+from train.evaluation.counting import both_predicted_true
+from train.evaluation.figures import bounds, ratios, scene_draws
 
 STREAM = 7  # of random numbers; order, draws and flips have theirs
 STRENGTHS = (1, 2, 3)
 FAR_PIXELS = -1e6
+OFF = ((0.5, 0.02), (1.0, 0.05), (2.0, 0.10), (5.0, 0.20))  # degrees and metres of a calibration error
 
 
 def without_camera(batch, camera):
@@ -160,78 +163,135 @@ def corrupted(batch, name, strength, seed=0):
 def resilience(clean_iou, corrupted_ious):
     """Mean resilience rate (RoboBEV): for each corruption its mean IoU over the strengths, over the clean IoU, in percent.
 
-    corrupted_ious: name -> IoUs of the three strengths.
+    clean_iou: number, or array of draws. corrupted_ious: name -> IoUs of the three strengths, of the same kind.
     """
-    rates = {name: 100 * float(np.mean(values)) / clean_iou for name, values in corrupted_ious.items()}
-    return rates, float(np.mean(list(rates.values())))
+    rates = {name: 100 * np.mean(values, 0) / clean_iou for name, values in corrupted_ious.items()}
+    return rates, np.mean(list(rates.values()), 0)
 
 
 def corruption_error(corrupted_ious, baseline_ious):
-    """Mean corruption error (RoboBEV): missed IoU of each corruption over the baseline's, in percent. Both: name -> IoUs."""
+    """Mean corruption error (RoboBEV): missed IoU of each corruption over the baseline's, in percent.
+
+    Both: name -> IoUs of the three strengths, numbers or arrays of draws.
+    """
     errors = {
         name: 100 * sum(1 - v for v in values) / sum(1 - v for v in baseline_ious[name])
         for name, values in corrupted_ious.items()
     }
-    return errors, float(np.mean(list(errors.values())))
+    return errors, np.mean(list(errors.values()), 0)
 
 
-def damages(batch_cameras, sensors, seed=0):
-    """Name -> Batch -> Batch of every damage but the corruptions; sensors: of "lidar" and "radar" those that are used."""
+def offsets(degrees, centimetres):
+    """((degrees, metres), …) of two comma lists, pair by pair. Raises ValueError."""
+    try:
+        pairs = list(zip(*([float(v) for v in text.split(",")] for text in (degrees, centimetres)), strict=True))
+    except ValueError as error:
+        raise ValueError(
+            f"--off_degrees {degrees}, --off_cm {centimetres}: two lists of as many numbers, such as 1,2 and 5,10 ({error})"
+        ) from None
+    return tuple((turn, move / 100) for turn, move in pairs)
+
+
+def damages(cameras, sensors, seed=0, off=OFF):
+    """Name -> Batch -> Batch of every damage.
+
+    cameras: that the batches hold. sensors: of "lidar" and "radar" those that are used. off: (degrees, metres) of every
+    calibration error.
+    """
     out = {}
-    for camera in batch_cameras:
+    for camera in cameras:
         out[f"without {camera}"] = lambda batch, c=camera: without_camera(batch, c)
-    for camera in batch_cameras:
+    for camera in cameras:
         out[f"black {camera}"] = lambda batch, c=camera: with_black_camera(batch, c)
-    for degrees, metres in ((0.5, 0.02), (1.0, 0.05), (2.0, 0.10), (5.0, 0.20)):
+    for degrees, metres in off:
         name = f"calibration off by {degrees:g} degrees, {100 * metres:g} cm"
         out[name] = lambda batch, d=degrees, m=metres: with_moved_cameras(batch, d, m, seed)
     for sensor in sensors:
         out[f"without {sensor}"] = lambda batch, s=sensor: without_points(batch, s)
+    for name in CORRUPTIONS:
+        for strength in STRENGTHS:
+            out[_corruption(name, strength)] = lambda batch, n=name, s=strength: corrupted(batch, n, s, seed)
     return out
 
 
-def robustness(again, baseline, clean, cameras, sensors, seed=0):
-    """The table of an evaluation under every damage.
+def _corruption(name, strength):
+    return f"{name}, strength {strength}"
+
+
+def robustness(again, baseline, clean, changes, seed=0):
+    """The table of an evaluation under every damage. IoU is that of the first label; intervals are paired over scenes.
 
     Args:
-        again: (name, change) -> Evaluation of a pass over changed batches; None on other ranks than 0.
+        again: change -> Evaluation of a pass over changed batches; None on other ranks than 0.
         baseline: eval.json object whose corruptions mCE is relative to, or None. clean: Evaluation; None on other ranks.
-        cameras, sensors: that the batches hold.
+        changes: of `damages`.
     Returns:
-        dict of rows (name, iou, change, intersection, union), mRR in percent, and mCE where there is a baseline; None on
-        other ranks. IoU is that of the first label.
+        dict of rows, mRR in percent, and mCE where there is a baseline, each with its interval; None on other ranks. mCE has
+        one where the baseline is of the same scenes.
     Raises:
         ValueError: the baseline was not evaluated with robustness.
     """
     if baseline is not None and "robustness" not in baseline:
         raise ValueError("--baseline: it was evaluated without --robustness, so there are no corruptions in it")
-    changes = damages(cameras, sensors, seed)
-    for name in CORRUPTIONS:
-        for strength in STRENGTHS:
-            changes[f"{name}, strength {strength}"] = lambda batch, n=name, s=strength: corrupted(batch, n, s, seed)
-    evaluations = {name: again(name, change) for name, change in changes.items()}
+    sums = {}
+    for name, change in changes.items():
+        if (evaluation := again(change)) is not None:
+            sums[name] = _sums(evaluation)
     if clean is None:
         return None
-    reference = _iou(clean)[2]
+    draws = scene_draws(len(clean.scenes), seed)
+    reference, reference_drawn = _iou(_sums(clean), draws)
+    ious = {name: _iou(found, draws) for name, found in sums.items()}
     rows = []
-    for name, found in evaluations.items():
-        both, either, value = _iou(found)
-        rows.append({"name": name, "iou": value, "change": value - reference, "intersection": both, "union": either})
+    for name, (value, drawn) in ious.items():
+        spans = _span(drawn), _span(drawn - reference_drawn, "change_")
+        counts = {"intersection": int(sums[name][0].sum()), "union": int(sums[name][1].sum())}
+        counts |= {"numerators": sums[name][0].tolist(), "denominators": sums[name][1].tolist()}
+        rows.append({"name": name, "iou": value, "change": value - reference} | spans[0] | spans[1] | counts)
     out = {"seed": seed, "clean_iou": reference, "rows": rows}
-    by_name = {
-        name: [row["iou"] for row in rows if row["name"].startswith(f"{name}, strength")] for name in CORRUPTIONS
-    }
+    value, drawn = _by_corruption(ious)
     if reference:
-        out["resilience"], out["mRR"] = resilience(reference, by_name)
+        out["resilience"], out["mRR"] = _plain(resilience(reference, value))
+        out |= _span(resilience(np.where(reference_drawn > 0, reference_drawn, np.nan), drawn)[1], "mRR_")
     if baseline is not None:
-        theirs = {row["name"]: row["iou"] for row in baseline["robustness"]["rows"]}
-        other = {name: [theirs[f"{name}, strength {s}"] for s in STRENGTHS] for name in CORRUPTIONS}
-        out["corruption_error"], out["mCE"] = corruption_error(by_name, other)
+        theirs = {row["name"]: row for row in baseline["robustness"]["rows"]}
+        other = {name: [theirs[_corruption(name, s)]["iou"] for s in STRENGTHS] for name in CORRUPTIONS}
+        out["corruption_error"], out["mCE"] = _plain(corruption_error(value, other))
+        if baseline["scenes"] == list(clean.scenes) and all("numerators" in row for row in theirs.values()):
+            pairs = {name: (row["numerators"], row["denominators"]) for name, row in theirs.items()}
+            other = _by_corruption({name: _iou(np.array(pair), draws) for name, pair in pairs.items()})[1]
+            out |= _span(corruption_error(drawn, other)[1], "mCE_")
     return out
 
 
-def _iou(evaluation):
+def _by_corruption(ious):
+    """(name -> values of the strengths, name -> draws of the strengths) of (value, draws) of every damage."""
+    found = {name: [ious[_corruption(name, s)] for s in STRENGTHS] for name in CORRUPTIONS}
+    return tuple({name: [one[part] for one in three] for name, three in found.items()} for part in (0, 1))
+
+
+def _plain(rates_and_mean):
+    rates, mean = rates_and_mean
+    return {name: float(rate) for name, rate in rates.items()}, float(mean)
+
+
+def _span(drawn, prefix=""):
+    """{"low", "high"}, the names after a prefix: ends of the interval, None where there is none."""
+    return {
+        f"{prefix}{name}": None if math.isnan(v) else v for name, v in zip(("low", "high"), bounds(drawn), strict=True)
+    }
+
+
+def _sums(evaluation):
+    """(2, scenes) int64 intersections and unions of the first label."""
     label = next(iter(evaluation.rows[0].counts))
-    both, predicted, truth = sum(row.counts[label].sum(0) for row in evaluation.rows).tolist()
-    either = predicted + truth - both
-    return both, either, both / either if either else 0.0
+    counts = [both_predicted_true(sums.histograms[label]).sum(0) for sums in evaluation.scenes.values()]
+    both, predicted, truth = np.array(counts).T
+    return np.stack([both, predicted + truth - both])
+
+
+def _iou(sums, draws):
+    """(IoU of all scenes, 0 where nothing was predicted or true; IoU of every draw, NaN where there are too few scenes)."""
+    value = float(np.nan_to_num(ratios(*sums, np.ones((1, sums.shape[1]), int))[0]))
+    drawn = ratios(*sums, draws) if np.count_nonzero(sums[1]) > 1 else np.full(len(draws), np.nan)
+    return value, drawn

@@ -2,7 +2,7 @@
 
 import math
 
-from train.evaluation.figures import all_figures, calibration
+from train.evaluation.figures import CALIBRATION, all_figures
 
 NAME_COLUMNS = 30
 
@@ -24,18 +24,23 @@ def lines_of(evaluation, headline, figures=None, seed=0):
     own = [f for f in figures if f.label in (headline, "every box") and f.group.partition(" ")[1]]
     group = ""
     for figure in own:
-        if figure.group == "iou at best threshold" or figure.group.endswith("category and distance"):
+        if figure.group in ("iou at best threshold", CALIBRATION) or figure.group.endswith("category and distance"):
             continue
         if figure.group != group:
             group = figure.group
             out += ["", group.replace("iou", "IoU").replace("recall", "Recall")]
-        out.append(f"  {figure.name[: NAME_COLUMNS - 2]:<{NAME_COLUMNS - 2}} {span(figure)}  {_share(figure)}")
-    for name in ("precision", "recall"):
-        figure = next(f for f in figures if (f.group, f.label) == (name, headline))
-        out.append(f"{'' if name == 'recall' else chr(10)}{name.capitalize():<{NAME_COLUMNS}} {span(figure)}")
-    error = calibration(evaluation, headline)[1] if evaluation.rows else math.nan
-    out.append(f"{'Expected calibration error':<{NAME_COLUMNS}} {error:.4f}")
+        name = fitted(figure.name, NAME_COLUMNS - 2)
+        out.append(f"  {name:<{NAME_COLUMNS - 2}} {span(figure)}  {_share(figure)}")
+    out.append("")
+    for group, title in (("precision",) * 2, ("recall",) * 2, (CALIBRATION, "expected calibration error")):
+        figure = next(f for f in figures if (f.group, f.label) == (group, headline))
+        out.append(f"{title.capitalize():<{NAME_COLUMNS}} {span(figure)}")
     return out
+
+
+def fitted(name, columns):
+    """The name in so many columns: it loses its beginning, since what tells it from its neighbours is at the end."""
+    return name if len(name) <= columns else f"...{name[3 - columns :]}"
 
 
 def span(figure):
@@ -59,13 +64,19 @@ def _share(figure):
 
 def robustness_lines(damaged):
     """Lines of what train.evaluation.robustness gave."""
-    out = ["", f"{'Under damage':<52} {'IoU':>7} {'change':>8}"]
-    out += [f"  {row['name'][:50]:<50} {row['iou']:>7.4f} {row['change']:>+8.4f}" for row in damaged["rows"]]
-    if "mRR" in damaged:
-        out.append(f"{'Mean resilience rate (mRR)':<52} {damaged['mRR']:>6.1f} %")
-    if "mCE" in damaged:
-        out.append(f"{'Mean corruption error (mCE)':<52} {damaged['mCE']:>6.1f} %")
+    out = ["", f"{'Under damage':<42} {'IoU':>6} {'change':>8}"]
+    for row in damaged["rows"]:
+        change = f"{row['change']:>+8.4f}{_interval(row, 'change_', '+.4f')}"
+        out.append(f"  {fitted(row['name'], 40):<40} {row['iou']:>6.4f} {change}")
+    for name, title in (("mRR", "Mean resilience rate (mRR)"), ("mCE", "Mean corruption error (mCE)")):
+        if name in damaged:
+            out.append(f"{title:<42} {damaged[name]:>6.1f} %{_interval(damaged, f'{name}_', '.1f')}")
     return out
+
+
+def _interval(found, prefix, form):
+    low, high = (found.get(f"{prefix}{end}") for end in ("low", "high"))
+    return "" if low is None else f" [{low:{form}}, {high:{form}}]"
 
 
 def comparison_lines(differences, scenes, names):
@@ -81,7 +92,7 @@ def comparison_lines(differences, scenes, names):
         values = (
             f"{_four(one.a)} {_four(one.b)} {one.difference:>+8.4f}" if _both(one) else f"{_four(one.a)} {_four(one.b)}"
         )
-        out.append(f"  {one.name[:NAME_COLUMNS]:<{NAME_COLUMNS}} {values}{bounds}"[:79])
+        out.append(f"  {fitted(one.name, NAME_COLUMNS):<{NAME_COLUMNS}} {values}{bounds}"[:79])
     return out
 
 

@@ -122,24 +122,30 @@ def sorted_scenes(values, title):
     return _svg(figure, title)
 
 
-def heat_table(values, counts, rows, columns, title):
-    """A table as colours. values, counts: (row, column) -> number; empty where there is none. Dark is high."""
-    figure = _figure((CHART_INCHES[0], 0.8 + 0.42 * len(rows)))
+def heat_table(figures, rows, columns, title):
+    """A table as colours, with intervals and counts in its cells; dark is high.
+
+    figures: (row, column) -> (value, low, high, count); a cell is empty where there is none or its value is NaN.
+    """
+    figure = _figure((CHART_INCHES[0], 0.8 + 0.48 * len(rows)))
     axes = figure.subplots()
-    grid = np.array([[values.get((row, column), np.nan) for column in columns] for row in rows], float)
+    nothing = (math.nan, math.nan, math.nan, 0)
+    grid = np.array([[figures.get((row, column), nothing)[0] for column in columns] for row in rows], float)
     highest = max(np.nanmax(grid, initial=0.0), 1e-6)
     axes.imshow(grid, cmap="Blues", vmin=0, vmax=highest, aspect="auto")
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
-            if (row, column) in values and not math.isnan(grid[y, x]):
-                text = f"{grid[y, x]:.2f}  ({counts[row, column]})"
+            value, low, high, count = figures.get((row, column), nothing)
+            if not math.isnan(value):
+                span = "" if math.isnan(low) else f"\n[{low:.2f}, {high:.2f}]"
+                text = f"{value:.2f}  ({count}){span}"
                 axes.text(
                     x,
                     y,
                     text,
                     ha="center",
                     va="center",
-                    fontsize=8.5,
+                    fontsize=8,
                     color="white" if grid[y, x] > highest / 2 else "#222",
                 )
     axes.set(xticks=range(len(columns)), yticks=range(len(rows)), title=title)

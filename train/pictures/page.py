@@ -98,14 +98,14 @@ def _accuracy(runs, label):
         for name in run.evaluation["thresholds"]:
             found = [next(iter(_figures(run, group, name)), None) for group in ("iou", "precision", "recall")]
             [best] = _figures(run, "iou at best threshold", name) or [None]
-            best = f"{best['value']:.4f} at {best['name']}" if best else "-"
-            error = run.evaluation["calibration"][name]["expected_error"]
+            best = f"{_text(best)} at {best['name']}" if best else "-"
+            [error] = _figures(run, "calibration error", name) or [None]
             rows.append(
                 [
                     f"{run.name}: {name}" if len(runs) > 1 else name,
                     *(_text(f) if f else "-" for f in found),
                     best,
-                    f"{error:.4f}",
+                    _text(error) if error else "-",
                 ]
             )
     head = ["", "IoU at 0.5", "precision", "recall", "best IoU", "calibration error"]
@@ -151,15 +151,14 @@ def _conditions(runs, label):
     for part in ("light", "weather", "location", "vehicles in view"):
         section.charts += _bars(runs, f"iou by {part}", label, f"IoU by {part}")
     for run in runs:
-        rows = [row for row in run.evaluation.get("conditions", []) if row["label"] == label]
-        values = {
-            (r["location"], f"{r['light']}, {r['weather']}"): r["intersection"] / max(r["union"], 1) for r in rows
-        }
-        counts = {(r["location"], f"{r['light']}, {r['weather']}"): r["samples"] for r in rows}
-        places = [list(dict.fromkeys(key[i] for key in sorted(values))) for i in (0, 1)]
-        if values:
-            title = "IoU and samples by place, light and weather" + (f": {run.name}" if len(runs) > 1 else "")
-            section.charts.append(charts.heat_table(values, counts, *places, title))
+        figures = {}
+        for figure in _figures(run, "iou by location, light and weather", label):
+            location, light, weather = figure["name"].rsplit(", ", 2)
+            figures[location, f"{light}, {weather}"] = (*_span(figure), figure["samples"])
+        places = [list(dict.fromkeys(key[i] for key in sorted(figures))) for i in (0, 1)]
+        if figures:
+            title = "IoU (samples) by place, light and weather" + (f": {run.name}" if len(runs) > 1 else "")
+            section.charts.append(charts.heat_table(figures, *places, title))
     return section
 
 
@@ -169,16 +168,15 @@ def _boxes(runs):
         group = f"recall of boxes by {part}"
         section.charts += _bars(runs, group, None, f"Recall by {part}", "share of cells")
     for run in runs:
-        values, counts = {}, {}
+        figures = {}
         for figure in _figures(run, "recall of boxes by category and distance"):
             category, _, ring = figure["name"].rpartition(", ")
-            if figure["value"] is not None:
-                values[category, ring], counts[category, ring] = figure["value"], figure["denominator"]
-        if values:
+            figures[category, ring] = (*_span(figure), figure["denominator"])
+        if figures:
             order = {"0": 0, "2": 1, "3": 2, "b": 3}
-            rings = sorted({ring for _, ring in values}, key=lambda ring: order.get(ring[0], 4))
-            title = "Recall, and cells, by category and distance" + (f": {run.name}" if len(runs) > 1 else "")
-            section.charts.append(charts.heat_table(values, counts, sorted({c for c, _ in values}), rings, title))
+            rings = sorted({ring for _, ring in figures}, key=lambda ring: order.get(ring[0], 4))
+            title = "Recall (cells) by category and distance" + (f": {run.name}" if len(runs) > 1 else "")
+            section.charts.append(charts.heat_table(figures, sorted({c for c, _ in figures}), rings, title))
     return section
 
 
@@ -225,18 +223,28 @@ def _robustness(runs):
         "robustness", "Robustness", "IoU under damage, on the headline's labels; resilience as in RoboBEV."
     )
     rows = [
-        [f"{run.name}: {row['name']}" if len(runs) > 1 else row["name"], f"{row['iou']:.4f}", f"{row['change']:+.4f}"]
+        [
+            f"{run.name}: {row['name']}" if len(runs) > 1 else row["name"],
+            f"{row['iou']:.4f}{_interval(row, '', '.4f')}",
+            f"{row['change']:+.4f}{_interval(row, 'change_', '+.4f')}",
+        ]
         for run in runs
         for row in run.evaluation.get("robustness", {}).get("rows", [])
     ]
     if rows:
         section.tables.append({"head": ["", "IoU", "change"], "rows": rows})
     for run in runs:
+        found = run.evaluation.get("robustness", {})
         for name in ("mRR", "mCE"):
-            value = run.evaluation.get("robustness", {}).get(name)
-            if value is not None:
-                section.text += f" {run.name}: {name} {value:.1f} %."
+            if name in found:
+                section.text += f" {run.name}: {name} {found[name]:.1f} %{_interval(found, f'{name}_', '.1f')}."
     return section
+
+
+def _interval(found, prefix, form):
+    """Text of an interval of a robustness table; an older version's evaluation has none."""
+    low, high = (found.get(f"{prefix}{end}") for end in ("low", "high"))
+    return "" if low is None else f" [{low:{form}}, {high:{form}}]"
 
 
 def _provenance(runs):
