@@ -212,11 +212,13 @@ def fail_in_one_line(action):
             return action()
     except (Stopped, Interrupted) as ended:
         signals.ignore()
-        _say_with_notes(f"{ended}", ended)
+        # All ranks save together; a signal that ended one otherwise may have been sent to it alone.
+        alone = isinstance(ended, Interrupted) and distributed.joined()
+        _say_with_notes(f"{ended}", ended, "process" if alone else "run")
         sys.exit(ended.code)
     except PeerFailed as failed:
         _say_with_notes("", failed)
-        sys.exit(1)
+        sys.exit(failed.code)
     except (ValueError, NotFinite, DataError, OSError, PeersLost, torch.OutOfMemoryError) as error:
         text = _one_line(error)
         if isinstance(error, torch.OutOfMemoryError):

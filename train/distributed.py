@@ -2,12 +2,14 @@
 
 import ctypes
 import datetime
+import gc
 import multiprocessing
 import os
 import signal
 import socket
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +17,8 @@ import torch.distributed as dist
 
 from common import progress
 from train import signals
-from train.errors import PeerFailed, PeersLost
+from train.errors import NotFinite, PeerFailed, PeersLost, Stopped
+from train.last_words import LastWords
 
 FIRST_TIMEOUT_MIN = 10.0  # that a rank waits for the others until they have made their first step: kernels are built
 WAIT_S = 0.1  # between two times that the ranks ask each other
@@ -192,34 +195,64 @@ def _guarded(target, arguments, devices, guard):
 
 def _run_here(target, arguments, devices):
     device = pick_device(devices.name, devices.ids)
+    if not by_torchrun():
+        return target(*arguments, World(0, 1, device))
+    last_words = None
     try:
-        return target(*arguments, _join(device, devices))
-    except RuntimeError as error:
-        # Gloo raises plain RuntimeErrors, with the path of its source in the text.
-        if devices.size > 1 and (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
-            lost = PeersLost(f"rank {os.environ['RANK']} has no connection to the others ({str(error)[:300]})")
-            for note in getattr(error, "__notes__", ()):
-                lost.add_note(note)
-            raise lost from None
-        raise
+        last_words, world = _join(device, devices)
+        return target(*arguments, world)
+    except (Stopped, NotFinite, PeerFailed):
+        raise  # all ranks end by these, and know it of each other
+    except (Exception, KeyboardInterrupt) as error:
+        lost = _as_lost(error, devices)
+        ended = lost or error
+        if last_words is not None and not last_words.mine(lost is not None):
+            ended = PeerFailed(getattr(error, "code", 1))
+        _let_go(error)
+        if ended is error:
+            raise
+        for note in getattr(error, "__notes__", ()):
+            ended.add_note(note)
+        raise ended from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        if last_words is not None:
+            last_words.leave()
+
+
+def _let_go(error):
+    """Let nothing that the error has passed hold a process group any more: its connections close with the last that does.
+
+    The others wait for this rank until they close; a wrapped network alone would keep them until this process has ended.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    gc.collect()
+
+
+def _as_lost(error, devices):
+    """PeersLost, where an error means that. Gloo raises plain RuntimeErrors, with the path of its source in the text."""
+    if devices.size > 1 and (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+        return PeersLost(f"rank {os.environ['RANK']} has no connection to the others ({str(error)[:300]})")
+    return None
 
 
 def _join(device, devices):
-    """This process's World on `device`, after meeting the others where there are others."""
+    """(LastWords, this process's World on `device`), after meeting the others."""
     global _joined
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if not by_torchrun():
-        return World(0, 1, device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = datetime.timedelta(minutes=max(FIRST_TIMEOUT_MIN, devices.timeout_min))
-    dist.init_process_group(backend, timeout=timeout)
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    met = dist.PrefixStore("ranks", store)
+    dist.init_process_group(backend, store=met, rank=rank, world_size=size, timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout) if backend != "gloo" else None
     _joined = True
-    return World(dist.get_rank(), devices.size, device, control, devices.timeout_min)
+    world = World(rank, size, device, control, devices.timeout_min)
+    return LastWords(dist.PrefixStore("last_words", store), rank, size), world
 
 
 def spawn(target, size, *arguments):

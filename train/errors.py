@@ -12,7 +12,11 @@ class NotFinite(RuntimeError):
 
 
 class PeerFailed(RuntimeError):
-    """Another rank failed, and says why itself."""
+    """Another rank failed, and says why itself. code: exit code of this one."""
+
+    def __init__(self, code=1):
+        super().__init__()
+        self.code = code
 
 
 class PeersLost(RuntimeError):

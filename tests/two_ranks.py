@@ -1,0 +1,98 @@
+"""python -m tests.two_ranks PORT…: what may befall one of two processes, on a port each, told as a command tells it."""
+
+import os
+import signal
+import sys
+import time
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from common.vox import VoxUtil
+from train import distributed
+from train.command import fail_in_one_line
+from train.errors import DataError
+from train.evaluation.referee import referee
+from train.loop import Trainer
+from train.model import Needs
+from train.options import Options
+
+GRID = VoxUtil(4, 2, 4, [[0.0, 1.0, 0.0]], (-4, 4, -4, 4, -4, 4))
+
+
+class Plain(torch.nn.Module):
+    """A network that is never asked for anything."""
+
+    needs = Needs()
+
+    def forward(self, batch, grid):
+        raise AssertionError
+
+
+def what_all_meet(world):
+    Trainer(Options(keep_best="iou"), Plain(), (None, None, GRID), world=world)
+
+
+def _evaluation(world, bad):
+    def batches():
+        if world.rank == bad:
+            raise DataError(f"a bad sample of rank {bad}")
+        yield from ()
+
+    referee(Plain(), batches(), GRID, world)
+
+
+def bad_sample_of_rank_0(world):
+    _evaluation(world, 0)
+
+
+def bad_sample_of_rank_1(world):
+    _evaluation(world, 1)
+
+
+def out_of_memory_in_an_update(world):
+    """On rank 0, which holds the store, while rank 1 waits for its gradients; the wrapper keeps hold of the connection."""
+    network = DistributedDataParallel(torch.nn.Linear(2, 2))
+    loss = network(torch.ones(1, 2)).sum()
+    if world.leads:
+        raise torch.OutOfMemoryError("no room")
+    loss.backward()
+
+
+def two_errors_at_once(world):
+    world.together(lambda: int(f"word {world.rank}"))
+
+
+def another_fails_after_it_has_left(world):
+    if world.leads:
+        time.sleep(0.3)
+        raise OSError("the report cannot be written")
+
+
+def signal_to_one(world):
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    world.sum(torch.zeros(1))
+
+
+CASES = (
+    *(what_all_meet, bad_sample_of_rank_0, bad_sample_of_rank_1, out_of_memory_in_an_update, two_errors_at_once),
+    *(another_fails_after_it_has_left, signal_to_one),
+)
+
+
+def main(ports):
+    torch.set_num_threads(1)
+    for case, port in zip(CASES, ports, strict=True):
+        os.environ["MASTER_PORT"] = port
+        code = 0
+        try:
+            devices = distributed.Devices("cpu", (), 2)
+            fail_in_one_line(lambda case=case, devices=devices: distributed.launch(case, (), devices, fail_in_one_line))
+        except SystemExit as ended:
+            code = ended.code
+        print(f"{case.__name__} {code}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
