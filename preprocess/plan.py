@@ -11,6 +11,7 @@ import numpy as np
 
 from common.cameras import CAMERAS, LIDAR, MIN_DISTANCE_M, RADARS, REFERENCE_RADAR
 from common.keys import keyframe_key, scene_key
+from common.progress import Progress
 from common.record import SCHEMA_VERSION
 from preprocess.annotations import Annotations
 from preprocess.errors import SourceError
@@ -69,6 +70,12 @@ def read_splits(version, split_file=None):
     return {split: splits[split] for split in names if split in splits}
 
 
+def _megabytes(folder, name):
+    """Of one table, rounded up; 0 where it is not there, which reading it tells."""
+    path = folder / f"{name}.json"
+    return -(-path.stat().st_size // 1_000_000) if path.is_file() else 0
+
+
 class Planner:
     """Reads the tables of `folder`/`version` once and makes recipes.
 
@@ -93,12 +100,16 @@ class Planner:
             timestamp_of(row, f"sample {token}")
         self.calibration = read_calibration(folder, options.channels)
         self._mountings = {}
-        say("reading ego_pose and sample_data, the largest tables")
-        self.poses = read_poses(folder)
-        self.frames, self.keyframes = read_sensor_frames(folder, self.calibration, self.poses, self.samples)
-        say("reading the annotations")
         self.annotated = version != "v1.0-test"
-        self.annotations = Annotations(folder, self.samples, self.annotated)
+        # The three large tables, a minute or two for the whole of nuScenes; they go by their size.
+        sizes = [_megabytes(folder, name) for name in ("ego_pose", "sample_data", "sample_annotation")]
+        with Progress(sum(sizes), "MB", "tables") as bar:
+            self.poses = read_poses(folder)
+            bar.update(sizes[0])
+            self.frames, self.keyframes = read_sensor_frames(folder, self.calibration, self.poses, self.samples)
+            bar.update(sizes[0] + sizes[1])
+            self.annotations = Annotations(folder, self.samples, self.annotated)
+            bar.update(sum(sizes))
         if self.annotations.note:
             say(self.annotations.note)
         self._choose_sensors(folder)

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from common.progress import Left, Pace, Progress, clock, progress
 from preprocess import index, show, verify
+from preprocess import run as preprocess
 from preprocess.synth.__main__ import main as synth
 from tests.conftest import REPOSITORY
 from tests.test_resume import arguments, curves, run_folder
@@ -231,9 +232,10 @@ def test_a_log_gets_a_line_now_and_then(capsys):
     assert list(progress("abc", "scenes", "world")) == ["a", "b", "c"] and not capsys.readouterr().err
 
 
-def test_other_commands_write_no_carriage_returns(synth_shards, tmp_path):
+def test_other_commands_write_no_carriage_returns(synth_world, synth_shards, tmp_path):
     commands = {
         synth: ["--out", tmp_path / "world", "--scenes", 4, "--tables-only"],
+        preprocess.main: ["--version", "v1.0-mini", "--dataroot", synth_world, "--out", tmp_path / "out", "--dry-run"],
         verify.main: [synth_shards, "--workers", 1],
         index.main: [synth_shards],
         show.main: [synth_shards],

@@ -49,7 +49,7 @@ def run(synth_shards, tmp_path_factory):
 def test_one_command_evaluates_compares_and_reports(run, tmp_path):
     shown = run_module("train.evaluate", run, "--pictures", 3)
     assert re.match(r"step 1; 4 samples; IoU 0\.\d{4}; [1-9]\d* labelled cells\n", shown.stdout)
-    assert "Traceback" not in shown.stderr
+    assert "Traceback" not in shown.stderr and "\r" not in shown.stderr
     assert "protocol simple_bev; grid 24x2x24; fp32 on 1 x cpu" in shown.stderr
     assert max(map(len, shown.stdout.splitlines())) <= 79 + len(str(run))
     content = json.loads((run / "eval" / "eval.json").read_text())

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -31,6 +32,7 @@ from common.record import (
 )
 from common.shard_index import build_index, dump_index, index_path
 from preprocess import show as preprocess_show
+from preprocess.shard_writer import skipped_name
 from tests.conftest import REPOSITORY, run_module
 from train import checkpoint, show
 from train.augment import crop_and_resize
@@ -41,13 +43,23 @@ from train.pictures import maps as map_pictures
 from train.pictures import palette
 from train.pictures.bev import Ground, from_above
 from train.pictures.cameras import clip_edges, draw_boxes, in_camera, mosaic, to_pixels
-from train.pictures.draws import mirror
+from train.pictures.draws import DrawnSample, draws_sheet, mirror
 from train.pictures.layout import legend, sheet
 from train.pictures.maps import ERROR_COLOURS, draw_errors, error_codes, iou_of
 from train.pictures.tensorboard import pictures_of
+from train.pictures.text import tag
 from train.pictures.video import write_video
-from train.pictures.view import NO_BOXES, Boxes, Camera, Maps, View, view_of_record
-from train.samples import Samples, batch_of, network_of, predict
+from train.pictures.view import (
+    NO_BOXES,
+    Boxes,
+    Camera,
+    Maps,
+    View,
+    maps_of_batch,
+    view_of_batch,
+    view_of_record,
+)
+from train.samples import Samples, batch_of, network_of, options_without_run, predict
 from train.setup import make_network
 
 INTRINSICS = np.array([[300.0, 0, 200], [0, 300, 112], [0, 0, 1]])
@@ -310,6 +322,20 @@ def test_error_colours_count_what_iou_counts():
     assert has_colour(plain, palette.MASKED) == (maps.valid == 0).sum()
 
 
+def test_the_error_picture_says_its_iou():
+    maps = random_maps(np.random.default_rng(0))
+    image, value = draw_errors(maps, Ground(200, 20.0)), iou_of(error_codes(maps.truth, maps.valid, maps.prediction))
+
+    def written(text):
+        """Pixels of the corner that the text's strokes make bright."""
+        plate = np.zeros((200, 200, 3), np.uint8)
+        tag(plate, text, (4, 4), 8)
+        return plate.min(-1) > 128
+
+    right, wrong = written(f"IoU {value:.3f}"), written(f"IoU {value + 0.111:.3f}")
+    assert right.sum() > 40 and image[right].min() > 128 and image[wrong].min() < 100
+
+
 def test_the_error_picture_shows_every_cell_at_its_size(monkeypatch):
     maps = random_maps(np.random.default_rng(1))
     for nothing in ("draw_rings", "draw_ego", "tag"):  # what lies over the cells
@@ -426,8 +452,17 @@ def test_show_draws_eight_draws(synth_shards, tmp_path):
     out = tmp_path / "draws.png"
     code, text = invoke(show.main, synth_shards, 2, "--augment", "--out", out, "--width", 1400)
     assert code == 0, text
-    sheet = picture_at(out)
-    assert sheet.shape[1] == 1400
+    picture = picture_at(out)
+    assert picture.shape[1] == 1400
+    samples = Samples([synth_shards])
+    batch, _, grid = batch_of(samples, 2, options_without_run(samples.sources[0].facts), epoch=0)
+    one = DrawnSample(view_of_batch(batch, 0, maps_of_batch(batch, 0, grid)), (False,) * 6, "")
+    pitch = np.diff([draws_sheet(one.view, [one] * n, 1400).shape[0] for n in (1, 2)]).item()
+    rest = picture.shape[0] - 8 * pitch  # title and legend, about as high
+    assert 0 < rest < 2 * pitch
+    rows = [picture[rest // 2 + n * pitch :][:pitch] for n in range(8)]
+    for n, row in enumerate(rows):
+        assert all((row != other).any(-1).mean() > 0.3 for other in rows[:n])
 
 
 def test_show_writes_a_scene_as_a_video(synth_shards, tmp_path):
@@ -482,6 +517,17 @@ def test_show_writes_a_recording(synth_shards, tmp_path):
     turn = Quaternion(pose.rotation.w, pose.rotation.x, pose.rotation.y, pose.rotation.z).rotation_matrix
     back = decode_rows(members[CAMERAS_MEMBER], CAMERA_DTYPE, CAMERAS_MEMBER)[CAMERAS.index("CAM_BACK")]
     assert np.allclose(turn, back["ego_T_cam"][:3, :3], atol=0.02)  # but for what the car turned in between
+    camera = messages["/CAM_BACK/calibration"][0]
+    assert (camera.frame_id, camera.width, camera.height) == ("CAM_BACK", back["width"], back["height"])
+    assert np.allclose(camera.K, back["intrinsics"].ravel())
+    assert np.allclose(np.reshape(camera.P, (3, 4)), np.pad(back["intrinsics"], ((0, 0), (0, 1))))
+    radar = view_of_record("k", members).radar
+    assert np.array_equal(np.frombuffer(messages["/radar"][0].data, "<f4").reshape(-1, 5).T, radar[:5].astype("<f4"))
+    assert [field.name for field in messages["/radar"][0].fields] == ["x", "y", "z", "vx", "vy"]
+    panels = messages["/bev/panels"][0]
+    drawn = cv2.imdecode(np.frombuffer(panels.data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    assert panels.format == "png" and drawn.shape[1] == 1200 and has_colour(drawn, palette.TRUTH)
+    assert all(len(sent) == 4 for topic, sent in messages.items() if topic != "/pose")  # a keyframe each
     grid = messages["/bev/grid"][0]
     assert grid.column_count == 200 and len(grid.data) == 200 * grid.row_stride
     truth = np.frombuffer(grid.data, "<f4").reshape(200, 200, -1)[..., 0]
@@ -593,6 +639,19 @@ def test_preprocess_show_counts_what_the_shards_hold(synth_shards, tmp_path):
     assert got["sensors"]["LIDAR_TOP"] == {"samples": 24, "sweeps": sweeps["LIDAR_TOP"]}
     assert got["keyframes_by_scene"] == {name: len(t) for name, t in times.items()}
     assert picture_at(tmp_path / "c.png").shape[1] == 1000
+
+
+def test_preprocess_show_says_how_shards_were_made_and_what_was_left_out(synth_shards, tmp_path):
+    for name in ("val-000.tar", "val-000.idx.json"):
+        (tmp_path / name).symlink_to(synth_shards / name)
+    options = json.loads((synth_shards / "val.manifest.json").read_bytes())["options"]
+    left = [{"key": "scene-0103_0001", "token": "t", "why": "CAM_BACK: no such file"}]
+    (tmp_path / skipped_name("val-000")).write_text(json.dumps({"skipped": left}))
+    got = json.loads(invoke(preprocess_show.main, tmp_path, "--json")[1])
+    assert got["skipped"] == left and {n: [v] for n, v in options.items()}.items() <= got["options"].items()
+    code, text = invoke(preprocess_show.main, tmp_path)
+    assert code == 0 and "1 samples were left out" in text and "  scene-0103_0001: CAM_BACK: no such file" in text
+    assert "as in the source" in text and re.search(r"  sweeps +3\n", text), text
 
 
 def test_preprocess_show_prints_a_table_for_a_terminal(synth_shards, tmp_path):

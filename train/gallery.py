@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from common.progress import progress
 from train.pictures.layout import encode
 from train.samples import Network, Samples
 from train.show import sheet_of
@@ -22,7 +23,7 @@ def write_gallery(out, evaluation, label, parts, count):
         return 0
     samples = Samples(parts.loader.reader.shards)
     network = Network(parts.options, parts.network.eval(), parts.step, parts.loader.stage.device)
-    for number, (kind, row, value) in enumerate(chosen):
+    for number, (kind, row, value) in enumerate(progress(chosen, "pictures", "gallery")):
         picture = sheet_of(samples, samples.find(row.key)[0], network, WIDTH_PX)
         (out / f"{number:02d}_{kind}_IoU_{value:.3f}_{row.key}.jpg").write_bytes(encode(picture, ".jpg"))
     return len(chosen)
