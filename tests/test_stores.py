@@ -120,6 +120,20 @@ def test_a_shard_that_is_not_the_listed_one_is_refused(synth_shards, tmp_path):
     assert len(load_indexes(find_shards(f"{folder}/train-*.tar"))) == 2
 
 
+def test_verify_of_a_pattern_names_a_listed_shard_that_is_gone_and_says_what_was_left_out(
+    synth_shards, tmp_path, capsys
+):
+    folder = shutil.copytree(synth_shards, tmp_path / "out")
+    assert verify(f"{folder}/train-001.tar") == ([], 8, 1)
+    assert "note: 8 of the 20 samples of" in capsys.readouterr().err
+    (folder / "train-000.tar").unlink()
+    for pattern in ("train-*.tar", "train-<000..099>.tar"):
+        problems, keyframes, shards = verify(f"{folder}/{pattern}")
+        assert (keyframes, shards) == (8, 1) and len(problems) == 1
+        assert f"{folder}/train-000.tar: its manifest lists it" in problems[0]
+        assert "samples of" not in capsys.readouterr().err  # the pattern names it: nothing was left out
+
+
 def test_one_flipped_byte_of_a_manifest_is_found(synth_shards):
     raw = (synth_shards / "train.manifest.json").read_bytes()
     manifest = parse_manifest(raw, "m")
