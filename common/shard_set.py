@@ -66,7 +66,7 @@ def expand_ranges(pattern):
     choices = []
     for first, last in zip(parts[1::3], parts[2::3], strict=True):
         if int(first) > int(last):
-            raise ValueError(f"{pattern}: the range {first}..{last} runs backwards")
+            raise ValueError(f"{addresses.shown(pattern)}: the range {first}..{last} runs backwards")
         width = len(first)
         choices.append([f"{i:0{width}d}" for i in range(int(first), int(last) + 1)])
     texts = parts[::3]

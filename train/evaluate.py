@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import torch
 
+from common import addresses
 from common.progress import Progress
 from common.shard_set import find_beside, find_shards
 from common.stores import parse_options
@@ -107,7 +108,8 @@ def _val_shards_of(run, recorded, access):
         return {"shards": ()}
     found = find_beside(find_shards(recorded["shards"], "train", access), "val")
     if not found:
-        raise ValueError(f"{run}: no val shards beside {', '.join(recorded['shards'])}; give --val_shards")
+        beside = ", ".join(map(addresses.shown, recorded["shards"]))
+        raise ValueError(f"{run}: no val shards beside {beside}; give --val_shards")
     return {"shards": (), "val_shards": found.shards}
 
 
