@@ -17,12 +17,13 @@ class FaultyServer:
         faults: what goes wrong with the next GETs, one each, first come first: "503", "reset", "half", "wrong range", "stall",
             "404", "403", "changed", "ignores ranges".
         lasting: a fault of every GET, or "".
+        query: without which every request is refused, or "".
         bytes_sent: of all bodies.
     """
 
     def __init__(self, folder):
         self.folder, self.faults, self.lasting, self.bytes_sent = Path(folder), [], "", 0
-        self.requests = []
+        self.requests, self.query = [], ""
         self._closed = threading.Event()
         outer = self
 
@@ -56,11 +57,13 @@ class FaultyServer:
         self._httpd.server_close()
 
     def _answer(self, request, head=False):
-        name = request.path.partition("?")[0].lstrip("/")
+        name, _, query = request.path.lstrip("/").partition("?")
         fault = "" if head else (self.faults.pop(0) if self.faults else self.lasting)
         self.requests.append((request.command, request.path, request.headers.get("Range", "")))
         path = self.folder / name
         status = {"503": 503, "404": 404, "403": 403}.get(fault, 200 if path.is_file() else 404)
+        if self.query not in ("", query):
+            status = 403
         if fault == "reset":
             return self._reset(request)
         if fault == "stall":
