@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from train.augment import moved_intrinsics, resample, resample_into, sampling_plan, stacked
 from train.data.batch import Batch
 from train.data.buffers import passed
 from train.data.images import EncodedImages, NoImages, ResampledImages
 from train.data.upload import Parcel
+from train.errors import DataError
 from train.targets import bev_targets
 
 
@@ -170,8 +170,13 @@ class DeviceStage:
         memory that it is given may still be read by what was queued before, and what it returns may not be written yet. So the
         host waits for both sides. That costs this thread alone, which is a batch ahead.
 
-        Raises RuntimeError, which does not say which one, for an image that is damaged or not of the size recorded.
+        Raises RuntimeError, which does not say which one, for an image that is damaged or not of the size recorded, and
+        DataError where torchvision has no decoder any more.
         """
+        try:
+            from torchvision.io import ImageReadMode, decode_jpeg  # deprecated there, so nothing else may need it
+        except ImportError:
+            raise DataError("this torchvision decodes no JPEGs; use --decode host") from None
         encoded = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for own in images.encoded for image in own]
         sizes_hw = [size for own in images.sizes_hw for size in own]
         if self.config.on_cuda:
