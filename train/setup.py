@@ -106,7 +106,7 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras
         verify_reads=options.verify_reads,
         cache_dir=options.cache_dir or None,
         cache_gb=options.cache_gb,
-        requests=options.requests,
+        requests=max(options.requests, options.nworkers),  # waiting for answers takes no cores
         store_options=options.stores,
         decode=options.decode,
         labels=labels,
