@@ -159,6 +159,7 @@ def test_facts_of_the_boxes_stand_in_the_batch(synth_shards):
             assert facts.num_lidar_pts.shape == facts.num_radar_pts.shape == (count,)
             seen = torch.from_numpy((facts.visibility != 1).astype(np.float32))
             assert torch.equal(seen, batch.vislist[b, t, :count])
+            assert batch.scorelist[b, t].tolist() == [1] * count + [0] * (batch.lrtlist.shape[2] - count)
 
 
 def test_a_batch_tells_itself_on_a_screen(synth_shards):

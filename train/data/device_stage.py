@@ -93,7 +93,6 @@ class DeviceStage:
             lrtlist=sent["lrt"],
             lrtlist_cam0=sent["lrt_cam0"],
             vislist=sent["visible"],
-            scorelist=sent["score"],
             tidlist=sent.get("tids"),
             box_numbers=sent["numbers"],
             labels=self._labels(maps, sent),
@@ -120,7 +119,6 @@ class DeviceStage:
         parcel.pad("lrt", [f.lrt for f in frames])
         parcel.pad("lrt_cam0", [f.lrt_cam0 for f in frames])
         parcel.pad("visible", [f.visible for f in frames])
-        parcel.pad("score", [np.ones(len(f.lrt), np.float32) for f in frames])
         if self.config.get_tids:
             parcel.pad("tids", _track_ids(loaded.windows), -1)
         parcel.copy("numbers", [f.maps[0][0] for f in frames])
