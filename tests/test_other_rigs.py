@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from common.keys import MAX_KEY_CHARS, is_key, keyframe_key, scene_key
 from common.record import BOX_DTYPE, BOXES_MEMBER, SAMPLE, decode_rows
-from common.shard_index import build_index, load_index
+from common.shard_index import build_index
 from preprocess.annotations import visibility_of
 from preprocess.errors import SourceError
 from preprocess.plan import Options, Planner
 from preprocess.verify import verify
+from tests.index_files import load_index
 from tests.preprocessing import rewrite, run_here, says_no, table
 from tests.test_preprocess import loaders
 

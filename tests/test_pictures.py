@@ -28,9 +28,10 @@ from common.record import (
     decode_rows,
     encode_rows,
 )
-from common.shard_index import build_index, dump_index, index_path
+from common.shard_index import build_index, dump_index
 from preprocess import show as preprocess_show
 from tests.conftest import REPOSITORY, run_module
+from tests.index_files import index_path
 from train import checkpoint, show
 from train.augment import crop_and_resize
 from train.metrics import intersection_union, iou

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from common.retries import Retry
-from common.shard_index import ShardError, build_index, dump_index, index_path
+from common.shard_index import ShardError, build_index, dump_index
 from common.shard_set import find_shards
+from tests.index_files import index_path
 from tests.test_buffers import resident_mb
 from tests.test_order import CONF, GRID, equal, loaders
 from train.data import DataError, compile_data

@@ -9,10 +9,11 @@ import time
 import numpy as np
 import pytest
 
-from common.shard_index import ShardError, load_index
+from common.shard_index import ShardError
 from common.stores import open_store
 from tests.conftest import REPOSITORY
 from tests.faulty_server import FaultyServer
+from tests.index_files import load_index
 from tests.test_order import equal
 from tests.test_reading import stream_of
 from train.data.sources import LocalSource, RangeSource, SourceConfig, open_source
