@@ -37,6 +37,12 @@ def shown(address):
     return re.sub(r"^([^:]+://)[^/@]*@", r"\1", base)
 
 
+def recordable(address):
+    """The address as files may keep it: without the query of a signed URL, or a password with its user name."""
+    base, _ = _without_query(str(address))
+    return re.sub(r"^([^:]+://)[^/@:]*:[^/@]*@", r"\1", base)
+
+
 def split(address):
     """(folder, name) of a file's address; a query stays with the folder. The folder is "" for a bare local name."""
     base, query = _without_query(str(address))

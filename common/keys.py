@@ -20,8 +20,9 @@ def scene_key(name):
     """The part of a key that stands for a scene, a pure function of its name; different names have different keys.
 
     A name of at most 56 letters, digits, "_" and "-" that begins with a letter or digit is its own key. Any other is
-    written with "-" for every run of other characters, cut short, and followed by "--" and 16 hex digits of the SHA-256
-    of its UTF-8 bytes. Names that look so already are escaped too, which is what keeps the two kinds apart.
+    written with "-" for every run of what is neither letter, digit nor "_", cut short, without "-" and "_" at its ends
+    ("scene" if nothing is left), and followed by "--" and 16 hex digits of the SHA-256 of its UTF-8 bytes. Names that
+    look so already are escaped too, which is what keeps the two kinds apart.
     """
     if _PLAIN.fullmatch(name) and len(name) <= MAX_SCENE_CHARS and not _ESCAPED.fullmatch(name):
         return name

@@ -139,7 +139,10 @@ class ObjectStore(RemoteStore):
         refused = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
         if refused or (status and status[1] in ("401", "403")):
             kind = CannotList if not name or name.endswith("/") else StoreError
-            raise kind(f"{where}: access is refused ({text}); check the credentials") from None
+            remedy = "check the credentials"
+            if self.scheme in ("http", "https"):
+                remedy = "a signed address needs its query, which is never recorded: give the whole of it again"
+            raise kind(f"{where}: access is refused ({text}); {remedy}") from None
         if "169.254.169.254" in text or "metadata.google.internal" in text:
             raise StoreError(f"{where}: no credentials; set the usual variables or --store_options") from None
         if status and status[1] not in ("408", "425", "429"):

@@ -18,7 +18,6 @@ from common import addresses
 from common.errors import Missing, ShardError
 from common.record import READ_SCHEMAS, SAMPLE, SCHEMA_VERSION, RecordError, parse_sample
 from common.spelling import spelled
-from common.stores import open_store
 
 MAX_INDEX_BYTES = 256 << 20
 ABSENT = np.uint32(0xFFFFFFFF)  # size of a member that a sample does not have
@@ -54,12 +53,6 @@ class ShardIndex:
     tar_sha256: str
     facts: dict = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
-
-
-def index_path(tar):
-    """Path of the index that belongs to the tar at `tar`."""
-    tar = Path(tar)
-    return tar.with_name(tar.name.removesuffix(".tar") + ".idx.json")
 
 
 def _pack(array, dtype):
@@ -109,22 +102,15 @@ def check_schema(schema, where):
         raise ShardError(f"{where}: schema {schema}, this version reads {known}; make the shards anew")
 
 
-def load_index(tar, verify=False, store=None):
-    """Read the index of the shard at `tar`.
+def open_index(store, name, verify=False):
+    """Read the index of the shard `name` in a store: (ShardIndex, Stat of the tar).
 
     Args:
-        tar: path or address of the tar; its index lies beside it.
+        store: the Store of its folder. name: of the tar; its index lies beside it.
         verify: also check that not one byte of the index differs from what was written.
-        store: the Store of its folder, where that is open already.
     Raises:
         ShardError: no tar, no index, a damaged index, a schema this version does not know, or a tar of another size.
     """
-    folder, name = addresses.split(tar)
-    return open_index(store or open_store(folder), name, verify)[0]
-
-
-def open_index(store, name, verify=False):
-    """(ShardIndex, Stat of the tar) of the shard `name` in a store. Raises ShardError; see load_index."""
     tar = store.path(name)
     try:
         stat = store.stat(name)
@@ -144,7 +130,7 @@ def open_index(store, name, verify=False):
 
 
 def parse_index(raw, tar, verify=False):
-    """ShardIndex from the bytes of the index that belongs to `tar`, which is not looked at. See load_index."""
+    """ShardIndex from the bytes of the index that belongs to `tar`, which is not looked at. See open_index."""
     try:
         body = json.loads(raw)
         check_schema(body["schema"], tar)

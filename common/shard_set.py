@@ -30,6 +30,7 @@ class ShardSet:
         manifests: folder address -> {split: Manifest} of those manifests that list one of the shards.
         options: of the stores (never printed). retry: of remote reads.
         notes: lines that the user should see once.
+        gone: tars that a manifest lists and a pattern covers, but that are not there; see find_shards(strict=False).
     """
 
     shards: tuple
@@ -37,6 +38,7 @@ class ShardSet:
     options: dict | None = field(default=None, repr=False)
     retry: Retry = Retry()
     notes: tuple = ()
+    gone: tuple = ()
 
     def __iter__(self):
         return iter(self.shards)
@@ -65,7 +67,7 @@ def expand_ranges(pattern):
     choices = []
     for first, last in zip(parts[1::3], parts[2::3], strict=True):
         if int(first) > int(last):
-            raise ValueError(f"{pattern}: the range {first}..{last} runs backwards")
+            raise ValueError(f"{addresses.shown(pattern)}: the range {first}..{last} runs backwards")
         width = len(first)
         choices.append([f"{i:0{width}d}" for i in range(int(first), int(last) + 1)])
     texts = parts[::3]
@@ -83,7 +85,7 @@ def find_shards(patterns, split=None, options=None, retry=None, strict=True):
             these with commas, a folder, a manifest, a pipe: command. A ShardSet is returned as it is.
         split: which split a folder stands for; None: all that it holds.
         options, retry: see common.stores.open_store.
-        strict: False does without what is damaged or missing, for commands that check or mend.
+        strict: False does without what is damaged or missing, for commands that check or mend; `gone` names the latter.
     A range may reach past the last shard, but must meet one. Of what a manifest lists and a pattern covers, nothing may
     be missing. Raises ValueError (ShardError), naming what matches nothing or is missing, and the remedy.
     """
@@ -96,8 +98,9 @@ def find_shards(patterns, split=None, options=None, retry=None, strict=True):
         raise ShardError("no shards given")
     folders = _Folders(options, retry or Retry(), strict)
     found = dict.fromkeys(itertools.chain.from_iterable(_resolve(p, split, folders) for p in patterns))
-    manifests, notes = _checked(list(found), folders)
-    return ShardSet(tuple(found), manifests, options, folders.retry, notes)
+    gone = tuple(tar for tar in folders.gone if tar not in found)
+    manifests, notes = _checked([*found, *gone], folders)
+    return ShardSet(tuple(found), manifests, options, folders.retry, notes, gone)
 
 
 def find_beside(shards, split):
@@ -157,6 +160,7 @@ class _Folders:
     def __init__(self, options, retry, strict=True):
         self.options, self.retry, self.strict = options, retry, strict
         self._stores, self._manifests = {}, {}
+        self.gone = {}  # the keys are tars that are listed and covered, but not there
 
     def store(self, folder):
         if folder not in self._stores:
@@ -324,6 +328,7 @@ def _matches_in(folder, wanted, folders):
             f"{store.path(gone[0])}: its manifest lists it, but it is not there{others}; copy it, "
             f"run {spelled('preprocess.run')} again, or name the shards that you want"
         )
+    folders.gone |= dict.fromkeys(addresses.join(folder, name) for name in gone)
     order = {name: i for i, name in enumerate(wanted)}
     return [addresses.join(folder, name) for name in sorted(there, key=lambda n: (order.get(n, 0), n))]
 

@@ -8,7 +8,7 @@ import sys
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -86,7 +86,7 @@ def verify(patterns, against=None, workers=1, options=None):
     tars = [(folder.store, name) for folder in folders for name in folder.names]
     if not tars:
         raise SourceError(f"{folders[0].store.path('')}: no shards there")
-    problems, sound = [], {}
+    problems, sound = [problem for folder in folders for problem in folder.missing()], {}
     sources = _sources(against, tars) if against else {}
     arguments = [(store, name, against, sources.get((store.address, name))) for store, name in tars]
     if workers > 1 and len(tars) > 1:
@@ -125,19 +125,29 @@ def _folders(patterns, options):
         tars = find_shards(patterns, options=options, strict=False)
     except ShardError as error:
         raise SourceError(f"no shards there: {error}") from None
-    for tar in tars:
+    for note in tars.notes:
+        say(f"note: {note}")
+    for tar in (*tars, *tars.gone):
         folder, name = split(tar)
-        names.setdefault(folder, []).append(name)
-    return [_Folder(open_store(folder or ".", options), own, None) for folder, own in names.items()]
+        names.setdefault(folder, ([], []))[tar in tars.gone].append(name)
+    return [_Folder(open_store(folder or ".", options), own, None, gone) for folder, (own, gone) in names.items()]
 
 
 @dataclass
 class _Folder:
-    """Shards of a folder that are to be checked, and every name in it where all of it is."""
+    """Shards of a folder that are to be checked, and every name in it where all of it is, or else those that are gone."""
 
     store: object
     names: list
     there: list | None
+    gone: list = field(default_factory=list)
+
+    def missing(self):
+        """Problems of the shards that were named, are listed and are not there."""
+        return [
+            f"{self.store.path(n)}: its manifest lists it, but it is missing; run preprocess.run again"
+            for n in self.gone
+        ]
 
     def check(self, sound):
         """Problems of its manifests and strays. sound: tar name -> ShardIndex of the shards that could be read."""

@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -17,12 +18,16 @@ class FaultyServer:
         faults: what goes wrong with the next GETs, one each, first come first: "503", "reset", "half", "wrong range", "stall",
             "404", "403", "changed", "ignores ranges".
         lasting: a fault of every GET, or "".
+        pause_s: before each answer. most_at_once: requests that were being answered at one time, at most.
+        query: without which every request is refused, or "".
         bytes_sent: of all bodies.
     """
 
     def __init__(self, folder):
         self.folder, self.faults, self.lasting, self.bytes_sent = Path(folder), [], "", 0
-        self.requests = []
+        self.requests, self.query = [], ""
+        self.pause_s, self.at_once, self.most_at_once = 0.0, 0, 0
+        self._counting = threading.Lock()
         self._closed = threading.Event()
         outer = self
 
@@ -30,10 +35,12 @@ class FaultyServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self):
-                outer._answer(self)
+                with outer._counted():
+                    outer._answer(self)
 
             def do_HEAD(self):
-                outer._answer(self, head=True)
+                with outer._counted():
+                    outer._answer(self, head=True)
 
             def log_message(self, *_):
                 pass
@@ -55,12 +62,26 @@ class FaultyServer:
         self._httpd.shutdown()
         self._httpd.server_close()
 
+    @contextmanager
+    def _counted(self):
+        with self._counting:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            self._closed.wait(self.pause_s)
+            yield
+        finally:
+            with self._counting:
+                self.at_once -= 1
+
     def _answer(self, request, head=False):
-        name = request.path.partition("?")[0].lstrip("/")
+        name, _, query = request.path.lstrip("/").partition("?")
         fault = "" if head else (self.faults.pop(0) if self.faults else self.lasting)
         self.requests.append((request.command, request.path, request.headers.get("Range", "")))
         path = self.folder / name
         status = {"503": 503, "404": 404, "403": 403}.get(fault, 200 if path.is_file() else 404)
+        if self.query not in ("", query):
+            status = 403
         if fault == "reset":
             return self._reset(request)
         if fault == "stall":

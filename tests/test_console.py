@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner
 
 from common.progress import Left, Pace, Progress, clock, progress
+from common.shard_set import find_shards
 from preprocess import index, show, verify
 from preprocess import run as preprocess
 from preprocess.synth.__main__ import main as synth
@@ -24,7 +25,7 @@ from tests.test_resume import arguments, curves, run_folder
 from train import console
 from train.console import FIRST_UPDATES, WIDTH, Console, ending, line
 from train.curves import POOL, Pool
-from train.options import Options
+from train.options import Options, as_dict
 from train.step import TOTAL
 
 LONG = "a_name_that_says_everything_about_the_experiment_and_then_some_more_of_it"
@@ -255,3 +256,20 @@ def test_what_a_checkpoint_may_not_say_is_asked_for(tmp_path):
     *_, evaluate, again = ending(options, folder, done=True, evaluated=True)
     assert evaluate.endswith(f"train.evaluate '{folder}' --val_shards … --store_options …")
     assert again.endswith(f"train.run --resume '{folder}' --max_iters N --shards … --store_options …")
+
+
+def test_queries_of_signed_addresses_and_passwords_are_not_recorded_and_are_asked_for_again(tmp_path):
+    signed = "https://user:hush@host/set/train-<000..099>.tar?sig=hush"
+    plain = ("s3://bucket/what?/train-*.tar", "abfs://container@account.dfs.core.windows.net/set/", "pipe:cat a?b.tar")
+    options = Options(
+        shards=(signed, *plain), val_shards=("https://host/val/?sig=hush",), data_dir="http://host/d?hush"
+    )
+    recorded = as_dict(options)
+    assert recorded["shards"] == ["https://host/set/train-<000..099>.tar", *plain] and "hush" not in str(recorded)
+    assert recorded["val_shards"] == ["https://host/val/"] and recorded["data_dir"] == "http://host/d"
+    options = Options(shards=("https://host/set/?sig=hush",), log_dir=str(tmp_path))
+    again = ending(options, tmp_path, done=False, evaluated=False)[-1]
+    assert again.endswith("config.yaml --shards …")
+    with pytest.raises(ValueError) as caught:
+        find_shards("https://host/train-<9..0>.tar?sig=hush")
+    assert "hush" not in str(caught.value)

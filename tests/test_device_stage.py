@@ -13,7 +13,7 @@ from tests.fake_cuda import Watch, fake_mode, host
 from tests.test_buffers import shards_of_sizes
 from tests.test_order import CONF, GRID, equal, loaders
 from train.augment import crop_and_resize, resample, sampling_plan, stacked
-from train.data import LabelSpec, compile_data
+from train.data import DataError, LabelSpec, compile_data
 from train.data.ahead import Ahead
 from train.data.config import Grid, StageConfig
 from train.data.device_stage import DeviceStage
@@ -158,6 +158,7 @@ def test_facts_of_the_boxes_stand_in_the_batch(synth_shards):
             assert facts.num_lidar_pts.shape == facts.num_radar_pts.shape == (count,)
             seen = torch.from_numpy((facts.visibility != 1).astype(np.float32))
             assert torch.equal(seen, batch.vislist[b, t, :count])
+            assert batch.scorelist[b, t].tolist() == [1] * count + [0] * (batch.lrtlist.shape[2] - count)
 
 
 def test_a_batch_tells_itself_on_a_screen(synth_shards):
@@ -211,6 +212,14 @@ def test_without_workers_there_is_no_thread_and_with_them_one_batch_is_ahead(syn
     finally:
         ahead.close()
     assert threading.active_count() == before
+
+
+def test_a_torchvision_without_its_decoder_is_told_with_the_remedy(synth_shards, monkeypatch):
+    loader = batches_of(synth_shards, 0, decode="device")
+    assert next(iter(loader)).imgs is not None
+    monkeypatch.delattr("torchvision.io.decode_jpeg")
+    with pytest.raises(DataError, match="^this torchvision decodes no JPEGs; use --decode host$"):
+        loader.batch_of([0])
 
 
 def test_errors_come_where_the_batch_is_asked_for_and_torch_keeps_its_threads(synth_shards):

@@ -33,10 +33,11 @@ from common.record import (
     merge_planes,
     parse_sample,
 )
-from common.shard_index import ABSENT, ShardError, build_index, dump_index, index_path, load_index, parse_index
+from common.shard_index import ABSENT, ShardError, build_index, dump_index, parse_index
 from common.shard_set import find_shards
 from preprocess.verify import verify
 from tests.conftest import REPOSITORY
+from tests.index_files import index_path, load_index
 
 SPECIFICATION = (REPOSITORY / "shards" / "README.md").read_text()
 

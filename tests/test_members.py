@@ -35,11 +35,12 @@ from common.record import (
     parse_sample,
     radar_member,
 )
-from common.shard_index import dump_index, index_of, index_path
+from common.shard_index import dump_index, index_of
 from preprocess.keyframe import build_record
 from preprocess.plan import Options, Planner
 from preprocess.shard_writer import _add
 from preprocess.verify import verify
+from tests.index_files import index_path
 from tests.test_preprocess import CONF, GRID
 from train.data import compile_data
 from train.data.buffers import Pools

@@ -1,18 +1,24 @@
 """Other rigs in nuScenes' layout: names, words, and what tables of other tools get wrong."""
 
+import hashlib
+import itertools
 import json
 import shutil
+import string
 
 import pytest
 import webdataset
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from common.keys import MAX_KEY_CHARS, is_key, keyframe_key, scene_key
 from common.record import BOX_DTYPE, BOXES_MEMBER, SAMPLE, decode_rows
-from common.shard_index import build_index, load_index
+from common.shard_index import build_index
 from preprocess.annotations import visibility_of
 from preprocess.errors import SourceError
 from preprocess.plan import Options, Planner
 from preprocess.verify import verify
+from tests.index_files import load_index
 from tests.preprocessing import rewrite, run_here, says_no, table
 from tests.test_preprocess import loaders
 
@@ -49,6 +55,32 @@ NAMES = (
 @pytest.fixture
 def copy(small_world, tmp_path):
     return shutil.copytree(small_world, tmp_path / "copy")
+
+
+def key_as_specified(name):
+    """What shards/README.md says of scene names, step by step and letter by letter."""
+    letters = string.ascii_letters + string.digits
+    plain = all(c in letters + "_-" for c in name) and name[:1] in set(letters) and len(name) <= 56
+    tail = name[-18:]
+    escaped = len(tail) == 18 and tail.startswith("--") and all(c in "0123456789abcdef" for c in tail[2:])
+    if plain and not escaped:
+        return name
+    readable = ""
+    for kept, run in itertools.groupby(name, lambda c: c in letters + "_"):
+        readable += "".join(run) if kept else "-"
+    readable = readable[:38].strip("-_") or "scene"
+    return f"{readable}--{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text("aZ09_-. é/\n", max_size=70) | st.text(st.characters(codec="utf-8"), max_size=70))
+@example("")
+@example("a--- -b")
+@example("__.--" + "x" * 60)
+@example("a" * 37 + "_-_ b")
+@example("scene--0123456789abcdef")
+def test_keys_follow_the_rule_as_written(name):
+    assert scene_key(name) == key_as_specified(name)
 
 
 def test_keys_of_any_name():

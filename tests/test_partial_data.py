@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from common.cameras import RADARS
-from common.shard_index import load_index
 from preprocess.left_out import MAX_LINES, by_scene
 from preprocess.verify import verify
+from tests.index_files import load_index
 from tests.preprocessing import contents, rewrite, run_here, says_no
 from tests.test_network import Points
 from tests.test_preprocess import leave_out, loaders

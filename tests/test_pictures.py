@@ -30,10 +30,11 @@ from common.record import (
     decode_rows,
     encode_rows,
 )
-from common.shard_index import build_index, dump_index, index_path
+from common.shard_index import build_index, dump_index
 from preprocess import show as preprocess_show
 from preprocess.shard_writer import skipped_name
 from tests.conftest import REPOSITORY, run_module
+from tests.index_files import index_path
 from train import checkpoint, show
 from train.augment import crop_and_resize
 from train.curves import Curves, Pool

@@ -18,13 +18,14 @@ import pytest
 from click.testing import CliRunner
 
 from common.cameras import RADARS
-from common.shard_index import build_index, load_index
+from common.shard_index import build_index
 from common.stores import open_store
 from preprocess.errors import SourceError
 from preprocess.plan import Options, Planner
 from preprocess.pointclouds import parse_radar
 from preprocess.verify import verify
 from tests.conftest import REPOSITORY, run_module
+from tests.index_files import load_index
 from tests.preprocessing import command, contents, fails, rewrite, table
 from train.data import compile_data
 

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from common.shard_index import ShardError, build_index, dump_index, index_path
+from common.retries import Retry
+from common.shard_index import ShardError, build_index, dump_index
+from common.shard_set import find_shards
+from tests.index_files import index_path
 from tests.test_buffers import resident_mb
 from tests.test_order import CONF, GRID, equal, loaders
 from train.data import DataError, compile_data
 from train.data.sources import SourceConfig, open_source
-from train.data.sources.pipe import stream_order
+from train.data.sources.pipe import PipeSource, stream_order
 
 MEMBERS = ("imgs", "lidar_data", "radar_data", "seg_bev")
 
@@ -42,6 +45,14 @@ def server(synth_shards):
     yield f"http://127.0.0.1:{httpd.server_address[1]}"
     httpd.shutdown()
     httpd.server_close()
+
+
+def test_a_command_that_hangs_on_an_index_ends_in_one_line(synth_shards):
+    shards = find_shards(f"pipe:sleep 60; cat {synth_shards}/train-000.tar", retry=Retry(stall_s=0.1))
+    started = time.monotonic()
+    with pytest.raises(ShardError, match=r"index cannot be read: pipe:sleep 60.*did not end within 0.4 s") as caught:
+        PipeSource(shards)
+    assert time.monotonic() - started < 20 and "\n" not in str(caught.value)
 
 
 def stream_of(pattern, **options):

@@ -109,8 +109,8 @@ def test_two_processes_fetch_each_sample_once(s3, s3_shards, access, tmp_path):
     before = len(s3.requests('.tar HTTP/1.1" 206'))
     result = run_module(*words(f"{s3_shards}/train-*.tar", tmp_path, *cameras, *more))
     assert len(s3.requests('.tar HTTP/1.1" 206')) - before == 20 + 1  # and a look at the categories of one
-    told = re.findall(r"(\d+ % of \d+) keyframes came from the cache", result.stderr)
-    assert told[-2:] == ["0 % of 10", "100 % of 10"] and len(told) <= 3
+    told = re.findall(r"(\d+ % of this process's \d+) keyframes came from the cache", result.stderr)
+    assert told[-2:] == ["0 % of this process's 10", "100 % of this process's 10"] and len(told) <= 3
     assert not any(b"secret_access" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p != access)
     given = {"init_dir": str(run_folder(tmp_path)), "store_options": str(access)}
     assert read_options(given).val_shards == (f"{s3_shards}/val-000.tar",)
@@ -155,6 +155,21 @@ def server(synth_shards):
     server = FaultyServer(synth_shards)
     yield server
     server.close()
+
+
+def test_as_many_requests_are_in_flight_as_asked_for_whatever_the_cores(server):
+    """--nworkers asks for as many, although no more threads than cores decode; indexes are read side by side too."""
+    options = {"nsweeps": 2, "batch_size": 20, "res_scale": 0.25, "do_val": False, "use_lidar": False}
+    server.pause_s, server.most_at_once = 0.3, 0
+    try:
+        shards = (f"{server.address}/train.manifest.json",)
+        train, _, _ = make_loaders(Options(shards=shards, requests=4, nworkers=12, **options), torch.device("cpu"))
+        assert server.most_at_once == 2
+        for _ in train:
+            pass
+        assert server.most_at_once >= 12 and train.nworkers <= len(os.sched_getaffinity(0))
+    finally:
+        server.pause_s = 0.0
 
 
 @pytest.mark.parametrize("ncams, seqlen", [(1, 1), (3, 2), (6, 1)])

@@ -21,9 +21,9 @@ import torch.distributed as dist
 import torch.multiprocessing
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from common.shard_index import load_index
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY, run_module
+from tests.index_files import load_index
 from train import checkpoint
 from train.distributed import World
 from train.model import Segnet

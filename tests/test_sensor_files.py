@@ -9,11 +9,11 @@ import simplejpeg
 from PIL import Image
 
 from common.record import encode_points
-from common.shard_index import load_index
 from preprocess.errors import SourceError
 from preprocess.images import check_image, reencode
 from preprocess.pointclouds import RADAR_DTYPE, parse_lidar, parse_radar
 from preprocess.verify import verify
+from tests.index_files import load_index
 from tests.preprocessing import run_here, says_no
 
 

@@ -9,10 +9,11 @@ import time
 import numpy as np
 import pytest
 
-from common.shard_index import ShardError, load_index
+from common.shard_index import ShardError
 from common.stores import open_store
 from tests.conftest import REPOSITORY
 from tests.faulty_server import FaultyServer
+from tests.index_files import load_index
 from tests.test_order import equal
 from tests.test_reading import stream_of
 from train.data.sources import LocalSource, RangeSource, SourceConfig, open_source
@@ -165,7 +166,7 @@ def test_the_cache_holds_what_was_used_and_is_asked_first(http, synth_shards, tm
     needed = sum(len(record["CAM_BACK.jpg"]) for record in read_all(local, more))
     assert again.bytes_read == needed and http.bytes_sent - bytes_before < needed + (1 << 20)
     again.close()
-    assert "50 % of 40 keyframes came from the cache" in capsys.readouterr().err
+    assert "50 % of this process's 40 keyframes came from the cache" in capsys.readouterr().err
 
 
 def test_the_cache_serves_nothing_spoilt(http, tmp_path):

@@ -23,6 +23,7 @@ from preprocess.index import main as index_main
 from preprocess.verify import verify
 from tests.conftest import REPOSITORY
 from tests.faulty_server import FaultyServer
+from train.data.sources import open_source
 
 QUICK = Retry(attempts=2, pause_s=0.01, stall_s=1.0)
 
@@ -120,6 +121,20 @@ def test_a_shard_that_is_not_the_listed_one_is_refused(synth_shards, tmp_path):
     assert len(load_indexes(find_shards(f"{folder}/train-*.tar"))) == 2
 
 
+def test_verify_of_a_pattern_names_a_listed_shard_that_is_gone_and_says_what_was_left_out(
+    synth_shards, tmp_path, capsys
+):
+    folder = shutil.copytree(synth_shards, tmp_path / "out")
+    assert verify(f"{folder}/train-001.tar") == ([], 8, 1)
+    assert "note: 8 of the 20 samples of" in capsys.readouterr().err
+    (folder / "train-000.tar").unlink()
+    for pattern in ("train-*.tar", "train-<000..099>.tar"):
+        problems, keyframes, shards = verify(f"{folder}/{pattern}")
+        assert (keyframes, shards) == (8, 1) and len(problems) == 1
+        assert f"{folder}/train-000.tar: its manifest lists it" in problems[0]
+        assert "samples of" not in capsys.readouterr().err  # the pattern names it: nothing was left out
+
+
 def test_one_flipped_byte_of_a_manifest_is_found(synth_shards):
     raw = (synth_shards / "train.manifest.json").read_bytes()
     manifest = parse_manifest(raw, "m")
@@ -210,12 +225,33 @@ def test_an_http_server_is_read_through_the_manifest(tmp_path):
             shards = find_shards(at + form, "train", retry=QUICK)
             assert names_of(shards) == ALL
             assert names_of(find_beside(shards, "val")) == ["val-000.tar"]
-        signed = find_shards(f"{at}/train-*.tar?signature=hidden", retry=QUICK)
-        assert list(signed) == [f"{at}/{name}?signature=hidden" for name in ALL]
         (folder / "train.manifest.json").unlink()
         assert names_of(find_shards(f"{at}/train-<000..099>.tar", retry=QUICK)) == ALL
         with pytest.raises(ShardError, match="does not list"):
             find_shards(f"{at}/train-*.tar", retry=QUICK)
+    finally:
+        server.close()
+
+
+def test_the_query_of_a_signed_address_goes_with_every_request(synth_shards):
+    server = FaultyServer(synth_shards)
+    server.query = "signature=a%2Fb%3D&until=2030"
+    try:
+        with pytest.raises(ShardError, match="refused.*signed address needs its query"):
+            find_shards(f"{server.address}/train-*.tar", retry=QUICK)
+        signed = find_shards(f"{server.address}/train-*.tar?{server.query}", retry=QUICK)
+        assert list(signed) == [f"{server.address}/train-00{i}.tar?{server.query}" for i in (0, 1)]
+        source, local = open_source(signed), open_source(f"{synth_shards}/train-*.tar")
+        members = local.indexes[0].members
+        assert [source.read(n, members) for n in (0, 13)] == [local.read(n, members) for n in (0, 13)]
+        assert {path.partition("?")[0] for _, path, _ in server.requests} >= {
+            "/train.manifest.json",
+            "/train-001.idx.json",
+            "/train-001.tar",
+        }
+        with pytest.raises(ShardError) as caught:
+            open_source(f"{server.address}/train-000.tar?signature=hush-hush")
+        assert "hush-hush" not in str(caught.value)
     finally:
         server.close()
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 import webdataset
 
-from common.shard_index import ShardError, build_index, dump_index, index_path, load_index
+from common.shard_index import ShardError, build_index, dump_index
 from common.shard_set import expand_ranges
 from tests.conftest import run_module
+from tests.index_files import index_path, load_index
 from train import checkpoint
 from train.command import join_words
 from train.loss import SimpleLoss, balanced_mse_loss

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from common.addresses import is_pipe
+from common.addresses import is_pipe, recordable
 from common.progress import Left, Pace, Progress, clock, say
 from common.spelling import spelled
 from train import checkpoint
@@ -179,7 +179,11 @@ def ending(options, folder, *, done, evaluated):
 def _unrecorded(options, trains):
     """Options that a checkpoint does not hold, or that it may not give by itself, as a reminder to give them again."""
     given = {"shards": options.shards, "val_shards": options.val_shards, "data_dir": (options.data_dir,)}
-    lost = [name for name, words in given.items() if any(is_pipe(word.strip()) for word in words)]
+    lost = [
+        name
+        for name, words in given.items()
+        if any(is_pipe(word.strip()) or recordable(word) != word for word in words)
+    ]
     if lost and not trains:
         lost = ["val_shards"]
     return "".join(f" --{name} …" for name in [*lost, *["store_options"] * bool(options.store_options)])

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import torch
 
-from common.addresses import shown as shown_address
+from common import addresses
 from common.progress import Progress
 from common.shard_set import find_beside, find_shards
 from common.spelling import spelled
@@ -116,7 +116,7 @@ def _note_other_shards(given, recorded):
 
 
 def _listed(patterns):
-    return ", ".join(map(shown_address, (patterns,) if isinstance(patterns, str) else patterns))
+    return ", ".join(map(addresses.shown, (patterns,) if isinstance(patterns, str) else patterns))
 
 
 def _val_shards_of(run, recorded, access):
@@ -129,7 +129,8 @@ def _val_shards_of(run, recorded, access):
         return {"shards": ()}
     found = find_beside(find_shards(recorded["shards"], "train", access), "val")
     if not found:
-        raise ValueError(f"{run}: no val shards beside {', '.join(recorded['shards'])}; give --val_shards")
+        beside = ", ".join(map(addresses.shown, recorded["shards"]))
+        raise ValueError(f"{run}: no val shards beside {beside}; give --val_shards")
     return {"shards": (), "val_shards": found.shards}
 
 

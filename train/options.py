@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
+from common.addresses import recordable
 from common.cameras import CAMERAS
 from common.record import MOST_VISIBLE
 from common.stores import parse_options
@@ -199,8 +200,10 @@ def check_visibility(protocol, min_visibility):
 
 
 def as_dict(options):
-    """Options as plain values for a checkpoint, without what is secret."""
+    """Options as plain values for a checkpoint, without what is secret: of addresses too."""
     values = {f.name: getattr(options, f.name) for f in fields(options) if not f.metadata["secret"]}
+    values["data_dir"] = recordable(values["data_dir"])
+    values |= {name: list(map(recordable, values[name])) for name in ("shards", "val_shards")}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 

@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from common.addresses import join
 from common.shard_set import find_beside, find_shards
 from train.data import compile_data, make_vox_util
 from train.distributed import say
@@ -65,14 +66,14 @@ def _shards(options, want_train):
     """(train, val) ShardSets of the options; None where they are not wanted."""
     train, val = None, None
     if want_train:
-        train = find_shards(options.shards or (f"{options.data_dir}/train-*.tar",), "train", options.stores)
+        train = find_shards(options.shards or (join(options.data_dir, "train-*.tar"),), "train", options.stores)
     if options.do_val:
         if options.val_shards:
             val = find_shards(options.val_shards, "val", options.stores)
         elif want_train:
             val = find_beside(train, "val")
         else:
-            val = find_shards(options.shards or (f"{options.data_dir}/val-*.tar",), "val", options.stores)
+            val = find_shards(options.shards or (join(options.data_dir, "val-*.tar"),), "val", options.stores)
         if not val:
             raise ValueError("no val shards beside the train shards; give --val_shards or --do_val False")
     for note in (note for shards in (train, val) if shards is not None for note in shards.notes):
@@ -119,7 +120,7 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras
         verify_reads=options.verify_reads,
         cache_dir=options.cache_dir or None,
         cache_gb=options.cache_gb,
-        requests=options.requests,
+        requests=max(options.requests, options.nworkers),  # waiting for answers takes no cores
         store_options=options.stores,
         decode=options.decode,
         labels=labels,

@@ -5,10 +5,10 @@ import torch
 
 from common.cameras import CAMERAS
 from common.record import image_member
-from common.shard_index import load_index
 from common.vox import VoxUtil
 from tests.bench.loader_bench import GRID
 from tests.bench.measure import Row, best_ms
+from tests.index_files import load_index
 from train.augment import crop_and_resize
 from train.data.config import DecodeConfig, Grid
 from train.data.decode import decode_frame

@@ -9,8 +9,9 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-from common.shard_index import dump_index, index_path, load_index
+from common.shard_index import dump_index
 from tests.bench.measure import Row, best_ms, paired_ms
+from tests.index_files import index_path, load_index
 from train.data import make_loader
 from train.data.config import AugmentConfig, DecodeConfig, Grid, OrderConfig, StageConfig
 from train.data.images import decode_jpeg

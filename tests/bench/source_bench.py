@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from common.cameras import CAMERAS
-from common.shard_index import ABSENT, build_index, dump_index, index_path, load_index
+from common.shard_index import ABSENT, build_index, dump_index
 from common.stores import open_store
 from tests.bench.measure import Row, best_ms, paired_ms
 from tests.conftest import S3Server
+from tests.index_files import index_path, load_index
 from train.data import compile_data
 from train.data.sources import SourceConfig, open_source
 

@@ -43,7 +43,7 @@ class Batch:
 
     What no loss needs is computed when asked for, each time anew: size_bev (B,T,3,Z,X) l, w, h; ry_bev (B,T,1,Z,X) heading
     about cam0's Y; ycoord_bev (B,T,1,Z,X) height of the box centre along cam0's Y; lidar0_data and lidar0_extra
-    (B,T,3,V), the keyframe's sweep alone, all zero where padded. All float32.
+    (B,T,3,V), the keyframe's sweep alone, all zero where padded; scorelist (B,T,N), 1 for real boxes. All float32.
     """
 
     imgs: torch.Tensor | None  # (B,T,S,3,H,W) float32 in [0,1], RGB
@@ -57,7 +57,6 @@ class Batch:
     lrtlist_cam0: torch.Tensor  # (B,T,N,19) float32, lengths and cam0_T_box
     vislist: torch.Tensor  # (B,T,N) float32, 0 for visibility 1, else 1
     tidlist: torch.Tensor | None  # (B,T,N) int64, one id a track over the window; padding -1
-    scorelist: torch.Tensor  # (B,T,N) float32, 1 for real boxes
     box_numbers: torch.Tensor  # (B,T,Z,X) int16, number of the box on top and 1, 0 where none is
     seg_bev: torch.Tensor  # (B,T,1,Z,X) float32 in {0,1}
     valid_bev: torch.Tensor  # (B,T,1,Z,X) float32 in {0,1}, 0 where loss and IoU look away
@@ -119,6 +118,11 @@ class Batch:
     @property
     def lidar0_extra(self):
         return self._keyframe_sweep(self.lidar_extra)
+
+    @property
+    def scorelist(self):
+        place = torch.arange(self.lrtlist.shape[2], device=self.lrtlist.device)
+        return (place < self.num_boxes[..., None]).float()
 
     def _box_map(self, name):
         maps = box_maps(self.box_numbers.flatten(0, 1), self.lrtlist_cam0.flatten(0, 1))

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from train.augment import moved_intrinsics, resample, resample_into, sampling_plan, stacked
 from train.data.batch import Batch
 from train.data.buffers import passed
 from train.data.images import EncodedImages, NoImages, ResampledImages
 from train.data.upload import Parcel
+from train.errors import DataError
 from train.targets import bev_targets
 
 
@@ -93,7 +93,6 @@ class DeviceStage:
             lrtlist=sent["lrt"],
             lrtlist_cam0=sent["lrt_cam0"],
             vislist=sent["visible"],
-            scorelist=sent["score"],
             tidlist=sent.get("tids"),
             box_numbers=sent["numbers"],
             labels=self._labels(maps, sent),
@@ -120,7 +119,6 @@ class DeviceStage:
         parcel.pad("lrt", [f.lrt for f in frames])
         parcel.pad("lrt_cam0", [f.lrt_cam0 for f in frames])
         parcel.pad("visible", [f.visible for f in frames])
-        parcel.pad("score", [np.ones(len(f.lrt), np.float32) for f in frames])
         if self.config.get_tids:
             parcel.pad("tids", _track_ids(loaded.windows), -1)
         parcel.copy("numbers", [f.maps[0][0] for f in frames])
@@ -170,8 +168,13 @@ class DeviceStage:
         memory that it is given may still be read by what was queued before, and what it returns may not be written yet. So the
         host waits for both sides. That costs this thread alone, which is a batch ahead.
 
-        Raises RuntimeError, which does not say which one, for an image that is damaged or not of the size recorded.
+        Raises RuntimeError, which does not say which one, for an image that is damaged or not of the size recorded, and
+        DataError where torchvision has no decoder any more.
         """
+        try:
+            from torchvision.io import ImageReadMode, decode_jpeg  # deprecated there, so nothing else may need it
+        except ImportError:
+            raise DataError("this torchvision decodes no JPEGs; use --decode host") from None
         encoded = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for own in images.encoded for image in own]
         sizes_hw = [size for own in images.sizes_hw for size in own]
         if self.config.on_cuda:

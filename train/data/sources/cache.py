@@ -35,7 +35,7 @@ class Cache:
     than the cache, a part of it stays, instead of each epoch driving out what the next would need first.
 
     Attributes:
-        hits, misses: keyframes that came whole from the cache, and those that did not.
+        hits, misses: keyframes that came whole from the cache, and those that did not, since say() was last called.
     Raises:
         ShardError: a folder that cannot be used.
     """
@@ -43,7 +43,6 @@ class Cache:
     def __init__(self, folder, limit):
         self.root, self.limit = Path(folder) / LAYOUT, int(limit)
         self.hits, self.misses = 0, 0
-        self._said = (0, 0)
         self._lock, self._reserving = threading.Lock(), threading.Lock()
         self._full_until = 0.0
         try:
@@ -102,11 +101,11 @@ class Cache:
     def say(self):
         """One line about the reads since the last such line, if there were any. A node's first process says its own."""
         with self._lock:
-            hits, misses = self.hits - self._said[0], self.misses - self._said[1]
-            self._said = (self.hits, self.misses)
-        if hits + misses:
-            share = 100 * hits / (hits + misses)
-            say(f"note: {self.root.parent}: {share:.0f} % of {hits + misses} keyframes came from the cache", "node")
+            count, rate = self.hits + self.misses, self.hit_rate
+            self.hits = self.misses = 0
+        if count:
+            whose = f"{100 * rate:.0f} % of this process's {count} keyframes"
+            say(f"note: {self.root.parent}: {whose} came from the cache", "node")
 
     def _folder(self, index, row):
         return self.root / index.tar_sha256[:SHA_DIGITS] / str(row)

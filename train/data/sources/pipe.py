@@ -24,6 +24,8 @@ from common.stores import open_store
 from train.data.order import ORDER_STREAM
 from train.data.sources.table import KeyframeTable
 
+INDEX_STALLS = 4  # times Retry.stall_s that a command has for an index: many of them start at once
+
 
 @contextmanager
 def open_stream(address, shards, on_process=lambda process: None):
@@ -119,11 +121,24 @@ class PipeSource(KeyframeTable):
 
     def _load_index(self, tar):
         address = addresses.index_address(tar)
+        limit_s = INDEX_STALLS * self.shards.retry.stall_s
+        started, late = [], threading.Event()
+
+        def end():
+            late.set()
+            for process in started:
+                _kill(process)
+
+        timer = threading.Timer(limit_s, end)  # stores have time limits of their own, commands have none
+        timer.start()
         try:
-            with open_stream(address, self.shards) as stream:
+            with open_stream(address, self.shards, started.append) as stream:
                 raw = stream.read(MAX_INDEX_BYTES)
         except (OSError, ShardError) as error:
-            raise ShardError(f"the index cannot be read: {error}") from None
+            reason = f"{address}: the command did not end within {limit_s:g} s" if late.is_set() else error
+            raise ShardError(f"the index cannot be read: {reason}") from None
+        finally:
+            timer.cancel()
         index = parse_index(raw, addresses.shown(tar))
         check_listed(index, self.shards.entry(tar))
         return index
