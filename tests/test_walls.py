@@ -32,7 +32,8 @@ ABOVE = {
 ONLY = {
     "errors": set(),
     "signals": {"errors"},
-    "distributed": {"errors", "signals"},
+    "distributed": {"errors", "last_words", "signals"},
+    "last_words": set(),
     "arithmetic": set(),
     "recorder": set(),
 }

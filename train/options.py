@@ -11,6 +11,7 @@ from common.cameras import CAMERAS
 from common.record import MOST_VISIBLE
 from common.stores import parse_options
 from train.model.encoders import ENCODERS
+from train.runs import CKPT_DIR
 
 BASE_HW = (224, 400)  # of the network's images at res_scale 1
 GROUPS = {
@@ -52,7 +53,7 @@ class Options:
     wandb: str = _option("", "offline or online: Weights & Biases too", "run")
     seed: int = _option(0, "of order, augmentation and weights", "run", least=0)
     config: str = _option("", "YAML or JSON file of options; the command line wins", "run")
-    ckpt_dir: str = _option("checkpoints", "folder of the runs' checkpoint folders", "checkpoints")
+    ckpt_dir: str = _option(CKPT_DIR, "folder of the runs' checkpoint folders", "checkpoints")
     save_freq: int = _option(1000, "updates between checkpoints", "checkpoints", least=1)
     keep_latest: int = _option(2, "checkpoints kept", "checkpoints", least=1)
     keep_best: str = _option("", "also keep the best by this figure of validation: iou, total_loss ...", "checkpoints")

@@ -6,7 +6,10 @@ from pathlib import Path
 from train.distributed import say
 
 
-def find_run(text, ckpt_dir, what="RUN"):
+CKPT_DIR = "checkpoints"  # the default of --ckpt_dir
+
+
+def find_run(text, ckpt_dir=CKPT_DIR, what="RUN"):
     """The checkpoint file or run's folder that is meant by what a user gave: that, the run's name, its logs, a folder of runs.
 
     ckpt_dir: where runs are looked for by name. what: the option that the text was given to.

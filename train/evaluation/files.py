@@ -11,7 +11,6 @@ from common.spelling import spelled
 from train.distributed import say
 from train.evaluation.counting import ring_names
 from train.evaluation.figures import LEVEL, RESAMPLES, all_figures, calibration, threshold_curve
-from train.options import Options
 from train.runs import find_run
 
 SCHEMA, OLDER_SCHEMA = 2, 1
@@ -84,7 +83,7 @@ def evaluation_file(path):
     path = Path(path)
     if found := _evaluation_in(path):
         return found
-    run = Path(find_run(str(path), Options.ckpt_dir))
+    run = Path(find_run(str(path)))
     if found := _evaluation_in(run.parent if run.is_file() else run):
         return found
     raise ValueError(f"{run}: holds no evaluation; {spelled('train.evaluate')} {run} makes it")
