@@ -5,7 +5,6 @@ from pathlib import Path
 
 from train.distributed import say
 
-
 CKPT_DIR = "checkpoints"  # the default of --ckpt_dir
 
 
