@@ -78,7 +78,10 @@ def test_one_command_evaluates_compares_and_reports(run, tmp_path):
     page = tmp_path / "report.html"
     run_module("train.report", run, "--out", page)
     assert f"IoU {by['iou', 'simple_bev']['value']:.4f}" in page.read_text() and page.stat().st_size < 5_000_000
-    assert read_run(run).curves["t/stats/iou"][0] == [1]
+    read = read_run(run)
+    assert read.curves["t/stats/iou"][0] == [1]
+    assert [caption.split(":")[0] for caption, _ in read.pictures] == ["worst", "median", "best"]
+    assert all(re.fullmatch(r"\w+: \S+_\d+, IoU \d\.\d{3}", caption) for caption, _ in read.pictures)
 
 
 def test_options_that_override_the_run_are_noted_and_shards_are_found(run, capsys):

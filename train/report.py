@@ -33,13 +33,19 @@ def write_report(runs, out, log_dir=None):
     click.echo(f"page: {out} ({len(text.encode()) / 1e6:.1f} MB)")
 
 
+def _caption(path):
+    """What a picture of train.gallery shows, of its file name."""
+    parts = path.stem.split("_", 4)  # number, kind, "IoU", value, key
+    return f"{parts[1]}: {parts[4]}, IoU {parts[3]}" if len(parts) == 5 else path.stem
+
+
 def read_run(folder, log_dir=None):
     """pictures.page.Run of a run, as evaluation_file knows it. Raises ValueError where it was never evaluated."""
     file = evaluation_file(folder)
     evaluation = read_json(file)
     folder = file.parent.parent if file.parent.name == "eval" else file.parent
     gallery = sorted(file.parent.glob("*.jpg"))
-    pictures = tuple((path.stem.replace("_", " "), path.read_bytes()) for path in gallery)
+    pictures = tuple((_caption(path), path.read_bytes()) for path in gallery)
     config = folder / "config.yaml"
     logs = Path(log_dir or evaluation["about"].get("log_dir") or "logs_nuscenes") / folder.name
     return Run(
