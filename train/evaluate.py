@@ -182,8 +182,16 @@ class Parts:
         return self.path.parent
 
     def batches(self, what, world):
-        """This rank's batches; rank 0 shows how far it is."""
-        return shown(self.loader, what, world.leads) if len(self.loader) else ()
+        """This rank's batches, None where it has no share of one; rank 0 shows how far it is.
+
+        All ranks take them together, so that one waits for another no longer than for a batch, and hears of it if that fails.
+        """
+        own = iter(self.loader) if len(self.loader) else iter(())
+        count = self.loader.num_global_batches
+        with Progress(count, "batches", what, shown=world.leads) as bar:
+            for batch in bar.over(world.together(lambda: next(own, None)) for _ in range(count)):
+                yield batch
+                world.first_step_done()
 
     def again(self, world):
         """Function (what, change) -> Evaluation of one more pass, every batch changed first; None on other ranks than 0."""
