@@ -1,5 +1,7 @@
 """Preprocessing: interrupted, distributed, verified, and on every kind of bad input."""
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -21,7 +23,7 @@ from preprocess.plan import Options, Planner
 from preprocess.pointclouds import parse_radar
 from preprocess.verify import verify
 from tests.conftest import REPOSITORY, run_module
-from tests.preprocessing import command, contents, fails, rewrite, table
+from tests.preprocessing import command, contents, fails, rewrite, run_here, table
 from train.data import compile_data
 
 SCENES = {"scene-0061": 3, "scene-0553": 3, "scene-0655": 3, "scene-0103": 3}  # the last is a val scene
@@ -95,6 +97,18 @@ def test_other_options_or_source_are_refused_and_nothing_is_overwritten(world, s
 def test_two_runs_at_once(world, tmp_path):
     with open_store(tmp_path).locked():
         assert "another preprocess.run is writing there" in fails(*command(world, tmp_path))
+
+
+def test_a_file_system_without_locks_is_told_once(world, shards, tmp_path, monkeypatch):
+    out = shutil.copytree(shards, tmp_path / "out")
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    result = run_here(world, out)
+    assert result.exit_code == 0 and result.output.count("note: ") == 1, result.output
+    assert f"note: {out}: its file system knows no locks; run one preprocess.run at a time there" in result.output
 
 
 def test_dry_run_says_the_size_and_writes_nothing(world, shards, tmp_path):
