@@ -79,6 +79,37 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(world, shards, tmp_p
     assert contents(tmp_path) == contents(shards)
 
 
+def interrupted(words, when):
+    """Exit code and stderr of a command that Ctrl-C reaches, as from a terminal all its processes, once `when` is true."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *map(str, words)],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not when() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)
+    text = process.communicate(timeout=60)[1]
+    return process.returncode, text
+
+
+def test_ctrl_c_ends_workers_in_silence_and_leaves_nothing_half_written(world, tmp_path):
+    code, text = interrupted(command(world, tmp_path, "--workers", 2), lambda: any(tmp_path.glob("*train*")))
+    assert code == 130 and "Traceback" not in text
+    assert text.splitlines()[-1] == "error: interrupted; the same command continues"
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_ctrl_c_ends_a_command_in_one_line(tmp_path):
+    words = ["preprocess.synth", "--out", tmp_path / "world", "--version", "v1.0-trainval", "--scenes", 400]
+    code, text = interrupted(words, (tmp_path / "world").exists)
+    assert (code, text) == (130, "stopped by SIGINT\n")
+
+
 def test_other_options_or_source_are_refused_and_nothing_is_overwritten(world, shards, tmp_path):
     out = shutil.copytree(shards, tmp_path / "out")
     assert "sweeps 2, now 1" in fails(*command(world, out), "--sweeps", 1)
