@@ -28,7 +28,7 @@ def temporary_name(path):
 def new_file(path):
     """A binary file that becomes `path`, whole and on the disk, when the block ends well, and vanishes when it does not.
 
-    Raises OSError.
+    Raises OSError, which names `path` where it would name no file: a full disk is met by a file that is open already.
     """
     temporary = temporary_name(path)
     try:
@@ -37,6 +37,10 @@ def new_file(path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 """python -m train.evaluate: what a checkpoint is worth over every validation sample, under both protocols."""
 
 import platform
+import tempfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -122,6 +123,8 @@ class Evaluation:
 
     def __call__(self, options, world):
         parts = world.together(lambda: _prepare(options, world))
+        out = Path(self.choices["out"] or parts.folder / "eval")
+        world.together(lambda: world.leads and _check_folder(out))
         if world.leads:
             say(_opening(parts, world))
         whole = referee(parts.network, parts.batches("evaluate", world), parts.grid, world, parts.autocast)
@@ -129,12 +132,12 @@ class Evaluation:
         if self.choices["robustness"]:
             damaged = robustness(parts.again(world), self._baseline(), whole, *parts.held(), options.seed)
         if world.leads:
-            self._report(parts, whole, damaged)
+            self._report(parts, whole, damaged, out)
 
     def _baseline(self):
         return read_json(self.choices["baseline"]) if self.choices["baseline"] else None
 
-    def _report(self, parts, whole, damaged):
+    def _report(self, parts, whole, damaged, out):
         whole.about = parts.about(whole)
         figures = all_figures(whole, parts.options.seed)
         headline = parts.labels[0].name
@@ -149,8 +152,6 @@ class Evaluation:
             click.echo(line)
         for line in robustness_lines(damaged) if damaged else ():
             click.echo(line)
-        out = Path(self.choices["out"] or parts.folder / "eval")
-        out.mkdir(parents=True, exist_ok=True)
         write_json(out / "eval.json", whole, figures, parts.options.seed, damaged)
         write_csv(out / "samples.csv", whole)
         _write_scalars(parts, figures)
@@ -253,12 +254,24 @@ def _opening(parts, world):
     )
 
 
-def _write_scalars(parts, figures):
-    from torch.utils.tensorboard import SummaryWriter
+def _check_folder(out):
+    """Make the folder of the results. Raises ValueError where nothing can be written in it: before the work, not after."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
 
-    with SummaryWriter(f"{parts.options.log_dir}/{parts.folder.name}/eval") as writer:
-        for tag, value in scalars(figures).items():
-            writer.add_scalar(tag, value, parts.step)
+
+def _write_scalars(parts, figures):
+    from train.recorder import Recorder
+
+    recorder = Recorder(f"{parts.options.log_dir}/{parts.folder.name}/eval", "eval")
+    for tag, value in scalars(figures).items():
+        recorder.add_scalar(tag, value, parts.step)
+    recorder.close()
+    if recorder.lost:
+        raise recorder.lost
 
 
 if __name__ == "__main__":
