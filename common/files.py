@@ -28,7 +28,7 @@ def temporary_name(path):
 def new_file(path):
     """A binary file that becomes `path`, whole and on the disk, when the block ends well, and vanishes when it does not.
 
-    Raises OSError.
+    Raises OSError, which names `path` where it would name no file: a full disk is met by a file that is open already.
     """
     temporary = temporary_name(path)
     try:
@@ -38,7 +38,7 @@ def new_file(path):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename == str(temporary):  # the name that is meant, not one that nobody knows
+        if error.filename in (None, str(temporary)):  # the name that is meant, not one that nobody knows
             error.filename, error.filename2 = str(path), None
         raise
     finally:

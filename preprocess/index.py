@@ -6,6 +6,7 @@ import click
 
 from common.addresses import index_address, split
 from common.errors import ShardError, StoreError
+from common.interrupts import Interruptible
 from common.progress import progress, say
 from common.shard_index import build_index, dump_index
 from common.shard_set import find_shards
@@ -13,7 +14,7 @@ from common.spelling import EITHER, spelled
 from common.stores import local_copy, open_store, parse_options
 
 
-@click.command(context_settings=EITHER)
+@click.command(cls=Interruptible, context_settings=EITHER)
 @click.argument("shards", nargs=-1, required=True)
 @click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
 def main(shards, store_options):

@@ -7,11 +7,12 @@ from the parent, which holds the plan.
 
 import multiprocessing
 import time
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from preprocess.errors import SourceError
 from preprocess.shard_writer import KINDS, Written, write_shard
+from preprocess.workers import Workers, go_on
 
 _counters = None
 
@@ -22,6 +23,7 @@ def _start(counters):
 
 
 def _count(keyframes, read, written):
+    go_on()
     with _counters.get_lock():
         _counters[0] += keyframes
         for i, kind in enumerate(KINDS):
@@ -42,10 +44,8 @@ class LocalPool:
     def run(self, recipes, arguments, on_progress):
         if self.workers <= 1 or len(recipes) <= 1:
             return self._run_here(recipes, arguments, on_progress)
-        context = multiprocessing.get_context("spawn")
-        counters = context.Array("q", 1 + 2 * len(KINDS))
-        workers = min(self.workers, len(recipes))
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(counters,)) as pool:
+        counters = multiprocessing.get_context("spawn").Array("q", 1 + 2 * len(KINDS))
+        with Workers(min(self.workers, len(recipes)), _start, (counters,)) as pool:
             futures = [pool.submit(_task, recipe, arguments) for recipe in recipes]
             try:
                 while True:

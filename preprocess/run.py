@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from common.interrupts import CODE, Interruptible
 from common.keys import scene_key
 from common.progress import Progress, say
 from common.record import SCHEMA_VERSION
@@ -50,7 +51,7 @@ def _parsed(parse):
 CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(cls=Interruptible, context_settings=CONTEXT)
 @click.option("--version", required=True, help="v1.0-mini, v1.0-trainval, v1.0-test; others with --split-file")
 @click.option("--dataroot", default="data/nuscenes", type=click.Path(path_type=Path), help="nuScenes folder")
 @click.option("--out", default="shards", help="folder for the shards, or an address (s3://..., gs://...)")
@@ -89,7 +90,7 @@ def main(**values):
     except OSError as error:
         _fail(f"{error.filename or values['out']}: {error.strerror or error}")
     except KeyboardInterrupt:
-        _fail("interrupted; the same command continues", 130)
+        _fail("interrupted; the same command continues", CODE)
 
 
 def _fail(error, code=1):

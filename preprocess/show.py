@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from common.files import write_atomically
+from common.interrupts import Interruptible
 from common.progress import progress
 from common.shard_index import ShardError
 from common.spelling import EITHER, spelled
@@ -20,7 +21,7 @@ WIDTH = 80
 _BAR = 22  # columns of the longest bar
 
 
-@click.command(context_settings=EITHER)
+@click.command(cls=Interruptible, context_settings=EITHER)
 @click.argument("shards", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="print everything as one JSON object instead of the table")
 @click.option("--chart", help="also write a chart, .png")

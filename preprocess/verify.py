@@ -2,11 +2,9 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import sys
 import tarfile
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from common.addresses import split
 from common.cameras import CAMERAS, LIDAR_FIELDS, RADAR_FIELDS, RADARS, REFERENCE_RADAR
 from common.errors import CannotList, Missing
+from common.interrupts import Interruptible
 from common.keys import keyframe_key
 from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
 from common.progress import Progress, progress, say
@@ -47,6 +46,7 @@ from preprocess.plan import Planner
 from preprocess.plausible import check_boxes, check_camera, check_rigid
 from preprocess.pointclouds import lidar_problem, radar_problem
 from preprocess.steps import check_keyframe_step, check_offset, check_sweep_step
+from preprocess.workers import Workers, go_on
 
 MAX_LAG_ERROR_S = 1e-5  # seconds since 1970 as float64 are exact to a quarter of a microsecond
 SAMPLE_FIELDS = frozenset(
@@ -54,7 +54,7 @@ SAMPLE_FIELDS = frozenset(
 )
 
 
-@click.command(context_settings=EITHER)
+@click.command(cls=Interruptible, context_settings=EITHER)
 @click.argument("shards", nargs=-1, required=True)
 @click.option("--against", type=click.Path(path_type=Path), help="compare every byte with this nuScenes folder")
 @click.option("--workers", default=os.cpu_count(), type=click.IntRange(1), help="processes", show_default=True)
@@ -90,7 +90,7 @@ def verify(patterns, against=None, workers=1, options=None):
     sources = _sources(against, tars) if against else {}
     arguments = [(store, name, against, sources.get((store.address, name))) for store, name in tars]
     if workers > 1 and len(tars) > 1:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with Workers(workers) as pool:
             results = _counted(pool.map(_check_shard, arguments), len(tars))
     else:
         results = _counted(map(_check_shard, arguments), len(tars))
@@ -183,6 +183,7 @@ def _check_local(tar, store, name, against, source):
     problems, scenes = [], {}
     with tarfile.open(tar) as archive:
         for key, members in _samples(archive):
+            go_on()
             try:
                 sample = _check_sample(key, members)
                 scene = sample["scene"]

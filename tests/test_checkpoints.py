@@ -13,14 +13,17 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY, run_module
+from tests.test_network import Points
 from tests.test_resume import arguments, run_folder
-from train import checkpoint
+from train import checkpoint, recorder
 from train.evaluate import read_options
+from train.loop import Trainer
 from train.model import Segnet
 from train.optim import fetch_optimizer, load_moments
 from train.options import FORMER, Options, as_dict, of_today
 from train.run import check_samples
 from train.samples import network_of
+from train.setup import make_loaders, make_network
 
 QUICK = ["--do_val", "False", "--save_freq", 1]
 
@@ -90,6 +93,25 @@ def test_a_folder_that_cannot_be_made_is_told_by_one_process(synth_shards, tmp_p
     result = run_module(*arguments(synth_shards, tmp_path, *QUICK, "--device_ids", "0,1"), check=False)
     [line] = errors(result)
     assert f"{tmp_path}/ckpt" in line and "give another --ckpt_dir" in line
+
+
+def test_curves_on_a_full_disk_end_the_run_after_a_checkpoint(synth_shards, tmp_path, monkeypatch, capfd):
+    options = Options(
+        shards=(f"{synth_shards}/train-*.tar",), batch_size=2, grad_acc=1, max_iters=900, res_scale=0.25, nworkers=0, Z=24,
+        Y=2, X=24, device="cpu", log_dir=str(tmp_path / "logs"), ckpt_dir=str(tmp_path), nworkers_val=0, do_val=False,
+    )  # fmt: skip
+    monkeypatch.setattr(recorder, "FLUSH_S", 0.01)
+    network, options = make_network(options, Points)
+    loaders = make_loaders(options, "cpu", cameras=False)
+    with small_disk(tmp_path / "logs", 40) as disk:
+        with pytest.raises(ValueError, match=rf"{disk}/debug/t: cannot be written \(No space left .*; give another"):
+            Trainer(options, network, loaders).run()
+    assert 1 <= checkpoint.read(tmp_path / "debug")["step"] < 900
+    (tmp_path / "logs").rmdir()
+    (tmp_path / "logs").write_text("a file in the folder's place")
+    with pytest.raises(ValueError, match=f"{tmp_path}/logs/debug/t: cannot be written .*; give another --log_dir"):
+        Trainer(options, network, loaders).run()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_folder_that_refuses_fsync_is_told_once(tmp_path, capsys):

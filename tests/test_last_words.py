@@ -31,6 +31,7 @@ def test_what_ends_a_run_is_said_by_one_process(tmp_path):
         "out_of_memory_in_an_update": "error: out of memory on the device",
         "two_errors_at_once": "error: invalid literal",
         "another_fails_after_it_has_left": "error: the report cannot be written",
+        "time_out_of_an_evaluation": "error: waits for 30 s",
         "signal_to_one": "stopped by SIGTERM",
     }
     assert {name: len(lines) for name, lines in said.items()} == dict.fromkeys(wanted, 1), said

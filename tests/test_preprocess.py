@@ -1,5 +1,7 @@
 """Preprocessing: interrupted, distributed, verified, and on every kind of bad input."""
 
+import errno
+import fcntl
 import gzip
 import importlib
 import json
@@ -26,7 +28,7 @@ from preprocess.pointclouds import parse_radar
 from preprocess.verify import verify
 from tests.conftest import REPOSITORY, run_module
 from tests.index_files import load_index
-from tests.preprocessing import command, contents, fails, rewrite, table
+from tests.preprocessing import command, contents, fails, rewrite, run_here, table
 from train.data import compile_data
 
 SCENES = {"scene-0061": 3, "scene-0553": 3, "scene-0655": 3, "scene-0103": 3}  # the last is a val scene
@@ -82,6 +84,37 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(world, shards, tmp_p
     assert contents(tmp_path) == contents(shards)
 
 
+def interrupted(words, when):
+    """Exit code and stderr of a command that Ctrl-C reaches, as from a terminal all its processes, once `when` is true."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *map(str, words)],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not when() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)
+    text = process.communicate(timeout=60)[1]
+    return process.returncode, text
+
+
+def test_ctrl_c_ends_workers_in_silence_and_leaves_nothing_half_written(world, tmp_path):
+    code, text = interrupted(command(world, tmp_path, "--workers", 2), lambda: any(tmp_path.glob("*train*")))
+    assert code == 130 and "Traceback" not in text
+    assert text.splitlines()[-1] == "error: interrupted; the same command continues"
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_ctrl_c_ends_a_command_in_one_line(tmp_path):
+    words = ["preprocess.synth", "--out", tmp_path / "world", "--version", "v1.0-trainval", "--scenes", 400]
+    code, text = interrupted(words, (tmp_path / "world").exists)
+    assert (code, text) == (130, "stopped by SIGINT\n")
+
+
 def test_other_options_or_source_are_refused_and_nothing_is_overwritten(world, shards, tmp_path):
     out = shutil.copytree(shards, tmp_path / "out")
     assert "sweeps 2, now 1" in fails(*command(world, out), "--sweeps", 1)
@@ -100,6 +133,18 @@ def test_other_options_or_source_are_refused_and_nothing_is_overwritten(world, s
 def test_two_runs_at_once(world, tmp_path):
     with open_store(tmp_path).locked():
         assert "another preprocess.run is writing there" in fails(*command(world, tmp_path))
+
+
+def test_a_file_system_without_locks_is_told_once(world, shards, tmp_path, monkeypatch):
+    out = shutil.copytree(shards, tmp_path / "out")
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    result = run_here(world, out)
+    assert result.exit_code == 0 and result.output.count("note: ") == 1, result.output
+    assert f"note: {out}: its file system knows no locks; run one preprocess.run at a time there" in result.output
 
 
 def test_dry_run_says_the_size_and_writes_nothing(world, shards, tmp_path):

@@ -1,5 +1,7 @@
 """Remote shards: the samples, order and batches of local ones, each fetched once, whatever the server does."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -241,3 +243,14 @@ def test_a_cache_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ShardError, match="--cache_dir cannot be used"):
         Cache(tmp_path / "file", 1000)
+
+
+def test_a_cache_without_locks_says_so_once_and_works(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    cache = Cache(tmp_path, 100)
+    assert cache._reserve(60) and cache._reserve(30)
+    [note] = capsys.readouterr().err.splitlines()
+    assert note.startswith(f"note: {tmp_path}: its file system knows no locks")

@@ -351,7 +351,7 @@ def test_atomic_files_and_locks_on_file_systems_that_refuse_part(tmp_path, monke
         assert not held
     monkeypatch.setattr(os, "fsync", refuse(errno.EINVAL))
     assert not flush_folder(tmp_path)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=f"{tmp_path}/a'$"):
         write_atomically(tmp_path / "a", b"two")
     assert (tmp_path / "a").read_bytes() == b"one" and not list(tmp_path.glob(".*.tmp"))
     monkeypatch.setattr(os, "fsync", refuse(errno.EIO))

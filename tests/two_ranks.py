@@ -6,12 +6,14 @@ import sys
 import time
 
 import torch
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from common.vox import VoxUtil
 from train import distributed
 from train.command import fail_in_one_line
 from train.errors import DataError
+from train.evaluate import Parts
 from train.evaluation.referee import referee
 from train.loop import Trainer
 from train.model import Needs
@@ -69,6 +71,21 @@ def another_fails_after_it_has_left(world):
         raise OSError("the report cannot be written")
 
 
+class Loader(list):
+    """Batches as this rank's loader gives them."""
+
+    num_global_batches = 2
+
+
+def time_out_of_an_evaluation(world):
+    """Of two batches rank 1 has a share of the first alone; how long it then waits for the others is told as an error."""
+    own = Loader(["first", "second"][: 2 - world.rank])
+    parts = Parts(None, None, own, None, (), 0, None, None)
+    assert list(parts.batches("evaluate", world)) == ["first", None if world.rank else "second"]
+    timeout = dist.group.WORLD._get_backend(world.device).options._timeout
+    raise ValueError(f"waits for {timeout.total_seconds():g} s")
+
+
 def signal_to_one(world):
     if world.rank == 1:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -77,7 +94,7 @@ def signal_to_one(world):
 
 CASES = (
     *(what_all_meet, bad_sample_of_rank_0, bad_sample_of_rank_1, out_of_memory_in_an_update, two_errors_at_once),
-    *(another_fails_after_it_has_left, signal_to_one),
+    *(another_fails_after_it_has_left, time_out_of_an_evaluation, signal_to_one),
 )
 
 
@@ -87,7 +104,7 @@ def main(ports):
         os.environ["MASTER_PORT"] = port
         code = 0
         try:
-            devices = distributed.Devices("cpu", (), 2)
+            devices = distributed.Devices("cpu", (), 2, timeout_min=0.5)
             fail_in_one_line(lambda case=case, devices=devices: distributed.launch(case, (), devices, fail_in_one_line))
         except SystemExit as ended:
             code = ended.code

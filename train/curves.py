@@ -75,8 +75,19 @@ class Curves:
             for tag, picture in pictures_of(batch, outputs, grid).items():
                 self.writers[part].add_image(tag, picture, step)
 
+    @property
+    def lost(self):
+        """ValueError that says why the curves could not be written, or None."""
+        return next((writer.lost for writer in self.writers.values() if writer.lost), None)
+
     def close(self):
+        """Write what is still held back; once more changes nothing. See `lost` afterwards."""
         for writer in self.writers.values():
             writer.close()
         if self.board is not None:
             self.board.finish()
+
+    def check(self):
+        """Raise `lost`."""
+        if self.lost:
+            raise self.lost

@@ -100,7 +100,7 @@ class World:
             time.sleep(WAIT_S)
 
     def first_step_done(self):
-        """From now on a rank that stays away is given up after timeout_min."""
+        """From now on a rank that stays away is given up after timeout_min; once more changes nothing."""
         if self.size > 1:
             set_timeout = (
                 getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout

@@ -1,6 +1,7 @@
 """python -m train.evaluate: what a checkpoint is worth over every validation sample, under both protocols."""
 
 import platform
+import tempfile
 from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -145,6 +146,8 @@ class Evaluation:
 
     def __call__(self, options, world):
         parts = world.together(lambda: _prepare(options, world))
+        out = Path(self.choices["out"] or parts.folder / "eval")
+        world.together(lambda: world.leads and _check_folder(out))
         if world.leads:
             say(_opening(parts, world))
         baseline = world.together(self._baseline)
@@ -155,12 +158,12 @@ class Evaluation:
             with Progress(len(changes) * len(parts.loader), "batches", "robustness", shown=world.leads) as bar:
                 damaged = robustness(parts.again(world, bar), baseline, whole, changes, options.seed)
         if world.leads:
-            self._report(parts, whole, damaged)
+            self._report(parts, whole, damaged, out)
 
     def _baseline(self):
         return read_json(self.choices["baseline"]) if self.choices["baseline"] else None
 
-    def _report(self, parts, whole, damaged):
+    def _report(self, parts, whole, damaged, out):
         whole.about = parts.about(whole)
         figures = all_figures(whole, parts.options.seed)
         headline = parts.labels[0].name
@@ -175,8 +178,6 @@ class Evaluation:
             click.echo(line)
         for line in robustness_lines(damaged) if damaged else ():
             click.echo(line)
-        out = Path(self.choices["out"] or parts.folder / "eval")
-        out.mkdir(parents=True, exist_ok=True)
         write_json(out / "eval.json", whole, figures, parts.options.seed, damaged)
         write_csv(out / "samples.csv", whole)
         _write_scalars(parts, figures)
@@ -208,8 +209,16 @@ class Parts:
         return self.path.parent
 
     def batches(self, what, world):
-        """This rank's batches; rank 0 shows how far it is."""
-        return shown(self.loader, what, world.leads) if len(self.loader) else ()
+        """This rank's batches, None where it has no share of one; rank 0 shows how far it is.
+
+        All ranks take them together, so that one waits for another no longer than for a batch, and hears of it if that fails.
+        """
+        own = iter(self.loader) if len(self.loader) else iter(())
+        count = self.loader.num_global_batches
+        with Progress(count, "batches", what, shown=world.leads) as bar:
+            for batch in bar.over(world.together(lambda: next(own, None)) for _ in range(count)):
+                yield batch
+                world.first_step_done()
 
     def again(self, world, bar):
         """Function change -> Evaluation of one more pass, every batch changed first; None on other ranks than 0.
@@ -288,12 +297,24 @@ def _opening(parts, world):
     )
 
 
-def _write_scalars(parts, figures):
-    from torch.utils.tensorboard import SummaryWriter
+def _check_folder(out):
+    """Make the folder of the results. Raises ValueError where nothing can be written in it: before the work, not after."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
 
-    with SummaryWriter(f"{parts.options.log_dir}/{parts.folder.name}/eval") as writer:
-        for tag, value in scalars(figures).items():
-            writer.add_scalar(tag, value, parts.step)
+
+def _write_scalars(parts, figures):
+    from train.recorder import Recorder
+
+    recorder = Recorder(f"{parts.options.log_dir}/{parts.folder.name}/eval", "eval")
+    for tag, value in scalars(figures).items():
+        recorder.add_scalar(tag, value, parts.step)
+    recorder.close()
+    if recorder.lost:
+        raise recorder.lost
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from train.options import Options, as_dict
 from train.recorder import open_wandb
 from train.step import LossStep, over_processes
 
-LOST = 255  # no signal's number: rank 0's last write failed
+LOST = 255  # no signal's number: rank 0 could not write a checkpoint, or curves
 
 
 def batches(loader):
@@ -111,7 +111,8 @@ class Trainer:
             try:
                 for step in steps:
                     self._iterate(step, train, val, saver)
-                    stop = self.world.any(caught[0] if caught else LOST if saver and saver.failed() else 0)
+                    lost = (saver and saver.failed()) or self.curves.lost
+                    stop = self.world.any(caught[0] if caught else LOST if lost else 0)
                     if self._saves(step) or stop:
                         self._finish()
                         path = self.save(step, saver)
@@ -120,6 +121,8 @@ class Trainer:
                     if step == first_step + 1:
                         self.world.first_step_done()
                 self._saved(saver)
+                self.curves.close()
+                self.world.together(self.curves.check)
                 if stop:
                     raise Stopped(128 + stop)
             finally:
@@ -137,7 +140,8 @@ class Trainer:
         options = as_dict(self.options)
         mode = self.options.wandb if self.world.leads else ""
         board = self.world.together(lambda: open_wandb(mode, self.name, self.options.log_dir, options))
-        curves = Curves(f"{self.options.log_dir}/{self.name}", pools, first_step, self.world.leads, board)
+        where = f"{self.options.log_dir}/{self.name}"
+        curves = self.world.together(lambda: Curves(where, pools, first_step, self.world.leads, board))
         curves.configuration("\n".join(f"{name}: {value}" for name, value in options.items()))
         return curves
 

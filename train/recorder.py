@@ -1,9 +1,13 @@
 """Where a run's scalars, pictures and texts go: TensorBoard's files, and Weights & Biases where that is asked for."""
 
 import re
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
+
+FLUSH_S = 30.0  # until what is held back is written: so long a full disk is not noticed
 
 
 def open_wandb(mode, name, log_dir, config):
@@ -41,22 +45,46 @@ def board_id(name):
 class Recorder:
     """One part of a run, "t" or "v". The calls are SummaryWriter's.
 
-    folder: of TensorBoard's files. purge_step: what an earlier run wrote from there on is taken back. board: of open_wandb.
+    A disk that fails ends nothing at once, since a run first saves: from then on nothing more is written there.
+
+    Args:
+        folder: of TensorBoard's files. purge_step: what an earlier run wrote from there on is taken back. board: of open_wandb.
+    Attributes:
+        lost: ValueError that says why files could not be written, or None.
+    Raises:
+        ValueError: there cannot be files.
     """
 
     def __init__(self, folder, part, purge_step=None, board=None):
-        self.part, self.board = part, board
-        self.writer = SummaryWriter(str(folder), purge_step=purge_step)
+        self.folder, self.part, self.board, self.lost = folder, part, board, None
+        threading.excepthook = _without_tensorboard
+        with self._kept():
+            self.writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=FLUSH_S)
+        if self.lost:
+            raise self.lost
+
+    @contextmanager
+    def _kept(self):
+        """Errors of the disk that the block meets are kept in `lost`, the first of them."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            self.lost = self.lost or ValueError(f"{self.folder}: cannot be written ({reason}); give another --log_dir")
 
     def add_scalar(self, tag, value, step):
         """A number of an update."""
-        self.writer.add_scalar(tag, value, step)
+        if not self.lost:
+            with self._kept():
+                self.writer.add_scalar(tag, value, step)
         if self.board is not None:
             self.board.log({f"{self.part}/{tag}": value}, step=step)
 
     def add_image(self, tag, picture, step):
         """A picture (H, W, 3) uint8."""
-        self.writer.add_image(tag, picture, step, dataformats="HWC")
+        if not self.lost:
+            with self._kept():
+                self.writer.add_image(tag, picture, step, dataformats="HWC")
         if self.board is not None:
             import wandb
 
@@ -64,8 +92,17 @@ class Recorder:
 
     def add_text(self, tag, text, step=0):
         """A text, shown as it is."""
-        self.writer.add_text(tag, "\n".join(f"    {line}" for line in text.splitlines()), step)
+        if not self.lost:
+            with self._kept():
+                self.writer.add_text(tag, "\n".join(f"    {line}" for line in text.splitlines()), step)
 
     def close(self):
-        """Write what is still held back."""
-        self.writer.close()
+        """Write what is still held back; see `lost` afterwards."""
+        with self._kept():
+            self.writer.close()
+
+
+def _without_tensorboard(arguments, plain=threading.excepthook):
+    """Tell what ended a thread, but for TensorBoard's: its next call raises that, and a Recorder keeps it."""
+    if not type(arguments.thread).__module__.startswith("tensorboard."):
+        plain(arguments)

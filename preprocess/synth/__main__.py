@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from common.interrupts import Interruptible
 from common.progress import progress
 from common.spelling import EITHER, spelled
 from preprocess.errors import SourceError
@@ -12,7 +13,7 @@ from preprocess.plan import official_splits
 from preprocess.synth.folder import Folder
 
 
-@click.command(context_settings={**EITHER, "show_default": True})
+@click.command(cls=Interruptible, context_settings={**EITHER, "show_default": True})
 @click.option("--out", required=True, type=click.Path(path_type=Path))
 @click.option("--scenes", default=4, type=click.IntRange(2), help="a fifth of them, at least one, in the val split")
 @click.option("--samples", default=4, type=click.IntRange(1), help="keyframes a scene")

@@ -48,7 +48,12 @@ class Cache:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             marker = self.root / "used"
-            with locked(self.root / ".lock"):
+            with locked(self.root / ".lock") as alone:
+                if not alone:
+                    note = (
+                        "its file system knows no locks; where several processes write there, it may outgrow --cache_gb"
+                    )
+                    say(f"note: {folder}: {note}", "node")
                 if not marker.exists():
                     marker.write_bytes(_USED.pack(0))
             # The clock of the file system, which may not be this machine's.
