@@ -7,7 +7,8 @@ from pathlib import Path
 
 from train.pictures import charts
 
-MOST_PICTURE_BYTES = 3 << 20  # of all runs together, so that the page stays under 5 MB
+MOST_BYTES = 5_000_000  # of a page
+_MARKUP_BYTES = 200  # at most, around a picture besides its caption, and around their section
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def page(runs, made):
     Args:
         runs: list of Run, compared side by side. made: a line that says when and with what.
     Raises:
-        ValueError: matplotlib or jinja2 are not installed.
+        ValueError: matplotlib or jinja2 are not installed, or there are more runs than fit into MOST_BYTES.
     """
     try:
         from jinja2 import Environment
@@ -52,11 +53,24 @@ def page(runs, made):
         raise ValueError("train.report needs matplotlib and jinja2: pip install 'bevshards[report]'") from None
     template = Environment(autoescape=True).from_string(Path(__file__).with_name("page.html").read_text())
     label = _headline_label(runs[0])
-    sections = [_accuracy(runs, label), _conditions(runs, label), _boxes(runs), _training(runs), _samples(runs)]
+    samples = Section("samples", "Worst, median and best samples")
+    sections = [_accuracy(runs, label), _conditions(runs, label), _boxes(runs), _training(runs), samples]
     sections += [_robustness(runs), _provenance(runs)]
-    sections = [s for s in sections if s.charts or s.tables or s.pictures or s.preformatted]
     title = "Evaluation of " + ", ".join(run.name for run in runs)
-    return template.render(title=title, made=made, sections=sections, headline=[_card(run, label) for run in runs])
+    cards = [_card(run, label) for run in runs]
+
+    def rendered():
+        shown = [s for s in sections if s.charts or s.tables or s.pictures or s.preformatted]
+        return template.render(title=title, made=made, sections=shown, headline=cards)
+
+    # Pictures take what everything else leaves.
+    needed = len(rendered().encode())
+    if needed > MOST_BYTES:
+        raise ValueError(
+            f"a page of {len(runs)} runs has {needed / 1e6:.1f} MB without any picture; give fewer at once"
+        )
+    _add_pictures(samples, runs, MOST_BYTES - needed)
+    return rendered()
 
 
 def _headline_label(run):
@@ -201,21 +215,23 @@ def _training(runs):
     return section
 
 
-def _samples(runs):
-    section = Section("samples", "Worst, median and best samples")
-    taken = left = 0
+def _add_pictures(section, runs, room):
+    """Those pictures of the runs that fit into `room` bytes."""
+    room -= 2 * _MARKUP_BYTES
+    left = 0
     for run in runs:
         for caption, jpeg in run.pictures:
-            if taken + len(jpeg) > MOST_PICTURE_BYTES:
-                left += 1
-                continue
-            taken += len(jpeg)
             source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
             caption = caption if len(runs) == 1 else f"{run.name}: {caption}"
+            # A caption is there twice, and a letter of it takes up to six bytes as HTML writes it.
+            needed = len(source) + 12 * len(caption) + _MARKUP_BYTES
+            if needed > room:
+                left += 1
+                continue
+            room -= needed
             section.pictures.append({"caption": caption, "source": source})
     if left:
         section.text = f"{left} more pictures lie beside the evaluations; they would make this page too large."
-    return section
 
 
 def _robustness(runs):

@@ -1,4 +1,7 @@
-"""A scene as an MCAP file of Foxglove's protobuf messages, which Foxglove and Rerun open.
+"""A scene as an MCAP file of Foxglove's protobuf messages.
+
+By its documentation Foxglove shows all of them. Rerun's (rerun.io/docs/reference/mcap) lists images, calibration, points and
+transforms, but neither boxes (SceneUpdate) nor the label maps (Grid); these are in /bev/panels as an image too.
 
 Frames: global > ego > each camera. Everything of a keyframe carries its timestamp; images are the stored bytes.
 """
