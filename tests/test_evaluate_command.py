@@ -13,8 +13,12 @@ from train.data.config import LabelSpec
 from train.distributed import World
 from train.evaluation.referee import referee
 from train.evaluation.robustness import CORRUPTIONS, robustness, with_moved_cameras, without_camera
+from train.evaluator import evaluate
 from train.gallery import chosen_rows
 from train.model.interface import Needs
+from train.options import Options
+from train.setup import make_network
+from train.step import LossStep
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +106,15 @@ def test_robustness_is_a_table_against_the_clean_run(loader):
     assert 0 < table["mRR"] <= 100 and set(table["resilience"]) == set(CORRUPTIONS)
     with pytest.raises(ValueError, match="without --robustness"):
         robustness(again, {"figures": []}, clean, (), ())
+
+
+def test_validation_and_evaluation_count_the_same_cells(loader):
+    network, _ = make_network(Options(encoder_type="effb0", no_pretrained=True, latent_dim=8, Z=50, Y=2, X=50))
+    grid, world = make_vox_util((GRID["centroid"], GRID["bounds"], GRID["res_3d"])), World(0, 1, torch.device("cpu"))
+    _, (both, either), _ = evaluate(LossStep(network, grid), loader, world)
+    counts = sum(row.counts["simple_bev"] for row in referee(network, loader, grid, world).rows)
+    intersection, predicted, truth = counts.sum(0).tolist()
+    assert (intersection, predicted + truth - intersection) == (both, either) and 0 < both < either
 
 
 def test_damage_leaves_the_reference_camera_and_the_labels(loader):

@@ -15,17 +15,15 @@ from train import checkpoint
 from train.arithmetic import on_device, set_arithmetic
 from train.command import commands_among, from_config, launch, options_command
 from train.data.config import labels_side_by_side
-from train.distributed import World, say
+from train.distributed import say
 from train.evaluation.figures import all_figures
 from train.evaluation.files import read_json, write_csv, write_json
 from train.evaluation.referee import referee
 from train.evaluation.robustness import robustness
 from train.evaluation.table import lines_of, robustness_lines, scalars
-from train.evaluator import evaluate as evaluate_batches
 from train.gallery import write_gallery
 from train.options import Options, as_dict, coerce
 from train.setup import check_same_network, make_loaders, make_network
-from train.step import LossStep
 
 # What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
 _OF_MODEL = ("sensors", "model", "labels", "grid", "res_scale", "interpolation", "refcam_id")
@@ -41,22 +39,6 @@ _CHOICES = (
     click.Option(["--robustness"], is_flag=True, help="evaluate again under some forty kinds of damage"),
     click.Option(["--baseline"], help="with --robustness: an eval.json to compare corruptions with (mCE)"),
 )
-
-
-def evaluate(network, loader, grid, autocast=None, progress=True):
-    """(2,) float64 intersection and union over every sample of the loader, in evaluation mode, in this process.
-
-    Args:
-        network: see train/model/README.md. grid: VoxUtil. autocast: dtype of the network's arithmetic; None for float32.
-        progress: show how far it is.
-    Raises:
-        ValueError: the network gives no seg.
-    """
-    step = LossStep(network, grid, autocast)
-    counts = evaluate_batches(step, shown(loader, "evaluate", progress), World(0, 1, loader.stage.device))[1]
-    if not len(counts):
-        raise ValueError(f"{type(network).__name__} gives no seg: there is no IoU")
-    return counts
 
 
 def shown(loader, what, progress=True):
