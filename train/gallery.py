@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from common.files import write_atomically
 from train.pictures.layout import encode
 from train.samples import Network, Samples
 from train.show import sheet_of
@@ -24,7 +25,7 @@ def write_gallery(out, evaluation, label, parts, count):
     network = Network(parts.options, parts.network.eval(), parts.step, parts.loader.stage.device)
     for number, (kind, row, value) in enumerate(chosen):
         picture = sheet_of(samples, samples.find(row.key)[0], network, WIDTH_PX)
-        (out / f"{number:02d}_{kind}_IoU_{value:.3f}_{row.key}.jpg").write_bytes(encode(picture, ".jpg"))
+        write_atomically(out / f"{number:02d}_{kind}_IoU_{value:.3f}_{row.key}.jpg", encode(picture, ".jpg"))
     return len(chosen)
 
 

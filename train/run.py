@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from common.files import write_atomically
 from train import checkpoint
 from train.arithmetic import on_device, set_arithmetic
 from train.command import from_config, from_run, launch, options_command
@@ -95,7 +96,7 @@ def train_rank(options, world, build=None):
     # Fed back, the run's own config begins a run of its own.
     options = dataclasses.replace(options, ckpt_dir=str(folder.parent), resume="", config="")
     config = yaml.safe_dump(as_dict(options), sort_keys=False)
-    world.together(lambda: world.leads and (folder / "config.yaml").write_text(config))
+    world.together(lambda: world.leads and write_atomically(folder / "config.yaml", config.encode()))
     what = world.together(lambda: opening(options, world, parts["network"], parts["loaders"], folder, step))
     for text in what:
         say(text)
