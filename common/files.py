@@ -45,6 +45,23 @@ def new_file(path):
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_path(path):
+    """The path of a file that becomes `path` as new_file's does, for what writes to names and not to files.
+
+    It ends as `path` does, by which such writers tell what to write. Raises OSError.
+    """
+    path = Path(path)
+    temporary = temporary_name(path).with_suffix(path.suffix)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_atomically(path, data):
     """Write bytes to a temporary name beside `path`, flush to disk, rename. Raises OSError."""
     with new_file(path) as file:

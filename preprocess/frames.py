@@ -26,7 +26,10 @@ def transform(quaternion_wxyz, translation):
 
 
 def inverse(a_T_b):
-    """b_T_a of rigid a_T_b, (..., 4, 4)."""
+    """b_T_a of rigid a_T_b, (..., 4, 4).
+
+    As common.geometry.rigid_inverse, but for the last bit, which is in every shard that there is: its sums go in another order.
+    """
     out = np.array(a_T_b)
     rotation_t = np.swapaxes(out[..., :3, :3], -1, -2)
     out[..., :3, 3] = -np.einsum("...ij,...j->...i", rotation_t, a_T_b[..., :3, 3])

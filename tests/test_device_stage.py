@@ -268,6 +268,15 @@ def test_images_on_cuda_take_as_many_operations_whatever_the_batch(interpolation
     assert counts[0] == counts[1] <= 80
 
 
+def test_decoded_images_of_one_size_are_stacked_at_once():
+    with fake_mode():
+        # As nvJPEG's decoder leaves it.
+        image = torch.empty((3, 90, 160), dtype=torch.uint8, device="cuda").permute(1, 2, 0)
+        assert [watched(stacked, [image] * count) for count in (6, 96)] == [1, 1]
+        out = stacked([image] * 6)
+        assert out.shape == (6, 90, 160, 3) and out.is_contiguous()
+
+
 def test_targets_on_cuda_take_as_many_operations_whatever_the_batch():
     counts = []
     for batch, boxes in ((1, 3), (16, 40)):

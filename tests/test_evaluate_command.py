@@ -31,9 +31,13 @@ from train.evaluation.robustness import (
 )
 from train.evaluation.samples import Evaluation, SceneSums
 from train.evaluation.table import robustness_lines
+from train.evaluator import evaluate as evaluate_batches
 from train.gallery import chosen_rows
 from train.model.interface import Needs
+from train.options import Options
 from train.report import read_run
+from train.setup import make_network
+from train.step import LossStep
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +184,15 @@ def test_robustness_has_intervals_in_pairs():
     assert "mCE_low" not in robustness(found, baseline | {"scenes": ["other"]}, found(1.0), shares)
     lines = robustness_lines(against)
     assert max(map(len, lines)) <= 79 and f"[{against['mCE_low']:.1f}, " in lines[-1]
+
+
+def test_validation_and_evaluation_count_the_same_cells(loader):
+    network, _ = make_network(Options(encoder_type="effb0", no_pretrained=True, latent_dim=8, Z=50, Y=2, X=50))
+    grid, world = make_vox_util((GRID["centroid"], GRID["bounds"], GRID["res_3d"])), World(0, 1, torch.device("cpu"))
+    _, (both, either), _ = evaluate_batches(LossStep(network, grid), loader, world)
+    counts = sum(row.counts["simple_bev"] for row in referee(network, loader, grid, world).rows)
+    intersection, predicted, truth = counts.sum(0).tolist()
+    assert (intersection, predicted + truth - intersection) == (both, either) and 0 < both < either
 
 
 def test_damage_leaves_the_reference_camera_and_the_labels(loader):

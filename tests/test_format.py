@@ -157,18 +157,24 @@ def test_facts_and_bounds_are_specified(synth_shards):
     assert all(f"{bound} M" in SPECIFICATION or f"{bound} million" in SPECIFICATION for bound in bounds)
 
 
-def test_shards_of_schema_1_are_read(synth_shards, tmp_path):
-    """The bytes of schema 1 differ in the number alone where names are nuScenes' own."""
-    with tarfile.open(synth_shards / "val-000.tar") as old, tarfile.open(tmp_path / "val-000.tar", "w") as new:
+def rewritten_as_schema_1(tar, out):
+    """ShardIndex of a copy of a shard, in the folder `out`, whose samples say that they are of schema 1."""
+    with tarfile.open(tar) as old, tarfile.open(out / tar.name, "w") as new:
         for member in old:
             data = old.extractfile(member).read()
             if member.name.endswith("sample.json"):
                 data = encode_json(json.loads(data) | {"schema": 1})
                 member.size = len(data)
             new.addfile(member, io.BytesIO(data))
-    index = build_index(tmp_path / "val-000.tar")
-    assert index.schema == 1
+    index = build_index(out / tar.name)
     index_path(index.tar).write_bytes(dump_index(index))
+    return index
+
+
+def test_shards_of_schema_1_are_read(synth_shards, tmp_path):
+    """The bytes of schema 1 differ in the number alone where names are nuScenes' own."""
+    index = rewritten_as_schema_1(synth_shards / "val-000.tar", tmp_path)
+    assert index.schema == 1
     assert load_index(index.tar, verify=True).schema == 1
     assert all("in no manifest" in problem for problem in verify(tmp_path)[0])
     raw = json.loads(dump_index(index)) | {"schema": 3}

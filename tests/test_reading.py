@@ -18,9 +18,10 @@ from common.shard_index import ShardError, build_index, dump_index
 from common.shard_set import find_shards
 from tests.index_files import index_path
 from tests.test_buffers import resident_mb
+from tests.test_format import rewritten_as_schema_1
 from tests.test_order import CONF, GRID, equal, loaders
 from train.data import DataError, compile_data
-from train.data.sources import SourceConfig, open_source
+from train.data.sources import RangeSource, SourceConfig, open_source
 from train.data.sources.pipe import PipeSource, stream_order
 
 MEMBERS = ("imgs", "lidar_data", "radar_data", "seg_bev")
@@ -129,6 +130,29 @@ def test_categories_that_the_shards_do_not_have_are_told_before_an_epoch(synth_s
     with pytest.raises(ValueError, match="--target_categories vehicles: no box of the shards .* vehicle.car"):
         stream_of(f"{synth_shards}/train-*.tar", target_categories=("vehicle.car", "vehicles"))
     assert stream_of(f"{synth_shards}/train-*.tar", target_categories=("vehicles",), rank=1, world_size=2)
+
+
+def test_another_file_system_s_address_is_read_by_ranges(synth_shards):
+    import fsspec
+
+    fsspec.filesystem("memory").put(f"{synth_shards}/train*", "/ranges/")
+    remote, local = stream_of("memory://ranges/", seqlen=2), stream_of(f"{synth_shards}/train-*.tar", seqlen=2)
+    assert isinstance(remote.reader, RangeSource)
+    for a, b in zip(remote, local, strict=True):
+        equal(a, b)
+
+
+def test_shards_of_schema_1_give_the_same_batches(synth_shards, tmp_path):
+    for tar in sorted(synth_shards.glob("train-*.tar")):
+        assert rewritten_as_schema_1(tar, tmp_path).schema == 1
+    for a, b in zip(stream_of(tmp_path), stream_of(f"{synth_shards}/train-*.tar"), strict=True):
+        equal(a, b)
+
+
+def test_a_val_set_without_a_sample_is_refused(synth_shards):
+    options = {"bsz": 2, "nworkers": 0, "nsweeps": 2, "seqlen": 5}
+    with pytest.raises(ValueError, match="val shards hold no sample of 5 keyframes; lower seqlen"):
+        compile_data(None, f"{synth_shards}/val-*.tar", CONF, **GRID, **options)
 
 
 @pytest.mark.parametrize("buffer", [1, 5, 1000])

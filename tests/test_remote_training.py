@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -155,6 +156,29 @@ def server(synth_shards):
     server = FaultyServer(synth_shards)
     yield server
     server.close()
+
+
+def test_a_server_that_fails_for_good_ends_a_run_in_one_line(synth_shards, tmp_path):
+    server = FaultyServer(synth_shards)
+    try:
+        process = start(*words(f"{server.address}/train.manifest.json", tmp_path, "--do_val", "False"))
+        while process.poll() is None and not any(".tar" in path and kind for _, path, kind in server.requests):
+            time.sleep(0.02)
+        server.lasting = "reset"
+        text = process.communicate(timeout=120)[1]
+    finally:
+        server.close()
+    [line] = [line for line in text.splitlines() if line.startswith("error:")]
+    assert process.returncode == 1 and "Traceback" not in text
+    assert re.match(
+        rf"error: {server.address}/train-00[01].tar: given up after 5 tries: .*\(sample scene-\d+_\d+\)$", line
+    )
+
+
+def test_a_folder_means_its_val_split_to_an_evaluation(synth_shards):
+    options = Options(shards=(str(synth_shards),), nsweeps=2, batch_size=2, res_scale=0.25, nworkers=0)
+    train, val, _ = make_loaders(options, torch.device("cpu"), want_train=False)
+    assert train is None and val.reader.facts["split"] == "val" and len(val.reader) == 4
 
 
 def test_as_many_requests_are_in_flight_as_asked_for_whatever_the_cores(server):

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from common.stores import open_store
 from tests.conftest import REPOSITORY
 from tests.faulty_server import FaultyServer
 from tests.index_files import load_index
+from tests.test_format import rewritten_as_schema_1
 from tests.test_order import equal
 from tests.test_reading import stream_of
 from train.data.sources import LocalSource, RangeSource, SourceConfig, open_source
@@ -77,6 +79,15 @@ def test_members_side_by_side_take_one_request_and_others_two(http):
         assert list(out) == members and source.requests_made - made <= most
         if most == 1:
             assert source.bytes_read - read <= 1.1 * sum(map(len, out.values()))
+
+
+def test_a_member_of_the_shard_may_be_named_with_its_layer(http, synth_shards):
+    named, layer = [("", "sample.json"), ("", "CAM_BACK.jpg")], ("maps", "drivable.npy.zst")
+    for source in (LocalSource(f"{synth_shards}/train-*.tar"), open_source(f"{http.address}/train.manifest.json")):
+        out = source.read(4, [*named, layer])
+        plain = source.read(4, [member for _, member in named])
+        assert out == dict(zip(named, plain.values(), strict=True))
+        assert source.lacks(layer) == source.indexes[0].tar and source.lacks(named[0]) is None
 
 
 def test_gaps_are_read_through_where_they_are_small():
@@ -183,6 +194,22 @@ def test_the_cache_serves_nothing_spoilt(http, tmp_path):
     assert again.cache.misses == 3 and read_all(cached(http, tmp_path), members) == first
 
 
+def test_the_cache_serves_nothing_of_a_set_that_was_rewritten(synth_shards, tmp_path):
+    folder = shutil.copytree(synth_shards, tmp_path / "set")
+    server = FaultyServer(folder)
+    config = SourceConfig(cache_dir=str(tmp_path / "cache"))
+    try:
+        before = read_all(open_source(f"{server.address}/train-000.tar", config), CAMERA_MEMBERS)
+        rewritten_as_schema_1(synth_shards / "train-000.tar", folder)
+        (folder / "train.manifest.json").unlink()
+        source = open_source(f"{server.address}/train-000.tar", config)
+        after = read_all(source, CAMERA_MEMBERS)
+        assert source.cache.hits == 0 and after != before
+        assert after == read_all(LocalSource(f"{folder}/train-000.tar"), CAMERA_MEMBERS)
+    finally:
+        server.close()
+
+
 def test_the_cache_is_bounded_and_removes_its_own_files_only(http, synth_shards, tmp_path):
     local = LocalSource(f"{synth_shards}/train-*.tar")
     sizes = [sum(map(len, record.values())) for record in read_all(local, CAMERA_MEMBERS)]
@@ -209,6 +236,8 @@ import sys
 from train.data.sources import SourceConfig, open_source
 source = open_source(sys.argv[1], SourceConfig(cache_dir=sys.argv[2]))
 members = source.indexes[0].members
+source.read(0, members)
+assert list(source.cache.root.glob("*/*/*"))
 print("ready", flush=True)
 while True:
     for i in range(len(source)):

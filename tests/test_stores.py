@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from common import addresses
 from common.errors import Missing, ShardError, StoreError
 from common.files import Busy, flush_folder, locked, write_atomically
 from common.manifest import Manifest, ManifestShard, dump_manifest, parse_manifest
-from common.retries import Retry
+from common.retries import LONGEST_PAUSE_S, Retry
 from common.shard_set import find_beside, find_shards, load_indexes
 from common.stores import find, local_copy, open_store, parse_options
 from preprocess.index import main as index_main
@@ -298,6 +299,25 @@ os.waitpid(child, 0)
 """
 
 
+def test_google_s_and_azure_s_addresses_become_their_stores():
+    from obstore.store import AzureStore, GCSStore
+
+    azure = {"account_key": "a2V5"}
+    account = {"account_name": "account", **azure}
+    cases = [
+        ("gs://box/a/b", {"skip_signature": True}, GCSStore, "bucket"),
+        ("az://box/a/b", account, AzureStore, "container_name"),
+    ]
+    cases += [("abfs://box@account.dfs.core.windows.net/a/b", azure, AzureStore, "container_name")]
+    for address, options, kind, box in cases:
+        store = open_store(address, options)
+        client, path = store._client("train-000.tar")
+        assert isinstance(client, kind) and client.config[box] == "box" and client.prefix == "a/b"
+        assert path == "train-000.tar" and "a2V5" not in f"{store!r}{store.path(path)}"
+        if kind is AzureStore:
+            assert client.config["account_name"] == "account"
+
+
 def test_a_store_that_was_used_before_a_fork_says_so(s3):
     result = subprocess.run(
         [sys.executable, "-c", _FORKED, f"s3://{s3.bucket}/"], cwd=REPOSITORY, capture_output=True, text=True
@@ -330,6 +350,20 @@ def test_verify_and_index_take_an_address(s3_shards, synth_shards, tmp_path):
     assert "damaged manifest" in " ".join(verify(store.address)[0])
 
 
+def test_verify_takes_a_manifest_and_index_a_folder_or_a_pattern(synth_shards, tmp_path):
+    from click.testing import CliRunner
+
+    assert verify(f"{synth_shards}/val.manifest.json") == ([], 4, 1)
+    folder = shutil.copytree(synth_shards, tmp_path / "out")
+    for argument, lost in ((folder, "val-000"), (f"{folder}/train-*.tar", "train-001")):
+        index = folder / f"{lost}.idx.json"
+        before = index.read_bytes()
+        index.unlink()
+        result = CliRunner().invoke(index_main, [str(argument)])
+        assert result.exit_code == 0 and index.read_bytes() == before
+        assert re.findall(r"([\w-]+).idx.json: rebuilt", result.output) == [lost]
+
+
 def test_atomic_files_and_locks_on_file_systems_that_refuse_part(tmp_path, monkeypatch):
     write_atomically(tmp_path / "a", b"one")
     assert flush_folder(tmp_path)
@@ -359,7 +393,32 @@ def test_atomic_files_and_locks_on_file_systems_that_refuse_part(tmp_path, monke
         flush_folder(tmp_path)
 
 
+class Pauses(threading.Event):
+    """An event that never comes, and notes for how long it was waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.seconds = []
+
+    def wait(self, timeout=None):
+        self.seconds.append(timeout)
+        return False
+
+
 def test_retries_pause_longer_each_time_and_stop_when_told():
+    def refused():
+        raise ConnectionError("no")
+
+    pauses = [Pauses(), Pauses()]
+    for one in pauses:
+        with pytest.raises(StoreError, match="given up after 9 tries"):
+            Retry(attempts=9, pause_s=0.5).run(refused, str, "there", one)
+        mean = [min(0.5 * 2**attempt, LONGEST_PAUSE_S) for attempt in range(8)]
+        assert mean[-1] == LONGEST_PAUSE_S
+        assert all(0.5 <= pause / usual <= 1.5 for pause, usual in zip(one.seconds, mean, strict=True))
+    assert all(
+        a != b for a, b in zip(*(one.seconds for one in pauses), strict=True)
+    )  # so that ranks do not come at once
     retry, calls = Retry(attempts=3, pause_s=0.001), []
 
     def fail():

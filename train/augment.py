@@ -141,6 +141,8 @@ def stacked(images):
     """N images (H,W,3) uint8 as one tensor (N,H,W,3), those of other sizes in the upper left corner of the largest."""
     if isinstance(images, torch.Tensor):
         return images
+    if len({image.shape for image in images}) == 1:
+        return torch.stack(images)
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     out = images[0].new_zeros((len(images), height, width, 3))
     for place, image in zip(out, images, strict=True):

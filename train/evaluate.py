@@ -15,20 +15,18 @@ from common.shard_set import find_beside, find_shards
 from common.spelling import spelled
 from common.stores import parse_options
 from train import checkpoint
-from train.arithmetic import full_float32, on_device, set_arithmetic
+from train.arithmetic import on_device, set_arithmetic
 from train.command import commands_among, from_config, known_options, launch, options_command
 from train.data.config import labels_side_by_side
-from train.distributed import World, say
+from train.distributed import say
 from train.evaluation.figures import all_figures
 from train.evaluation.files import read_json, write_csv, write_json
 from train.evaluation.referee import referee
 from train.evaluation.robustness import damages, offsets, robustness
 from train.evaluation.table import lines_of, robustness_lines, scalars
-from train.evaluator import evaluate as evaluate_batches
 from train.gallery import write_gallery
 from train.options import Options, as_dict
 from train.setup import check_same_network, make_loaders, make_network
-from train.step import LossStep
 
 # What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
 _OF_MODEL = ("sensors", "model", "labels", "grid", "res_scale", "interpolation", "refcam_id")
@@ -46,23 +44,6 @@ _CHOICES = (
     click.Option(["--off_degrees"], default="0.5,1,2,5", help="with --robustness: cameras turned by  [0.5,1,2,5]"),
     click.Option(["--off_cm"], default="2,5,10,20", help="and moved by as many centimetres, pair by pair  [2,5,10,20]"),
 )
-
-
-@full_float32()
-def evaluate(network, loader, grid, autocast=None, progress=True):
-    """(2,) float64 intersection and union over every sample of the loader, in evaluation mode, in this process.
-
-    Args:
-        network: see train/model/README.md. grid: VoxUtil. autocast: dtype of the network's arithmetic; None for float32.
-        progress: show how far it is.
-    Raises:
-        ValueError: the network gives no seg.
-    """
-    step = LossStep(network, grid, autocast)
-    counts = evaluate_batches(step, shown(loader, "evaluate", progress), World(0, 1, loader.stage.device))[1]
-    if not len(counts):
-        raise ValueError(f"{type(network).__name__} gives no seg: there is no IoU")
-    return counts
 
 
 def shown(loader, what, progress=True):

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from common.files import temporary_name
+from common.files import new_path
 from train.pictures import palette
 
 KEYFRAMES_PER_S = 2.0  # nuScenes annotates twice a second, so this is real time
@@ -26,13 +26,8 @@ def write_video(path, pictures, frames_per_s=KEYFRAMES_PER_S):
     write = {".webm": _write_webm, ".gif": _write_gif}.get(path.suffix.lower())
     if write is None:
         raise ValueError(f"{path}: a video ends in {' or '.join(SUFFIXES)}")
-    temporary = temporary_name(path).with_suffix(path.suffix)  # by which OpenCV and Pillow tell what to write
-    try:
-        count = write(temporary, pictures, frames_per_s)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
+    with new_path(path) as temporary:
+        return write(temporary, pictures, frames_per_s)
 
 
 def _write_webm(path, pictures, frames_per_s):

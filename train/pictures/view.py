@@ -9,6 +9,7 @@ import numpy as np
 import simplejpeg
 
 from common.cameras import LIDAR_FIELDS, RADAR_FIELDS, RADARS
+from common.geometry import rigid_inverse
 from common.record import (
     BOXES_MEMBER,
     CAMERAS_MEMBER,
@@ -139,7 +140,7 @@ def view_of_record(key, members, width=None):
             lidar=_lidar(members),
             radar=_radar(members),
         )
-    except (KeyError, IndexError, np.linalg.LinAlgError) as error:
+    except (KeyError, IndexError) as error:
         raise RecordError(f"{SAMPLE}: does not fit the other members ({error})") from None
 
 
@@ -150,7 +151,7 @@ def _camera(name, data, row, global_T_ego, width):
     except ValueError as error:
         raise RecordError(f"{image_member(name)}: does not decode ({error})") from None
     scale = np.array([image.shape[1] / row["width"], image.shape[0] / row["height"], 1.0])
-    moved = np.linalg.inv(global_T_ego) @ row["global_T_ego"]
+    moved = rigid_inverse(global_T_ego) @ row["global_T_ego"]
     return Camera(name, image, row["intrinsics"] * scale[:, None], moved @ row["ego_T_cam"])
 
 
