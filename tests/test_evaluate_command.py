@@ -1,16 +1,19 @@
 """train.evaluate, train.compare and train.report as people run them, on a tiny run."""
 
 import json
+import os
+import signal
 
 import cv2
 import pytest
 import torch
 
 from tests.conftest import run_module
-from tests.test_resume import arguments, run_folder
+from tests.test_resume import arguments, run_folder, start
 from train.data import compile_data, make_vox_util
 from train.data.config import LabelSpec
 from train.distributed import World
+from train.evaluate import _check_folder
 from train.evaluation.referee import referee
 from train.evaluation.robustness import CORRUPTIONS, robustness, with_moved_cameras, without_camera
 from train.gallery import chosen_rows
@@ -53,6 +56,25 @@ def test_one_command_evaluates_compares_and_reports(run, tmp_path):
     page = tmp_path / "report.html"
     run_module("train.report", run, "--out", page)
     assert f"IoU {by['iou', 'simple_bev']['value']:.4f}" in page.read_text() and page.stat().st_size < 5_000_000
+
+
+def test_ctrl_c_ends_an_evaluation_in_one_line(run):
+    """It reaches two processes and their launcher, while these go through their batches again and again."""
+    words = ["--robustness", "--pictures", 0, "--device", "cpu", "--device_ids", "0,1", "--out", run / "never"]
+    process = start("train.evaluate", run, *words)
+    opening = next(line for line in process.stderr if line.startswith("protocol"))
+    assert "2 x cpu" in opening
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 130 and said == ["stopped by SIGINT"], said
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    _check_folder(tmp_path / "new" / "out")
+    assert not list((tmp_path / "new" / "out").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=f"{tmp_path}/file/out: cannot be written .*; give another --out"):
+        _check_folder(tmp_path / "file" / "out")
 
 
 def test_options_that_override_the_run_are_noted_and_shards_are_found(run, synth_shards):
