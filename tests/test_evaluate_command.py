@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import re
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,13 +14,13 @@ import pytest
 import torch
 
 from tests.conftest import run_module
-from tests.test_resume import arguments, run_folder
+from tests.test_resume import arguments, run_folder, start
 from train import checkpoint, evaluate
 from train.command import launch
 from train.data import compile_data, make_vox_util
 from train.data.config import LabelSpec
 from train.distributed import World
-from train.evaluate import read_options
+from train.evaluate import _check_folder, read_options
 from train.evaluation.counting import BINS
 from train.evaluation.referee import referee
 from train.evaluation.robustness import (
@@ -86,6 +88,25 @@ def test_one_command_evaluates_compares_and_reports(run, tmp_path):
     assert read.curves["t/stats/iou"][0] == [1]
     assert [caption.split(":")[0] for caption, _ in read.pictures] == ["worst", "median", "best"]
     assert all(re.fullmatch(r"\w+: \S+_\d+, IoU \d\.\d{3}", caption) for caption, _ in read.pictures)
+
+
+def test_ctrl_c_ends_an_evaluation_in_one_line(run):
+    """It reaches two processes and their launcher, while these go through their batches again and again."""
+    words = ["--robustness", "--pictures", 0, "--device", "cpu", "--device_ids", "0,1", "--out", run / "never"]
+    process = start("train.evaluate", run, *words)
+    opening = next(line for line in process.stderr if line.startswith("protocol"))
+    assert "2 x cpu" in opening
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 130 and said == ["stopped by SIGINT"], said
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    _check_folder(tmp_path / "new" / "out")
+    assert not list((tmp_path / "new" / "out").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=f"{tmp_path}/file/out: cannot be written .*; give another --out"):
+        _check_folder(tmp_path / "file" / "out")
 
 
 def test_options_that_override_the_run_are_noted_and_shards_are_found(run, capsys):
