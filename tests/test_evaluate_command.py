@@ -1,20 +1,23 @@
 """train.evaluate, train.compare and train.report as people run them, on a tiny run."""
 
 import json
+import sys
 
 import cv2
+import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import run_module
 from tests.test_resume import arguments, run_folder
+from train import checkpoint, evaluate
 from train.data import compile_data, make_vox_util
-from train.data.config import LabelSpec
-from train.distributed import World
-from train.evaluation.referee import referee
-from train.evaluation.robustness import CORRUPTIONS, robustness, with_moved_cameras, without_camera
+from train.evaluation.robustness import CORRUPTIONS, robustness, with_moved_cameras, without_camera, without_points
+from train.forward import with_voxels
 from train.gallery import chosen_rows
 from train.model.interface import Needs
+from train.options import Options, as_dict
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,19 @@ def test_one_command_evaluates_compares_and_reports(run, tmp_path):
     by = {(f["group"], f["label"]): f for f in content["figures"] if f["name"] == "all"}
     assert {label for group, label in by if group == "iou"} == {"simple_bev", "visibility >= 1", "visibility >= 2"}
     assert f"IoU {by['iou', 'simple_bev']['value']:.4f}" in shown.stdout.splitlines()[0]
+    curves = EventAccumulator(str(run.parent.parent / "logs" / run.name / "eval"))
+    curves.Reload()
+    assert {f"eval/{label}/{name}/all" for label in ("simple_bev", "visibility_>=_2") for name in ("iou", "recall")} < {
+        *(tags := curves.Tags()["scalars"])
+    } and {tag.split("/")[2] for tag in tags} >= {"precision", "iou_by_distance", "iou_by_light", "iou_by_weather"}
+    for tag in tags:
+        [event], (_, label, group, name) = curves.Scalars(tag), tag.replace("_", " ").split("/")
+        [figure] = [
+            f
+            for f in content["figures"]
+            if (f["group"], f["name"]) == (group, name) and f["label"].replace("_", " ") == label
+        ]
+        assert event.step == 1 and event.value == pytest.approx(figure["value"])
     pictures = sorted((run / "eval").glob("*.jpg"))
     assert len(pictures) == 3 and all(cv2.imread(str(path)) is not None for path in pictures)
 
@@ -63,45 +79,87 @@ def test_options_that_override_the_run_are_noted_and_shards_are_found(run, synth
     assert failed.returncode == 1 and "vehicle.car" in failed.stderr
 
 
-class Oracle(torch.nn.Module):
-    """A network that knows the labels where camera 0 sees bright pixels."""
-
-    needs = Needs(lidar=False, radar=False)
-
-    def forward(self, batch, grid):
-        seen = (batch.imgs.mean() > 0.02) & (batch.intrins[..., 2].abs().max() < 1e5)
-        return {"seg": (batch.seg_bev[:, 0] * 8 - 4) * (1.0 if seen else -1.0)}
-
-
 CONF = {"final_dim": (28, 50), "resize_lim": [1.0, 1.0], "crop_offset": 0, "ncams": 6}
 GRID = dict(centroid=(0, 1, 0), bounds=(-50, 50, -5, 5, -50, 50), res_3d=(50, 2, 50))
 
 
 @pytest.fixture(scope="module")
-def loader(synth_shards):
-    labels = (LabelSpec("simple_bev"), LabelSpec("visibility >= 1", protocol="min_visibility"))
-    options = {"bsz": 2, "nworkers": 0, "nworkers_val": 0, "use_radar": False, "use_lidar": False, "labels": labels}
-    return compile_data(None, f"{synth_shards}/val-*.tar", CONF, **GRID, **options)[1]
+def loader(small_shards):
+    options = {"bsz": 2, "nworkers": 0, "nworkers_val": 0, "nsweeps": 2}
+    return compile_data(None, f"{small_shards}/val-*.tar", CONF, **GRID, **options)[1]
 
 
-def test_robustness_is_a_table_against_the_clean_run(loader):
-    grid, world = make_vox_util((GRID["centroid"], GRID["bounds"], GRID["res_3d"])), World(0, 1, torch.device("cpu"))
-    clean = referee(Oracle(), loader, grid, world)
-    made = []
+class Returns(torch.nn.Module):
+    """A network that sees a vehicle wherever lidar returns something, unless it is dark or a camera is not there."""
 
-    def again(name, change):
-        made.append(name)
-        return referee(Oracle(), loader, grid, world, change=change)
+    needs = Needs(lidar="voxels", radar="voxels")
 
-    table = robustness(again, None, clean, ("CAM_FRONT", "CAM_BACK"), (), seed=1)
-    rows = {row["name"]: row for row in table["rows"]}
-    assert (
-        table["clean_iou"] == 1.0 and rows["black CAM_BACK"]["iou"] == 1.0 and rows["without CAM_FRONT"]["iou"] == 0.0
+    def forward(self, batch, grid):
+        sees = (batch.imgs.mean((1, 2, 3, 4, 5)) > 0.1) & (batch.intrins.abs().amax((1, 2, 3, 4)) < 1e5)
+        return {"seg": batch.lidar_voxels[:, 0].amax(3) * sees[:, None, None, None] - 0.5}
+
+
+def returns(options, grid):
+    return Returns()
+
+
+def test_the_command_measures_robustness_against_a_baseline(small_shards, tmp_path, monkeypatch, capsys):
+    options = Options(
+        model=f"{__name__}:returns",
+        val_shards=(f"{small_shards}/val-*.tar",),
+        log_dir=str(tmp_path / "logs"),
+        res_scale=0.25,
+        batch_size=3,
+        device="cpu",
+        bounds=(-25.0, 25.0, -5.0, 5.0, -25.0, 25.0),
+        **dict(Z=24, Y=2, X=24, nsweeps=1, use_lidar=True, use_radar=True),
     )
-    assert len(made) == 2 + 2 + 4 + 3 * len(CORRUPTIONS) == len(rows)
-    assert 0 < table["mRR"] <= 100 and set(table["resilience"]) == set(CORRUPTIONS)
+    checkpoint.save(tmp_path / "run", 7, Returns(), options=as_dict(options))
+    half = [{"name": f"{name}, strength {s}", "iou": 0.5} for name in CORRUPTIONS for s in (1, 2, 3)]
+    baseline = tmp_path / "baseline.json"
+    baseline.write_text(json.dumps({"schema": 1, "figures": [], "robustness": {"rows": half}}))
+    words = ["--robustness", "--baseline", baseline, "--pictures", 0, "--nworkers", 0, "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["command", str(tmp_path / "run"), *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main()
+    shown = capsys.readouterr()
+    assert not ended.value.code, shown.err
+    content = json.loads((tmp_path / "run" / "eval" / "eval.json").read_text())
+    table = content["robustness"]
+    rows = {row["name"]: row for row in table["rows"]}
+    assert len(rows) == 2 * 6 + 4 + 2 + 3 * len(CORRUPTIONS)
+    [iou] = [f["value"] for f in content["figures"] if (f["group"], f["label"]) == ("iou", "simple_bev")]
+    assert table["clean_iou"] == iou > 0
+    assert rows["without lidar"]["iou"] == 0 and rows["without lidar"]["change"] == -iou
+    assert rows["without CAM_BACK"]["iou"] == 0 and rows["without radar"]["change"] == 0
+    assert rows["black CAM_FRONT"]["change"] == 0
+    ious = np.array([[rows[f"{name}, strength {s}"]["iou"] for s in (1, 2, 3)] for name in CORRUPTIONS])
+    assert 0 in ious and iou in ious
+    assert table["mRR"] == pytest.approx(100 * (ious / iou).mean())
+    assert table["mCE"] == pytest.approx(100 * ((1 - ious).mean(1) / 0.5).mean())
+    assert f"Mean resilience rate (mRR) {table['mRR']:.1f} %" in (text := " ".join(shown.out.split()))
+    assert f"Mean corruption error (mCE) {table['mCE']:.1f} %" in text and f"without lidar 0.0000 {-iou:+.4f}" in text
+
+
+def test_a_baseline_without_robustness_is_refused_before_anything_is_evaluated():
     with pytest.raises(ValueError, match="without --robustness"):
-        robustness(again, {"figures": []}, clean, (), ())
+        robustness(None, {"figures": []}, None, (), ())
+
+
+def test_a_sensor_that_is_gone_leaves_padding_and_the_other_one(loader):
+    batch, grid = next(iter(loader)), make_vox_util((GRID["centroid"], GRID["bounds"], GRID["res_3d"]))
+    needs = Needs(lidar="voxels", radar="metaradar")
+    both = with_voxels(batch, needs, grid)
+    for sensor, other in (("lidar", "radar"), ("radar", "lidar")):
+        gone = without_points(batch, sensor)
+        voxels = with_voxels(gone, needs, grid)
+        assert getattr(both, f"{sensor}_voxels").any() and not getattr(voxels, f"{sensor}_voxels").any()
+        assert torch.equal(getattr(voxels, f"{other}_voxels"), getattr(both, f"{other}_voxels"))
+        assert getattr(gone, f"{other}_data") is getattr(batch, f"{other}_data")
+        assert getattr(batch, f"{sensor}_data").any() and not getattr(gone, f"{sensor}_data").any()
+    gone = without_points(batch, "lidar")
+    assert batch.lidar0_data.any() and not gone.lidar0_data.any() and not gone.num_lidar0.any()
+    assert (gone.lidar_extra == -1).all()
 
 
 def test_damage_leaves_the_reference_camera_and_the_labels(loader):
