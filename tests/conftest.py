@@ -76,6 +76,15 @@ def small_world(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small_shards(small_world, tmp_path_factory):
+    """Folder of shards of the small world: nine train samples and three val samples, whose images cost next to nothing."""
+    out = tmp_path_factory.mktemp("small-shards")
+    options = "--sweeps 2 --train-shards 1 --workers 1".split()
+    run_module("preprocess.run", "--version", "v1.0-mini", "--dataroot", small_world, "--out", out, *options)
+    return out
+
+
+@pytest.fixture(scope="session")
 def synth_world(tmp_path_factory):
     """nuScenes folder of the generated world: five train scenes and a val scene of four keyframes, two sweeps between."""
     out = tmp_path_factory.mktemp("world")

@@ -1,13 +1,24 @@
-"""Network and losses are one graph, which batches that vary do not make anew."""
+"""Network and losses are one graph, which batches that vary do not make anew; --compile from training to evaluation."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from tests.small_step import SmallStep, grid, inputs
+from tests.small_step import GRID, SmallStep, grid, inputs
+from train import checkpoint
+from train.command import launch
+from train.evaluate import Evaluation, read_options
+from train.evaluation.files import read_json
+from train.model import Needs
+from train.options import Options
+from train.run import train
 
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="Inductor needs a C++ compiler"
+)
 LENGTHS = (50, 71, 33)  # of the longest lidar cloud of each batch
 
 
@@ -52,8 +63,66 @@ def test_neither_the_plain_unprojection_nor_flips_drawn_inside_break_the_graph()
         assert torch.compile(step, fullgraph=True, backend="aot_eager")(inputs()[0]).isfinite()
 
 
+class Tiny(torch.nn.Module):
+    """One convolution over lidar and images: Inductor builds it in seconds."""
+
+    needs = Needs(lidar="voxels", radar=False)
+
+    def __init__(self, height):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(height + 3, 1, 3, padding=1)
+
+    def forward(self, batch, grid):
+        heights = batch.lidar_voxels[:, 0, 0].transpose(1, 2)
+        image = torch.nn.functional.interpolate(batch.imgs[:, 0].mean(1), heights.shape[2:])
+        return {"seg": self.conv(torch.cat([heights, image], 1))}
+
+
+def tiny(options, grid):
+    return Tiny(grid.Y)
+
+
+@needs_compiler
+def test_training_validation_and_evaluation_run_compiled_by_the_option(small_shards, tmp_path):
+    """With whole Batches and the default backend, from --compile alone."""
+    graphs = torch._dynamo.utils.counters
+    graphs.clear()
+    options = Options(
+        model=f"{__name__}:tiny",
+        shards=(f"{small_shards}/train-*.tar",),
+        bounds=(-24.0, 24.0, -4.0, 4.0, -16.0, 16.0),
+        **dict(zip("ZYX", GRID, strict=True)),
+        **dict(max_iters=2, val_freq=2, batch_size=2, grad_acc=1, nworkers=0, nworkers_val=0, nsweeps=1),
+        **dict(res_scale=0.25, use_lidar=True, device="cpu", precision="fp32", compile=True, run_name="compiled"),
+        **dict(log_dir=str(tmp_path / "logs"), ckpt_dir=str(tmp_path / "runs")),
+    )
+    path = train(options)
+    # One to train, one to validate, and one for batches of other sizes.
+    assert 2 <= graphs["stats"]["unique_graphs"] <= 3 and not graphs["graph_break"]
+    trained = graphs["stats"]["unique_graphs"]
+    choices = {"out": None, "pictures": 0, "robustness": False, "baseline": None}
+    given = {"init_dir": str(path), "nworkers": 0, "device": "cpu"}
+    launch(Evaluation(choices), read_options({**given, "compile": True}))
+    assert trained < graphs["stats"]["unique_graphs"] <= trained + 2 and not graphs["graph_break"]
+    compiled = figures(path)
+    launch(Evaluation(choices), read_options(given))
+    for figure, plain in zip(compiled, figures(path), strict=True):
+        # A cell on the threshold may fall to either side.
+        assert figure["numerator"] == pytest.approx(plain["numerator"], abs=2)
+    theirs = checkpoint.read(train(replace(options, compile=False, run_name="plain")))
+    ours = checkpoint.read(path)
+    assert ours["model_state_dict"].keys() == theirs["model_state_dict"].keys()
+    for part in "tv":
+        for (mine, _), (other, _) in zip(ours["pools"][part], theirs["pools"][part], strict=True):
+            assert mine["total_loss"] == pytest.approx(other["total_loss"], rel=1e-4)
+
+
+def figures(path):
+    return read_json(path.parent)["figures"]
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="Inductor needs a C++ compiler")
+@needs_compiler
 def test_inductor_gives_the_same_loss_and_gradients():
     step = SmallStep(grid(), encoder_type="effb0", use_lidar=False).eval()
     batch = inputs(batch=1)

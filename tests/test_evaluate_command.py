@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import run_module
 from tests.test_resume import arguments, run_folder, start
@@ -30,13 +32,15 @@ from train.evaluation.robustness import (
     robustness,
     with_moved_cameras,
     without_camera,
+    without_points,
 )
 from train.evaluation.samples import Evaluation, SceneSums
 from train.evaluation.table import robustness_lines
 from train.evaluator import evaluate as evaluate_batches
+from train.forward import with_voxels
 from train.gallery import chosen_rows
 from train.model.interface import Needs
-from train.options import Options
+from train.options import Options, as_dict
 from train.report import read_run
 from train.setup import make_network
 from train.step import LossStep
@@ -66,6 +70,19 @@ def test_one_command_evaluates_compares_and_reports(run, tmp_path):
     by = {(f["group"], f["label"]): f for f in content["figures"] if f["name"] == "all"}
     assert {label for group, label in by if group == "iou"} == {"simple_bev", "visibility >= 1", "visibility >= 2"}
     assert f"IoU {by['iou', 'simple_bev']['value']:.4f}" in shown.stdout.splitlines()[0]
+    curves = EventAccumulator(str(run.parent.parent / "logs" / run.name / "eval"))
+    curves.Reload()
+    assert {f"eval/{label}/{name}/all" for label in ("simple_bev", "visibility_>=_2") for name in ("iou", "recall")} < {
+        *(tags := curves.Tags()["scalars"])
+    } and {tag.split("/")[2] for tag in tags} >= {"precision", "iou_by_distance", "iou_by_light", "iou_by_weather"}
+    for tag in tags:
+        [event], (_, label, group, name) = curves.Scalars(tag), tag.replace("_", " ").split("/")
+        [figure] = [
+            f
+            for f in content["figures"]
+            if (f["group"], f["name"]) == (group, name) and f["label"].replace("_", " ") == label
+        ]
+        assert event.step == 1 and event.value == pytest.approx(figure["value"])
     pictures = sorted((run / "eval").glob("*.jpg"))
     assert len(pictures) == 3 and all(cv2.imread(str(path)) is not None for path in pictures)
 
@@ -214,6 +231,80 @@ def test_validation_and_evaluation_count_the_same_cells(loader):
     counts = sum(row.counts["simple_bev"] for row in referee(network, loader, grid, world).rows)
     intersection, predicted, truth = counts.sum(0).tolist()
     assert (intersection, predicted + truth - intersection) == (both, either) and 0 < both < either
+
+
+class Returns(torch.nn.Module):
+    """A network that sees a vehicle wherever lidar returns something, unless it is dark or a camera is not there."""
+
+    needs = Needs(lidar="voxels", radar="voxels")
+
+    def forward(self, batch, grid):
+        sees = (batch.imgs.mean((1, 2, 3, 4, 5)) > 0.1) & (batch.intrins.abs().amax((1, 2, 3, 4)) < 1e5)
+        return {"seg": batch.lidar_voxels[:, 0].amax(3) * sees[:, None, None, None] - 0.5}
+
+
+def returns(options, grid):
+    return Returns()
+
+
+def test_the_command_measures_robustness_against_a_baseline(small_shards, tmp_path, monkeypatch, capsys):
+    options = Options(
+        model=f"{__name__}:returns",
+        val_shards=(f"{small_shards}/val-*.tar",),
+        log_dir=str(tmp_path / "logs"),
+        res_scale=0.25,
+        batch_size=3,
+        device="cpu",
+        bounds=(-25.0, 25.0, -5.0, 5.0, -25.0, 25.0),
+        **dict(Z=24, Y=2, X=24, nsweeps=1, use_lidar=True, use_radar=True),
+    )
+    checkpoint.save(tmp_path / "run", 7, Returns(), options=as_dict(options))
+    half = [{"name": f"{name}, strength {s}", "iou": 0.5} for name in CORRUPTIONS for s in (1, 2, 3)]
+    baseline = tmp_path / "baseline.json"
+    baseline.write_text(json.dumps({"schema": 1, "figures": [], "robustness": {"rows": half}}))
+    words = ["--robustness", "--baseline", baseline, "--pictures", 0, "--nworkers", 0, "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["command", str(tmp_path / "run"), *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main()
+    shown = capsys.readouterr()
+    assert not ended.value.code, shown.err
+    content = json.loads((tmp_path / "run" / "eval" / "eval.json").read_text())
+    table = content["robustness"]
+    rows = {row["name"]: row for row in table["rows"]}
+    assert len(rows) == 2 * 6 + 4 + 2 + 3 * len(CORRUPTIONS)
+    [iou] = [f["value"] for f in content["figures"] if (f["group"], f["label"]) == ("iou", "simple_bev")]
+    assert table["clean_iou"] == iou > 0
+    assert rows["without lidar"]["iou"] == 0 and rows["without lidar"]["change"] == -iou
+    assert rows["without CAM_BACK"]["iou"] == 0 and rows["without radar"]["change"] == 0
+    assert rows["black CAM_FRONT"]["change"] == 0
+    ious = np.array([[rows[f"{name}, strength {s}"]["iou"] for s in (1, 2, 3)] for name in CORRUPTIONS])
+    assert 0 in ious and iou in ious
+    assert table["mRR"] == pytest.approx(100 * (ious / iou).mean())
+    assert table["mCE"] == pytest.approx(100 * ((1 - ious).mean(1) / 0.5).mean())
+    assert f"Mean resilience rate (mRR) {table['mRR']:.1f} %" in (text := " ".join(shown.out.split()))
+    assert f"Mean corruption error (mCE) {table['mCE']:.1f} %" in text and f"without lidar 0.0000 {-iou:+.4f}" in text
+
+
+@pytest.fixture(scope="module")
+def whole_loader(small_shards):
+    options = {"bsz": 2, "nworkers": 0, "nworkers_val": 0, "nsweeps": 2}
+    return compile_data(None, f"{small_shards}/val-*.tar", CONF, **GRID, **options)[1]
+
+
+def test_a_sensor_that_is_gone_leaves_padding_and_the_other_one(whole_loader):
+    batch, grid = next(iter(whole_loader)), make_vox_util((GRID["centroid"], GRID["bounds"], GRID["res_3d"]))
+    needs = Needs(lidar="voxels", radar="metaradar")
+    both = with_voxels(batch, needs, grid)
+    for sensor, other in (("lidar", "radar"), ("radar", "lidar")):
+        gone = without_points(batch, sensor)
+        voxels = with_voxels(gone, needs, grid)
+        assert getattr(both, f"{sensor}_voxels").any() and not getattr(voxels, f"{sensor}_voxels").any()
+        assert torch.equal(getattr(voxels, f"{other}_voxels"), getattr(both, f"{other}_voxels"))
+        assert getattr(gone, f"{other}_data") is getattr(batch, f"{other}_data")
+        assert getattr(batch, f"{sensor}_data").any() and not getattr(gone, f"{sensor}_data").any()
+    gone = without_points(batch, "lidar")
+    assert batch.lidar0_data.any() and not gone.lidar0_data.any() and not gone.num_lidar0.any()
+    assert (gone.lidar_extra == -1).all()
 
 
 def test_damage_leaves_the_reference_camera_and_the_labels(loader):

@@ -70,10 +70,12 @@ def _rotation(rng, radians):
 
 
 def without_points(batch, sensor):
-    """The batch with no returns of "lidar" or "radar"."""
-    if sensor == "radar":
-        return dataclasses.replace(batch, num_radar=torch.zeros_like(batch.num_radar))
-    return dataclasses.replace(batch, num_lidar=torch.zeros_like(batch.num_lidar))
+    """The batch with no returns of "lidar" or "radar": only padding, for networks that look at points themselves too."""
+    counts = ("num_radar",) if sensor == "radar" else ("num_lidar", "num_lidar0")
+    gone = {name: torch.zeros_like(getattr(batch, name)) for name in (f"{sensor}_data", *counts)}
+    if sensor == "lidar":
+        gone["lidar_extra"] = torch.full_like(batch.lidar_extra, -1.0)
+    return dataclasses.replace(batch, **gone)
 
 
 def _bright(images, strength, rng):
