@@ -8,7 +8,9 @@ import torch
 
 from common.addresses import join
 from common.shard_set import find_beside, find_shards
-from train.data import compile_data, make_vox_util
+from train.data import LabelSpec, grid_of, loaders_of, make_vox_util
+from train.data.config import AugmentConfig, DataConfig, DecodeConfig, OrderConfig, StageConfig
+from train.data.sources import SourceConfig
 from train.distributed import say
 from train.model.interface import build_network, complete, find_network, model_arguments, name_of
 from train.options import Options
@@ -90,43 +92,48 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras
     threads = _share_of_cores("nworkers", options.nworkers)
     # In evaluation there is but one loader, and --nworkers counts its threads, as in the lineage's.
     threads_val = _share_of_cores("nworkers_val", options.nworkers_val) if want_train else threads
-    loaders = compile_data(
-        train,
-        val,
-        options.data_aug_conf(),
-        *options.grid,
-        options.batch_size,
-        threads,
-        shuffle=options.shuffle,
-        nsweeps=options.nsweeps,
-        nworkers_val=threads_val,
-        refcam_id=options.refcam_id,
-        use_radar_filters=options.use_radar_filters,
-        do_shuffle_cams=options.do_shuffle_cams,
-        use_radar=options.use_radar,
-        use_lidar=options.use_lidar,
-        use_cameras=cameras,
-        protocol=options.protocol,
-        min_visibility=options.min_visibility,
-        target_categories=options.target_categories,
-        interpolation=options.interpolation,
-        seed=options.seed,
-        rank=rank,
-        world_size=world_size,
-        seqlen=options.seqlen,
-        temporal_aug=options.temporal_aug,
-        device=device,
-        reader=options.reader,
-        verify_reads=options.verify_reads,
-        cache_dir=options.cache_dir or None,
-        cache_gb=options.cache_gb,
-        requests=max(options.requests, options.nworkers),  # waiting for answers takes no cores
-        store_options=options.stores,
-        decode=options.decode,
-        labels=labels,
-    )
+    config = _data_config(options, device, rank, world_size, cameras, labels)
+    loaders = loaders_of(train, val, config, threads, threads_val)
     for loader in loaders:
         version = loader.reader.facts["version"] if loader is not None else ""
         if options.dset and version and version != f"v1.0-{options.dset}":
             raise ValueError(f"--dset {options.dset}, but the shards are of {version}; leave it out or give others")
     return *loaders, make_vox_util(options.grid, device)
+
+
+def _data_config(options, device, rank, world_size, cameras, labels):
+    if labels is None:
+        labels = (LabelSpec("target", "boxes", options.target_categories, options.protocol, options.min_visibility),)
+    augment = AugmentConfig.from_dict(
+        options.data_aug_conf(), shuffle_cams=options.do_shuffle_cams, refcam_id=options.refcam_id
+    )
+    return DataConfig(
+        OrderConfig(
+            options.batch_size,
+            shuffle=options.shuffle,
+            seed=options.seed,
+            rank=rank,
+            world_size=world_size,
+            seqlen=options.seqlen,
+            temporal_aug=options.temporal_aug,
+        ),
+        DecodeConfig(
+            grid_of(*options.grid),
+            options.nsweeps,
+            options.use_radar,
+            options.use_lidar,
+            options.use_radar_filters,
+            tuple(labels),
+            cameras,
+        ),
+        augment,
+        StageConfig(augment.final_hw, device, options.interpolation, decode=options.decode),
+        SourceConfig(
+            options.reader,
+            options.verify_reads,
+            options.cache_dir or None,
+            options.cache_gb,
+            options.stores,
+            max(options.requests, options.nworkers),  # waiting for answers takes no cores
+        ),
+    )

@@ -13,9 +13,9 @@ from common.shard_index import dump_index
 from tests.bench.measure import Row, best_ms, paired_ms
 from tests.index_files import index_path, load_index
 from train.data import make_loader
-from train.data.config import AugmentConfig, DecodeConfig, Grid, OrderConfig, StageConfig
+from train.data.config import AugmentConfig, DataConfig, DecodeConfig, Grid, OrderConfig, StageConfig
 from train.data.images import decode_jpeg
-from train.data.sources import LocalSource
+from train.data.sources import LocalSource, SourceConfig
 
 GRID = ((0.0, 1.0, 0.0), (-50, 50, -5, 5, -50, 50), (200, 8, 200))
 
@@ -54,7 +54,8 @@ def loader(shards, nworkers, decode="host", interpolation="bilinear"):
     decoding = DecodeConfig(Grid(*GRID), nsweeps=3)
     augment = AugmentConfig((448, 800), (0.8, 1.2), 89)
     stage = StageConfig(augment.final_hw, "cpu", interpolation, decode=decode)
-    return make_loader(LocalSource(shards), OrderConfig(4), decoding, augment, stage, nworkers)
+    config = DataConfig(OrderConfig(4), decoding, augment, stage, SourceConfig())
+    return make_loader(LocalSource(shards), config, nworkers)
 
 
 def _epoch(source):
@@ -111,7 +112,7 @@ def _plain(shards):
 
 _OPEN = """
 import os, sys, time
-from train.data.sources import LocalSource
+from train.data.sources import LocalSource, SourceConfig
 
 def resident_mb():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

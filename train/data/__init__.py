@@ -1,16 +1,25 @@
 """Shards -> batches on the device."""
 
-from dataclasses import replace
-
 from common.record import lidar_member, radar_member
 from train.data.batch import Batch, FrameFacts
 from train.data.categories import check_categories
-from train.data.config import AugmentConfig, DecodeConfig, Grid, LabelSpec, OrderConfig, StageConfig
+from train.data.config import AugmentConfig, DataConfig, DecodeConfig, Grid, LabelSpec, OrderConfig, StageConfig
 from train.data.loader import Loader
 from train.data.sources import SourceConfig, open_source
 from train.errors import DataError
 
-__all__ = ["Batch", "DataError", "FrameFacts", "LabelSpec", "Loader", "compile_data", "make_loader", "make_vox_util"]
+__all__ = [
+    "Batch",
+    "DataError",
+    "FrameFacts",
+    "LabelSpec",
+    "Loader",
+    "compile_data",
+    "grid_of",
+    "loaders_of",
+    "make_loader",
+    "make_vox_util",
+]
 
 
 def compile_data(
@@ -82,36 +91,42 @@ def compile_data(
     )
     augment = AugmentConfig.from_dict(data_aug_conf, shuffle_cams=do_shuffle_cams, refcam_id=refcam_id)
     order = OrderConfig(bsz, True, shuffle, seed, rank, world_size, seqlen, temporal_aug)
-    val_order = replace(order, is_train=False, shuffle=False, temporal_aug=False)
     stage = StageConfig(augment.final_hw, device, interpolation, get_tids, decode)
     source = SourceConfig(reader, verify_reads, cache_dir, cache_gb, store_options, max(requests, nworkers))
+    return loaders_of(shards, val_shards, DataConfig(order, decoding, augment, stage, source), nworkers, nworkers_val)
+
+
+def loaders_of(shards, val_shards, config, nworkers, nworkers_val):
+    """(train_loader, val_loader) of a DataConfig; the other arguments, what is returned and errors are compile_data's."""
     train = val = None
     if shards is not None:
-        train = make_loader(open_source(shards, source, "train"), order, decoding, augment, stage, nworkers)
+        train = make_loader(open_source(shards, config.source, "train"), config, nworkers)
         if not len(train):
-            raise ValueError(f"{len(train.windows)} training samples do not fill one batch of {bsz}; lower batch_size")
+            raise ValueError(
+                f"{len(train.windows)} training samples do not fill one batch of {config.order.batch_size}; lower batch_size"
+            )
     if val_shards is not None:
-        val = make_loader(open_source(val_shards, source, "val"), val_order, decoding, augment, stage, nworkers_val)
+        val = make_loader(open_source(val_shards, config.source, "val"), config.of_evaluation, nworkers_val)
         if not val.windows:
             raise ValueError(
-                f"the val shards hold no sample of {seqlen} keyframes; lower seqlen or give other val_shards"
+                f"the val shards hold no sample of {config.order.seqlen} keyframes; lower seqlen or give other val_shards"
             )
-    for loader in (train, val) if rank == 0 else ():
+    for loader in (train, val) if config.order.rank == 0 else ():
         if loader is not None:
-            check_categories(loader.reader, decoding.categories, all_of_them=loader is train)
+            check_categories(loader.reader, config.decode.categories, all_of_them=loader is train)
     return train, val
 
 
-def make_loader(reader, order, decode, augment, stage, nworkers):
-    """A Loader; its arguments. Raises ValueError where the shards lack what is asked for."""
+def make_loader(reader, config, nworkers):
+    """The Loader of a source and a DataConfig. Raises ValueError where the shards lack what is asked for."""
     if reader.facts.get("annotated") is False:
         raise ValueError(
             f"{reader.facts['version']} shards have no annotations, so nothing to train on or compare with"
         )
-    _check_modalities(reader, decode)
-    augment = augment.of_those_held(reader.facts.get("cameras"))
-    augment.check_reference(order.is_train)
-    return Loader(reader, order, decode, augment, stage, nworkers)
+    _check_modalities(reader, config.decode)
+    augment = config.augment.of_those_held(reader.facts.get("cameras"))
+    augment.check_reference(config.order.is_train)
+    return Loader(reader, config.order, config.decode, augment, config.stage, nworkers)
 
 
 def _check_modalities(reader, config):

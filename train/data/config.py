@@ -246,3 +246,19 @@ class StageConfig:
     @property
     def on_cuda(self):
         return self.device.type == "cuda"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The whole data path of an experiment: order, decode, augment, stage; source: train.data.sources.SourceConfig."""
+
+    order: OrderConfig
+    decode: DecodeConfig
+    augment: AugmentConfig
+    stage: StageConfig
+    source: object
+
+    @property
+    def of_evaluation(self):
+        """The same in the order of evaluation: every window of consecutive keyframes once, as they lie in the shards."""
+        return replace(self, order=replace(self.order, is_train=False, shuffle=False, temporal_aug=False))
