@@ -532,6 +532,16 @@ def test_show_writes_a_recording(synth_shards, tmp_path):
     grid = messages["/bev/grid"][0]
     assert grid.column_count == 200 and len(grid.data) == 200 * grid.row_stride
     truth = np.frombuffer(grid.data, "<f4").reshape(200, 200, -1)[..., 0]
+    # Every point of the edges lies on two faces of its box at least.
+    edges, boxes = messages["/boxes/edges"][0], view_of_record("k", members).boxes
+    data = np.frombuffer(edges.data, np.uint8).reshape(len(boxes.categories), -1, edges.point_stride)
+    assert [(f.name, f.offset) for f in edges.fields][3:] == [("red", 12), ("green", 13), ("blue", 14), ("alpha", 15)]
+    assert (data[3, 0, 12:] == [*palette.colour_of(boxes.categories[3]), 255]).all()
+    points = np.ascontiguousarray(data[..., :12]).view("<f4")
+    box_T_ego = np.linalg.inv(boxes.ego_T_box)
+    own = np.einsum("nij,npj->npi", box_T_ego[:, :3, :3], points) + box_T_ego[:, None, :3, 3]
+    off = np.abs(np.abs(own) - boxes.lrt[:, None, :3] / 2)
+    assert ((off < 1e-3).sum(-1) >= 2).all() and (np.abs(own) < boxes.lrt[:, None, :3] / 2 + 1e-3).all()
     # The cells of the grid, placed by its pose, lie within the boxes that made them.
     turn = Quaternion(*(getattr(grid.pose.orientation, k) for k in "wxyz")).rotation_matrix
     rows, columns = np.nonzero(truth)

@@ -31,9 +31,7 @@ PICTURES = (".png", ".jpg", ".jpeg")
 @click.argument("shards", nargs=-1, required=True, metavar="SHARDS... [WHAT]")
 @click.option("--out", help="picture to write, .png or .jpg  [<key>.png]")
 @click.option("--video", help="write the whole scene as .webm or .gif instead")
-@click.option(
-    "--mcap", help="write the whole scene as .mcap instead, for Foxglove; Rerun documents no boxes, no /bev/grid"
-)
+@click.option("--mcap", help="write the whole scene as .mcap for Foxglove and Rerun instead")
 @click.option("--run", help="a run's folder or name, or a checkpoint: show its prediction and errors too")
 @click.option("--predictions", help="with --run: write its maps of the scene, without WHAT of all SHARDS, as .npz")
 @click.option("--augment", is_flag=True, help=f"draw it {DRAWS} times as the network gets it in training instead")

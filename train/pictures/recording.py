@@ -1,7 +1,8 @@
 """A scene as an MCAP file of Foxglove's protobuf messages.
 
-By its documentation Foxglove shows all of them. Rerun's (rerun.io/docs/reference/mcap) lists images, calibration, points and
-transforms, but neither boxes (SceneUpdate) nor the label maps (Grid); these are in /bev/panels as an image too.
+By its documentation Foxglove shows all of them. Rerun (0.41 was tried, by `rerun mcap convert`) takes images, calibration,
+points and transforms; it keeps boxes (SceneUpdate) and label maps (Grid) unread, so these are there a second time, in forms
+that it shows: the boxes' edges as points, the maps as an image.
 
 Frames: global > ego > each camera. Everything of a keyframe carries its timestamp; images are the stored bytes.
 """
@@ -17,6 +18,7 @@ from train.pictures.palette import colour_of
 
 PANELS_PX = 1200
 _KEYFRAME_NS = 500_000_000  # boxes vanish where the next keyframe does not renew them
+_POINTS_AN_EDGE = 16
 
 
 def write_recording(path, frames):
@@ -60,6 +62,19 @@ def quaternion(rotation):
         raw[j], raw[k] = rotation[j, i] + rotation[i, j], rotation[k, i] + rotation[i, k]
         raw[3] = rotation[k, j] - rotation[j, k]
     return (raw / np.linalg.norm(raw)).tolist()
+
+
+def edge_points():
+    """(12 * _POINTS_AN_EDGE, 3) points on the edges of a cube of side 1 around the origin."""
+    along = np.linspace(-0.5, 0.5, _POINTS_AN_EDGE)
+    out = []
+    for axis in range(3):
+        for a in (-0.5, 0.5):
+            for b in (-0.5, 0.5):
+                edge = np.empty((_POINTS_AN_EDGE, 3))
+                edge[:, axis], edge[:, axis - 1], edge[:, axis - 2] = along, a, b
+                out.append(edge)
+    return np.concatenate(out)
 
 
 class _Messages:
@@ -106,6 +121,7 @@ class _Messages:
         if view.radar is not None:
             yield "/radar", self._cloud(view.radar, ("x", "y", "z", "vx", "vy"), stamp_ns)
         yield "/boxes", self._boxes(view.boxes, sample["boxes"]["instance"], stamp_ns)
+        yield "/boxes/edges", self._edges(view.boxes, stamp_ns)
         if view.maps is not None:
             if view.maps.truth is not None or view.maps.prediction is not None:
                 yield "/bev/grid", self._grid(view.maps, stamp_ns)
@@ -144,15 +160,30 @@ class _Messages:
         message.data, message.format = bytes(data), kind
         return message
 
-    def _cloud(self, points, names, stamp_ns):
+    def _cloud(self, points, names, stamp_ns, colours=None):
+        """points: (n, N) float32, a row a name. colours: (N, 4) uint8, red, green, blue and opacity of each point."""
         message = self._stamped(self.Cloud, "ego", stamp_ns)
         message.pose.CopyFrom(self._pose(np.eye(4)))
-        message.point_stride = 4 * len(names)
         message.fields.extend(
             self.Field(name=name, offset=4 * n, type=self.Field.FLOAT32) for n, name in enumerate(names)
         )
-        message.data = np.ascontiguousarray(points[: len(names)].T, "<f4").tobytes()
+        data = np.ascontiguousarray(points[: len(names)].T, "<f4").view(np.uint8)
+        if colours is not None:
+            message.fields.extend(
+                self.Field(name=name, offset=data.shape[1] + n, type=self.Field.UINT8)
+                for n, name in enumerate(("red", "green", "blue", "alpha"))
+            )
+            data = np.concatenate([data, colours], 1)
+        message.point_stride = data.shape[1]
+        message.data = data.tobytes()
         return message
+
+    def _edges(self, boxes, stamp_ns):
+        """The twelve edges of each box as points in its category's colour."""
+        own = edge_points() * boxes.lrt[:, None, :3]
+        points = np.einsum("nij,npj->npi", boxes.ego_T_box[:, :3, :3], own) + boxes.ego_T_box[:, None, :3, 3]
+        colours = np.array([(*colour_of(name), 255) for name in boxes.categories], np.uint8).reshape(-1, 4)
+        return self._cloud(points.reshape(-1, 3).T, ("x", "y", "z"), stamp_ns, colours.repeat(own.shape[1], 0))
 
     def _boxes(self, boxes, instances, stamp_ns):
         scene = self.Scene()
