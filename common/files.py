@@ -38,9 +38,10 @@ def new_file(path):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename in (None, str(temporary)):  # the name that is meant, not one that nobody knows
-            error.filename, error.filename2 = str(path), None
-        raise
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        # The name that is meant, not one that nobody knows; a new one, since two names are told as a move.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

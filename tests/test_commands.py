@@ -432,7 +432,7 @@ pix_T_cam = torch.eye(4).repeat(1, cameras, 1, 1)
 pix_T_cam[..., :2, 2] = 8.0
 feats = torch.rand((1, cameras, 64, 16, 16), requires_grad=True)
 camera_mean(feats, pix_T_cam, torch.eye(4).repeat(1, cameras, 1, 1), vox).square().sum().backward()
-print(peak_memory_gb(torch.device("cpu")) * 1e9)
+print(int(peak_memory_gb(torch.device("cpu")) * 1e9))
 """
 
 

@@ -28,7 +28,7 @@ def test_the_demo_leaves_a_picture_an_evaluation_and_a_page(small_shards, tmp_pa
     assert content["about"]["samples"] == "3 of 3"
     figures = {(f["group"], f["label"]): f for f in content["figures"] if f["name"] == "all"}
     assert f"{figures['iou', 'simple_bev']['value']:.3f}" == after
-    cells = sum(row["cells"] for row in content["calibration"]["simple_bev"]["bins"])
+    cells = sum(row["cells"] for row in content["calibration"]["simple_bev"])
     assert f"{figures['recall', 'simple_bev']['denominator'] / cells:.3f}" == guess != "0.000"
 
     shown, page = cv2.imread(str(picture)), out / "report.html"

@@ -432,7 +432,7 @@ def _with(name, data):
 BAD = {
     "no folder": (shutil.rmtree, *["check the path"] * 3),
     "an empty folder": (lambda folder: [p.unlink() for p in folder.iterdir()], *["no shards"] * 3),
-    "no tar": (_without("val-000.tar"), *["val-000.tar: .*run preprocess.run again"] * 3),
+    "no tar": (_without("val-000.tar"), *["val-000.tar: .*preprocess.run again"] * 3),
     "a tar of nothing": (
         _with("val-000.tar", b""), "its index says", "empty file.; make it anew", "its index says"),
     "a compressed tar": (
@@ -440,7 +440,7 @@ BAD = {
         "make it anew", "not a readable tar", "make it anew"),
     "no index": (_without("val-000.idx.json"), "rebuild it with", None, "rebuild it with"),
     "an index of nothing": (_with("val-000.idx.json", b"{"), "rebuild it with", None, "rebuild it with"),
-    "a manifest of nothing": (_with("val.manifest.json", b"{"), "run preprocess.run again", None, "preprocess.run again"),
+    "a manifest of nothing": (_with("val.manifest.json", b"{"), "run .*preprocess.run again", None, "preprocess.run again"),
     "a list of nothing": (_with("val-000.skipped.json", b"{}"), "skipped.json: damaged", None, "remove val-000.idx.json"),
 }  # fmt: skip
 

@@ -184,7 +184,7 @@ def test_a_folder_means_its_val_split_to_an_evaluation(synth_shards):
 def test_as_many_requests_are_in_flight_as_asked_for_whatever_the_cores(server):
     """--nworkers asks for as many, although no more threads than cores decode; indexes are read side by side too."""
     options = {"nsweeps": 2, "batch_size": 20, "res_scale": 0.25, "do_val": False, "use_lidar": False}
-    server.pause_s, server.most_at_once = 0.3, 0
+    server.pause_s, server.most_at_once = 1.0, 0
     try:
         shards = (f"{server.address}/train.manifest.json",)
         train, _, _ = make_loaders(Options(shards=shards, requests=4, nworkers=12, **options), torch.device("cpu"))
