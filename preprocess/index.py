@@ -42,7 +42,7 @@ def main(shards, store_options):
 def rebuild(store, name):
     """Make the index of the tar `name` in a store anew; False where it was right already. Raises ValueError, OSError."""
     if not store.exists(name):
-        raise ShardError(f"{store.path(name)}: is not there; copy it or run preprocess.run again")
+        raise ShardError(f"{store.path(name)}: is not there; copy it or run {spelled('preprocess.run')} again")
     with local_copy(store, name) as tar:
         data = dump_index(build_index(tar))
     index = index_address(name)

@@ -145,7 +145,7 @@ class _Folder:
     def missing(self):
         """Problems of the shards that were named, are listed and are not there."""
         return [
-            f"{self.store.path(n)}: its manifest lists it, but it is missing; run preprocess.run again"
+            f"{self.store.path(n)}: its manifest lists it, but it is missing; run {spelled('preprocess.run')} again"
             for n in self.gone
         ]
 
