@@ -68,65 +68,73 @@ def resample_into(out, image, resize_wh, crop_ltrb, interpolation):
     left, top, _, _ = (int(n) for n in crop_ltrb)
     new_w, new_h = (int(n) for n in resize_wh)
     height, width = out.shape[1:]
+    stored_h, stored_w, _ = image.shape
     # The part of the resized image that the crop keeps.
     x0, x1, y0, y1 = max(left, 0), min(left + width, new_w), max(top, 0), min(top + height, new_h)
     if x0 >= x1 or y0 >= y1:
         out.zero_()
         return
     resize = _resize_rows if interpolation == "bilinear" else _pick_rows
-    stored_w = image.shape[1]
-    count = -(-(y1 - y0) // 4) * 4  # whole pixels of four bytes, see _resize_rows
+    count, columns = y1 - y0, x1 - x0
+    padded = -(-count // 4) * 4  # whole pixels of four bytes, see _resize_rows
+    half, turned = _scratch(3 * max((y1 + 1) * stored_w, padded * stored_w, (x1 + 1) * padded))
     # Rows first, then columns, as the rows of the turned image: a row's bytes lie side by side, and neither pass cares what
-    # they mean. Turned back, the colours lie apart, as networks want them.
-    half = resize("half", image.reshape(image.shape[0], -1), new_h, y0, y1)
-    turned = _scratch("turned", 3 * stored_w, count)
-    cv2.transpose(half.numpy(), turned.numpy()[:, : y1 - y0])
-    both = resize("half", turned.view(stored_w, -1), new_w, x0, x1)
-    planes = _scratch("turned", 3 * count, x1 - x0)
-    cv2.transpose(both.numpy(), planes.numpy())
-    planes = planes.view(3, count, -1)[:, : y1 - y0]
-    rows, columns = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
-    if planes.shape[1:] != out.shape[1:]:
-        out[:, : rows.start] = 0
-        out[:, rows.stop :] = 0
-        out[:, rows, : columns.start] = 0
-        out[:, rows, columns.stop :] = 0
-    # Plane by plane by way of floats that stay in the cache: bytes are not divided in vectors.
-    levels = _scratch("levels", y1 - y0, 4 * (x1 - x0)).view(torch.float32)
-    for plane, place in zip(planes, out[:, rows, columns], strict=True):
-        torch.div(levels.copy_(plane), 255.0, out=place)
+    # they mean. Turned back, the colours lie apart, as networks want them. Few and plain calls: after each of these passes
+    # the processor's caches are cold, and an interpreter is slow there.
+    resize(half, image.contiguous(), (stored_h, 3 * stored_w), new_h, y0, y1)
+    cv2.transpose(_rows(half, 3 * stored_w, y0, y1), _rows(turned, padded, 0, 3 * stored_w)[:, :count])
+    resize(half, turned, (stored_w, 3 * padded), new_w, x0, x1)
+    cv2.transpose(_rows(half, 3 * padded, x0, x1), _rows(turned, columns, 0, 3 * padded))
+    planes = turned.as_strided((3, count, columns), (padded * columns, columns, 1))
+    if (count, columns) != (height, width):
+        above, before = y0 - top, x0 - left
+        out[:, :above] = 0
+        out[:, above + count :] = 0
+        out = out[:, above : above + count]
+        out[:, :, :before] = 0
+        out[:, :, before + columns :] = 0
+        out = out[:, :, before : before + columns]
+    torch.div(planes, 255.0, out=out)
 
 
 _kept = threading.local()
 
 
-def _scratch(name, rows, columns):
-    """(rows, columns) uint8 that this thread uses again for the next image: fresh pages cost more than what fills them."""
-    memory = getattr(_kept, name, None)
-    if memory is None or len(memory) < rows * columns:
-        memory = torch.from_numpy(np.zeros(max(rows * columns, 8 << 20), np.uint8))
-        setattr(_kept, name, memory)
-    return memory[: rows * columns].view(rows, columns)
+def _scratch(size):
+    """Two tensors of `size` bytes or more that this thread uses for every image: fresh pages cost more than what fills them."""
+    kept = getattr(_kept, "pair", None)
+    if kept is None or len(kept[0]) < size:
+        kept = _kept.pair = tuple(torch.from_numpy(np.empty(max(size, 8 << 20), np.uint8)) for _ in range(2))
+    return kept
 
 
-def _resize_rows(name, matrix, new_size, first, last):
-    """Rows first … last of (rows, bytes) uint8 resized to new_size rows, antialiased as in PIL's bilinear resize."""
-    rows, width = matrix.shape
-    # To the operator, an axis that keeps its length is not resized, whatever the scale: one more, then, and drop it.
+def _rows(flat, width, first, last):
+    """Rows first … last of a flat tensor that holds rows of `width` bytes, as an array."""
+    return flat.numpy()[first * width : last * width].reshape(last - first, width)
+
+
+def _resize_rows(out, matrix, shape, new_size, first, last):
+    """The matrix of `shape`, rows and bytes, resized to new_size rows; antialiased as in PIL's bilinear resize."""
+    rows, width = shape
+    # To the operator, an axis that keeps its length is not resized, whatever the scale: one more, then, which nobody reads.
     count = last + (last == rows != new_size)
     # As pixels of four bytes, the width that vector units like, it takes a fifth of the time.
-    pixels, out = (
-        m.view(1, len(m), -1, 4 if width % 4 == 0 else 1).permute(0, 3, 1, 2)
-        for m in (matrix, _scratch(name, count, width))
+    channels = 4 if width % 4 == 0 else 1
+    pixels, resized = (
+        m.as_strided((1, channels, n, width // channels), (n * width, 1, width, channels))
+        for m, n in ((matrix, rows), (out, count))
     )
-    scale = new_size / rows
-    torch.ops.aten._upsample_bilinear2d_aa.out(pixels, (count, pixels.shape[3]), False, scale, 1.0, out=out)
-    return out.permute(0, 2, 3, 1).view(count, width)[first:last]
+    torch.ops.aten._upsample_bilinear2d_aa.out(
+        pixels, (count, width // channels), False, new_size / rows, 1.0, out=resized
+    )
 
 
-def _pick_rows(name, matrix, new_size, first, last):
-    index = torch.from_numpy(nearest_index(len(matrix), new_size)[first:last])
-    return torch.index_select(matrix, 0, index, out=_scratch(name, last - first, matrix.shape[1]))
+def _pick_rows(out, matrix, shape, new_size, first, last):
+    rows, width = shape
+    index = torch.from_numpy(nearest_index(rows, new_size)[first:last])
+    torch.index_select(
+        matrix.as_strided(shape, (width, 1)), 0, index, out=out[first * width : last * width].view(-1, width)
+    )
 
 
 def nearest_index(size, new_size):

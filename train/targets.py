@@ -8,6 +8,7 @@ import torch
 CENTER_RADIUS_CELLS = 3.0  # sigma of the centre's heat
 CENTER_FLOOR = 0.001  # heat below this is none
 _FAR = 1e9  # squared cells; its heat is zero
+_COLD = -4 * CENTER_RADIUS_CELLS**2 * math.log(CENTER_FLOOR)  # squared cells whose heat is far below the floor
 
 
 @dataclass
@@ -89,7 +90,8 @@ def _center_heat(cells, num_boxes, grid):
     is_padding = torch.arange(boxes, device=cells.device) >= num_boxes[:, None]
     height = torch.where(is_padding, _FAR, height)
     dz, dx = squared(rows, z) + height[..., None], squared(columns, x)
-    heat = torch.exp(-_least_sum(dz, dx) / (2 * CENTER_RADIUS_CELLS**2))
+    least = _least_sum(dz, dx).clamp_(max=_COLD)  # results below float32's normal range would take ten times as long
+    heat = torch.exp(least / (-2 * CENTER_RADIUS_CELLS**2))
     return torch.where(heat < CENTER_FLOOR, 0.0, heat)[:, None]
 
 

@@ -30,7 +30,7 @@ def rows(shard, decode_ms, device="cpu"):
     number = min(3, len(load_index(shard).keys) - 1)
     members = reader.read(number, config.members(CAMERAS))
     frame = decode_frame(members, reader.keys[number], CAMERAS, config)
-    images = [decode_jpeg(members[image_member(c)], c, hw) for c, hw in zip(CAMERAS, frame.sizes_hw, strict=True)]
+    images = [decode_jpeg(members[image_member(c)], c) for c in CAMERAS]
     lrt = _boxes()
     polygons = footprints(lrt, config.grid.mem_T_cam)
     numbers, valid = draw_maps(polygons, np.ones(BOXES, bool), GRID[2][::2])

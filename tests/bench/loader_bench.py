@@ -44,8 +44,8 @@ class NotResampled:
 
     def add(self, frame, encoded, cams, sizes_hw, resize_wh, crop_ltrb):
         pixels = self.pool.take((*sizes_hw[0], 3))
-        for data, camera, size in zip(encoded, cams, sizes_hw, strict=True):
-            decode_jpeg(data, camera, size, pixels)
+        for data, camera in zip(encoded, cams, strict=True):
+            decode_jpeg(data, camera, pixels)
         self.pool.give([pixels])
 
 

@@ -1,5 +1,6 @@
 """Memory that is used again: fresh pages for 26 MB a frame would cost more than decoding into them."""
 
+import math
 import threading
 import weakref
 from collections import deque
@@ -30,7 +31,7 @@ class BufferPool:
 
     def take(self, shape, dtype=np.uint8):
         """An array of the shape, with whatever was left in it."""
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         with self._lock:
             self._collect()
             fitting = [buffer for buffer in self._free if buffer.nbytes >= size]

@@ -149,7 +149,7 @@ class DeviceStage:
         out = torch.empty((len(pixels), 3, *final_hw))
         _, resize_wh, crop_ltrb = loaded.crops()
         for place, image, wh, ltrb in zip(out, pixels, resize_wh, crop_ltrb, strict=True):
-            resample_into(place, image.contiguous(), wh, ltrb, self.config.interpolation)
+            resample_into(place, image, wh, ltrb, self.config.interpolation)
         return out.unflatten(0, shape)
 
     def _sent(self, images):

@@ -14,9 +14,8 @@ from common.record import CAMERAS_MEMBER, RecordError, image_member
 from train.augment import resample_into
 
 
-def decode_jpeg(data, camera, stored_hw, buffer=None):
-    """(H,W,3) uint8 of a JPEG, in `buffer` if given. Raises RecordError if it is damaged or of another size."""
-    check_size(data, camera, stored_hw)
+def decode_jpeg(data, camera, buffer=None):
+    """(H,W,3) uint8 of a JPEG whose size is checked, in `buffer` if given. Raises RecordError if it is damaged."""
     try:
         return simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
     except ValueError as error:
@@ -60,13 +59,14 @@ class ResampledImages:
 
     def add(self, frame, encoded, cams, sizes_hw, resize_wh, crop_ltrb):
         check_sizes(encoded, cams, sizes_hw)
-        for slot, (data, camera, size) in enumerate(zip(encoded, cams, sizes_hw, strict=True)):
-            pixels = self.pool.take((*size, 3))
-            try:
-                image = torch.from_numpy(decode_jpeg(data, camera, size, pixels))
+        buffer = self.pool.take((max(3 * height * width for height, width in sizes_hw),))
+        try:
+            for slot, (data, camera, (height, width)) in enumerate(zip(encoded, cams, sizes_hw, strict=True)):
+                pixels = buffer[: 3 * height * width].reshape(height, width, 3)
+                image = torch.from_numpy(decode_jpeg(data, camera, pixels))
                 resample_into(self.tensor[frame, slot], image, resize_wh[slot], crop_ltrb[slot], self.interpolation)
-            finally:
-                self.pool.give([pixels])
+        finally:
+            self.pool.give([buffer])
 
 
 class DecodedImages:
@@ -83,8 +83,8 @@ class DecodedImages:
     def add(self, frame, encoded, cams, sizes_hw, resize_wh, crop_ltrb):
         check_sizes(encoded, cams, sizes_hw)
         places = self._places(frame, sizes_hw)
-        for data, camera, size, place in zip(encoded, cams, sizes_hw, places, strict=True):
-            decode_jpeg(data, camera, size, place)
+        for data, camera, place in zip(encoded, cams, places, strict=True):
+            decode_jpeg(data, camera, place)
         self.images[frame] = places
 
     def _places(self, frame, sizes_hw):
@@ -119,8 +119,8 @@ class EncodedImages:
 
     def check(self, frame):
         """Raise RecordError for the first image of a frame that does not decode here either."""
-        for data, camera, size in zip(self.encoded[frame], self.cams[frame], self.sizes_hw[frame], strict=True):
-            decode_jpeg(data, camera, size)
+        for data, camera in zip(self.encoded[frame], self.cams[frame], strict=True):
+            decode_jpeg(data, camera)
 
 
 class NoImages:
