@@ -419,28 +419,3 @@ def test_weights_that_cannot_be_downloaded_end_in_one_line(tmp_path, monkeypatch
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(ValueError, match="--backbone_weights FILE or --no_pretrained"):
         load_backbone(Segnet(8, 2, 8, encoder_type=encoder_type), Options(encoder_type=encoder_type))
-
-
-PEAK = """
-import sys, torch
-from common.vox import VoxUtil
-from train.arithmetic import peak_memory_gb
-from train.model.camera_mean import camera_mean
-cameras = int(sys.argv[1])
-vox = VoxUtil(128, 8, 128, torch.tensor([[0.0, 1.0, 0.0]]), (-50, 50, -5, 5, -50, 50))
-pix_T_cam = torch.eye(4).repeat(1, cameras, 1, 1)
-pix_T_cam[..., :2, 2] = 8.0
-feats = torch.rand((1, cameras, 64, 16, 16), requires_grad=True)
-camera_mean(feats, pix_T_cam, torch.eye(4).repeat(1, cameras, 1, 1), vox).square().sum().backward()
-print(int(peak_memory_gb(torch.device("cpu")) * 1e9))
-"""
-
-
-def test_peak_memory_of_training_through_the_camera_mean_does_not_grow_by_the_camera():
-    """Four more cameras cost less than one volume, sampled features and what is kept for the backward pass included."""
-    peaks = []
-    for cameras in (2, 6):
-        command = [sys.executable, "-c", PEAK, str(cameras)]
-        peaks.append(int(subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout))
-    volume = 64 * 128 * 8 * 128 * 4
-    assert peaks[1] - peaks[0] < volume

@@ -9,7 +9,7 @@ from tests.test_order import loaders
 from train.forward import run_network
 from train.model import Segnet
 from train.model.camera_mean import camera_mean
-from train.model.segnet import Flips
+from train.model.segnet import BevConv, Flips
 from train.model.simple_bev import SimpleBev
 
 VOX = VoxUtil(16, 2, 24, scene_centroid=torch.tensor([[0.0, 1.0, 0.0]]), bounds=(-24, 24, -4, 4, -16, 16))
@@ -47,7 +47,7 @@ def test_every_flip_cancels_out(sensors):
     net = Segnet(16, 2, 24, rand_flip=True, latent_dim=6, encoder_type="res50", **used)
     net.encoder, net.decoder = Pointwise(), PointwiseDecoder()
     if net.bev_compressor is not None:
-        net.bev_compressor = torch.nn.Conv2d(net.bev_compressor[0].in_channels, 6, 1)
+        net.bev_compressor = torch.nn.Sequential(BevConv(6, 2, net.bev_compressor[0].in_channels, 6, 1))
     images, *matrices = cameras()
     channels = used["use_radar"] * (16 if used["use_metaradar"] else 1) + used["use_lidar"]
     voxels = torch.rand((2, channels, 16, 2, 24)) if channels else None

@@ -12,9 +12,10 @@ import torch
 
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY
+from tests.memory import peak_bytes
 from tests.small_step import SmallStep, grid, inputs
 from train.model import Flips, Segnet
-from train.model.camera_mean import camera_mean
+from train.model.camera_mean import camera_mean, convolved_mean
 from train.model.pair_gather import find_pairs, pair_mean
 from train.model.plain_mean import plain_mean
 from train.model.portable_mean import portable_mean
@@ -97,14 +98,46 @@ def test_nothing_seen_is_zero_and_has_no_gradient():
     assert not mean.any() and not feats.grad.any()
 
 
-def test_the_volume_lies_in_memory_as_the_compressor_reads_it():
-    net = Segnet(12, 3, 10, latent_dim=6, encoder_type="res50")
-    volume = camera_mean(features(6), *ring(), VOX)
-    flat = volume.permute(0, 3, 1, 2, 4).flatten(1, 2)
-    assert flat.data_ptr() == volume.data_ptr() and flat.is_contiguous(memory_format=torch.channels_last)
-    conv = net.bev_compressor[0]
-    want = torch.nn.functional.conv2d(volume.transpose(2, 3).flatten(1, 2), conv.weight, padding=1)
-    torch.testing.assert_close(conv(flat), want, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("way", ["fused", "plain"])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_the_convolved_mean_is_the_convolution_of_the_mean_and_so_are_its_gradients(way, flipped):
+    """With the weight's channels in the lineage's order: all heights of a feature side by side."""
+    net = Segnet(12, 3, 10, latent_dim=5, use_radar=True, encoder_type="res50").double()
+    conv, flips = net.bev_compressor[0], some_flips() if flipped else None
+    feats, geometry = features(dtype=torch.float64), ring()
+    others = torch.randn((2, 1, 12, 10), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    volume = plain_mean(feats, *geometry, VOX, flips)
+    want = conv(torch.cat([volume.transpose(2, 3).flatten(1, 2), others], 1))
+    got = convolved_mean(feats, *geometry, VOX, conv.of_features(), flips, way) + conv.of_others(others)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    weight = torch.randn_like(want)
+    ours, theirs = (torch.autograd.grad((out * weight).sum(), (feats, conv.weight)) for out in (got, want))
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_half_precision_is_convolved_in_half_precision_and_summed_over_heights_in_float32():
+    conv = Segnet(12, 3, 10, latent_dim=5, encoder_type="res50").bev_compressor[0]
+    half, geometry = features().detach().bfloat16().requires_grad_(), ring()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = convolved_mean(half, *geometry, VOX, conv.of_features())
+    want = convolved_mean(half.float(), *geometry, VOX, conv.of_features())
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), want, rtol=0.01, atol=0.01)
+    ours, theirs = (torch.autograd.grad(out.float().square().sum(), (half, conv.weight)) for out in (got, want))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.float() - b.float()).abs().max() < 0.02 * b.abs().max()
+
+
+def test_training_through_the_convolved_mean_holds_no_volume_and_little_more_for_more_cameras():
+    vox = VoxUtil(64, 8, 64, scene_centroid=CENTROID, bounds=(-50, 50, -5, 5, -50, 50))
+    kernels = torch.rand(8, 16, 128, 3, 3, requires_grad=True)
+    volume = 128 * 64 * 8 * 64 * 4
+    peaks = []
+    for cameras in (2, 6):
+        feats, geometry = features(128, 1, cameras), ring(cameras, 1)
+        peaks.append(peak_bytes(lambda f=feats, g=geometry: convolved_mean(f, *g, vox, kernels).sum().backward()))
+    assert peaks[1] < volume  # the plain way takes five times that
+    assert peaks[1] - peaks[0] < volume / 2
 
 
 def test_half_precision_features_keep_float32_geometry_weights_and_sums():
@@ -123,15 +156,15 @@ def test_half_precision_features_keep_float32_geometry_weights_and_sums():
 def test_geometry_pairs_and_voxels_under_bfloat16_are_those_of_float32(monkeypatch):
     seen = []
 
-    def record(feats, pix_T_refs, cams_T_ref, vox_util, flips, unprojection):
+    def record(feats, pix_T_refs, cams_T_ref, vox_util, kernels, flips, unprojection):
         sizes = [vox_util.Z, vox_util.Y, vox_util.X], list(feats.shape[-2:]), torch.float32
         flags = flips.image, flips.bev_x, flips.bev_z
         pixels, weights, starts = find_pairs(pix_T_refs, cams_T_ref, vox_util.centers_ref("cpu"), *flags, *sizes)
         used = int(starts[-1])
         seen.append((pix_T_refs, cams_T_ref, pixels[:used], weights[:used], starts))
-        return camera_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips, unprojection)
+        return convolved_mean(feats, pix_T_refs, cams_T_ref, vox_util, kernels, flips, unprojection)
 
-    monkeypatch.setattr("train.model.segnet.camera_mean", record)
+    monkeypatch.setattr("train.model.segnet.convolved_mean", record)
     losses, voxels = [], []
     for dtype in (None, torch.bfloat16):
         step = SmallStep(grid(), dtype).eval()

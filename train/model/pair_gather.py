@@ -2,8 +2,9 @@
 
 About one pair in six sees: 1.1 cameras a voxel of six. Each voxel is a bag of four pixels a camera that sees it, each
 with its bilinear weight over the number of those cameras, so that the mean is one `embedding_bag` over the rows of the
-channels-last feature map; its gradient is another, whose bags are the pixels. Bags run Z, X, Y: their rows are then in memory
-what the convolution of the BEV compressor reads.
+channels-last feature map; its gradient is another, whose bags are the pixels. Bags run Y, B, Z, X: the rows of one height are
+then in memory what a convolution of that height reads, and the compressor's convolution goes height by height, so that
+nobody holds the whole volume, which would be a twelfth of a training step's memory, or its gradient, as much again.
 
 The buffers of the pairs have the size of all pairs, of which the pages in use alone are ever touched, and the operators
 are opaque: so no shape of a compiled graph depends on what the cameras see.
@@ -23,20 +24,78 @@ PIECE_ROWS = 16384
 
 def pair_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips=None):
     """As camera_mean, for tensors on the CPU."""
-    batch, _, channels, height, width = feats.shape
-    table = feats.permute(0, 1, 3, 4, 2).reshape(-1, channels)
+    table, *pairs = _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips)
+    volume = gather_bags(table, *pairs)
+    return volume.view(vox_util.Y, len(feats), vox_util.Z, vox_util.X, -1).permute(1, 4, 2, 0, 3)
+
+
+def pair_conv(feats, pix_T_refs, cams_T_ref, vox_util, kernels, flips=None):
+    """As convolved_mean, for tensors on the CPU."""
+    table, *pairs = _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips)
+    return HeightByHeight.apply(table, kernels.to(table.dtype), *pairs, (len(feats), vox_util.Z, vox_util.X))
+
+
+class HeightByHeight(torch.autograd.Function):
+    """Sum over heights of the convolution of each one's plane of the mean.
+
+    No pass holds more than one plane and its gradient besides the result: the backward pass gathers each again.
+    """
+
+    @staticmethod
+    def forward(ctx, table, kernels, pixels, weights, starts, shape):
+        """table (N,C), kernels (Y,O,C,k,k), pairs as find_pairs gives them, shape B, Z, X -> (B,O,Z,X)."""
+        ctx.save_for_backward(table, kernels, pixels, weights, starts)
+        ctx.shape = shape
+        total = 0
+        for own, kernel in zip(_by_height(starts, len(kernels)), kernels, strict=True):
+            plane = _plane(gather_bags(table, pixels, weights, own), shape)
+            total = F.conv2d(plane, kernel, padding=kernel.shape[-1] // 2).to(weights.dtype) + total
+        return total.to(table.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        table, kernels, pixels, weights, starts = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        padding = [kernels.shape[-1] // 2] * 2
+        of_table, of_kernels = 0, []
+        for own, kernel in zip(_by_height(starts, len(kernels)), kernels, strict=True):
+            plane = _plane(gather_bags(table, pixels, weights, own), ctx.shape)
+            # Stride and dilation 1, not transposed, one group; of input and weight, not of a bias.
+            of_plane, of_kernel, _ = torch.ops.aten.convolution_backward(
+                grad, plane, kernel, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [True, True, False]
+            )
+            del plane
+            rows = of_plane.permute(0, 2, 3, 1).reshape(-1, table.shape[1])
+            of_table = scatter_bags(rows, pixels, weights, own, len(table)).to(weights.dtype) + of_table
+            of_kernels.append(of_kernel)
+        return of_table.to(table.dtype), torch.stack(of_kernels), None, None, None, None
+
+
+def _by_height(starts, heights):
+    """The starts of each height's bags."""
+    bags = (len(starts) - 1) // heights
+    return [starts[y * bags : (y + 1) * bags + 1] for y in range(heights)]
+
+
+def _plane(rows, shape):
+    """(B*Z*X,C) -> (B,C,Z,X), channels last."""
+    return rows.view(*shape, -1).permute(0, 3, 1, 2)
+
+
+def _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips):
+    """The features (B*S*h*w,C), a pixel a row, and what find_pairs gives."""
+    table = feats.permute(0, 1, 3, 4, 2).reshape(-1, feats.shape[2])
     flags = (None, None, None) if flips is None else (flips.image, flips.bev_x, flips.bev_z)
-    pixels, weights, starts = find_pairs(
+    pairs = find_pairs(
         pix_T_refs.detach(),
         cams_T_ref.detach(),
         vox_util.centers_ref(feats.device),
         *flags,
         [vox_util.Z, vox_util.Y, vox_util.X],
-        [height, width],
+        list(feats.shape[-2:]),
         torch.float64 if feats.dtype == torch.float64 else torch.float32,
     )
-    volume = gather_bags(table, pixels, weights, starts)
-    return volume.view(batch, vox_util.Z, vox_util.X, vox_util.Y, channels).permute(0, 4, 1, 3, 2)
+    return table, *pairs
 
 
 @torch.library.custom_op("bevshards::find_pairs", mutates_args=(), device_types="cpu")
@@ -57,7 +116,7 @@ def find_pairs(
         pix_T_refs, cams_T_ref: (B,S,4,4). centers: (Z*Y*X,3) voxel centres in ref. image_flip: (B,S), flip_x, flip_z: (B,)
         bool, or None each. grid_shape: Z, Y, X. feat_hw: rows and columns of the feature maps. dtype: of the weights.
     Returns:
-        pixels: (B*Z*X*Y*S*4,) int32 rows of the (B*S*h*w) table. weights: as many. starts: (B*Z*X*Y + 1,) int32, where each
+        pixels: (Y*B*Z*X*S*4,) int32 rows of the (B*S*h*w) table. weights: as many. starts: (Y*B*Z*X + 1,) int32, where each
         bag begins in them. What lies behind the last bag is not initialised.
     """
     (batch, cameras), (depth, height_y, width_x), (height, width) = pix_T_refs.shape[:2], grid_shape, feat_hw
@@ -65,7 +124,7 @@ def find_pairs(
     # Flipped as voxels are: the order of bags is that of the flipped volume.
     valid = valid.view(batch, cameras, depth, height_y, width_x)
     valid = _flip_items(_flip_items(valid, flip_x, -1), flip_z, -3)
-    pair = valid.permute(0, 2, 4, 3, 1).contiguous().view(-1).nonzero()[:, 0].int()
+    pair = valid.permute(3, 0, 2, 4, 1).contiguous().view(-1).nonzero()[:, 0].int()
     bag = pair // cameras
     source = _source(pair, (batch, cameras, depth, height_y, width_x), flip_x, flip_z)
     image = source // (depth * height_y * width_x)
@@ -84,12 +143,12 @@ def find_pairs(
 
 
 def _source(pair, shape, flip_x, flip_z):
-    """Numbers of (voxel, camera) pairs in the order B,Z,X,Y,S of the flipped volume -> those in the order B,S,Z,Y,X."""
+    """Numbers of (voxel, camera) pairs in the order Y,B,Z,X,S of the flipped volume -> those in the order B,S,Z,Y,X."""
     batch, cameras, depth, height_y, width_x = shape
     rest, s = pair // cameras, pair % cameras
-    rest, y = rest // height_y, rest % height_y
     rest, x = rest // width_x, rest % width_x
-    b, z = rest // depth, rest % depth
+    rest, z = rest // depth, rest % depth
+    y, b = rest // batch, rest % batch
     if flip_x is not None:
         x = torch.where(flip_x[b.long()], width_x - 1 - x, x)
     if flip_z is not None:
@@ -127,20 +186,24 @@ def _(pix_T_refs, cams_T_ref, centers, image_flip, flip_x, flip_z, grid_shape, f
 
 @torch.library.custom_op("bevshards::gather_bags", mutates_args=(), device_types="cpu")
 def gather_bags(table: torch.Tensor, pixels: torch.Tensor, weights: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-    """Weighted sums (bags,C) of rows of the table (N,C); pixels, weights and starts as find_pairs gives them.
+    """Weighted sums (bags,C) of rows of the table (N,C); pixels and weights as of find_pairs, starts of any run of its bags.
 
     Half precision is summed in float32, so that a weight is never rounded.
     """
     if table.dtype == weights.dtype:
-        used = int(starts[-1])
-        return _bags(table, pixels[:used], weights[:used], starts)
+        return _bags(table, *_run(pixels, weights, starts))
     precise = table.to(weights.dtype)
     out = table.new_empty(len(starts) - 1, table.shape[1])
     for first, piece in enumerate(out.split(PIECE_ROWS)):
         own = starts[first * PIECE_ROWS : first * PIECE_ROWS + len(piece) + 1]
-        span = slice(int(own[0]), int(own[-1]))
-        piece.copy_(_bags(precise, pixels[span], weights[span], own - own[0]))
+        piece.copy_(_bags(precise, *_run(pixels, weights, own)))
     return out
+
+
+def _run(pixels, weights, starts):
+    """The bags between the first and the last of starts, which then begin at 0."""
+    span = slice(int(starts[0]), int(starts[-1]))
+    return pixels[span], weights[span], starts - starts[0]
 
 
 @gather_bags.register_fake
@@ -154,19 +217,17 @@ def scatter_bags(
 ) -> torch.Tensor:
     """The gradient (rows,C) of gather_bags for its table, given that of its sums: each row gathers from its bags."""
     if grad.dtype == weights.dtype:
-        return _scatter(grad, pixels, weights, starts, rows)
+        return _scatter(grad, *_run(pixels, weights, starts), rows)
     total = torch.zeros(rows, grad.shape[1], dtype=weights.dtype)
     for first, piece in enumerate(grad.split(PIECE_ROWS)):
         own = starts[first * PIECE_ROWS : first * PIECE_ROWS + len(piece) + 1]
-        span = slice(int(own[0]), int(own[-1]))
-        total += _scatter(piece.to(weights.dtype), pixels[span], weights[span], own - own[0], rows)
+        total += _scatter(piece.to(weights.dtype), *_run(pixels, weights, own), rows)
     return total.to(grad.dtype)
 
 
 def _scatter(grad, pixels, weights, starts, rows):
-    used = int(starts[-1])
-    bag = torch.repeat_interleave(torch.arange(len(grad), dtype=torch.int32), starts.diff(), output_size=used)
-    pixels, order = torch.sort(pixels[:used], stable=True)
+    bag = torch.repeat_interleave(torch.arange(len(grad), dtype=torch.int32), starts.diff(), output_size=len(pixels))
+    pixels, order = torch.sort(pixels, stable=True)
     own = torch.searchsorted(pixels, torch.arange(rows + 1, dtype=torch.int32), out_int32=True)
     return _bags(grad, bag[order], weights[order], own)
 

@@ -1,11 +1,12 @@
 """Segnet: cameras, and radar or lidar where given, to a BEV segmentation (Harley et al., Simple-BEV, ICRA 2023)."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from common.geometry import rigid_inverse, scale_intrinsics
 from train.model.bev_flips import flip_where
-from train.model.camera_mean import UNPROJECTIONS, camera_mean
+from train.model.camera_mean import UNPROJECTIONS, camera_mean, convolved_mean
 from train.model.decoder import Decoder, pad_to_multiple
 from train.model.encoders import make_encoder
 from train.model.interface import Flips
@@ -17,26 +18,25 @@ IMAGE_MULTIPLE = 16  # of the encoders' coarsest level
 METARADAR_CHANNELS = 16
 
 
-class HeightConv(nn.Conv2d):
-    """A convolution whose weight counts its first channels height by height within a feature, as the lineage's does, and
-    whose input counts them feature by feature within a height: the order in which the camera mean lies in memory.
+class BevConv(nn.Conv2d):
+    """The compressor's convolution, of camera features and of other sensors' channels apart: neither is copied to lie beside
+    the other. Its weight's first channels are those of the features, all heights of a feature side by side, as the lineage's.
 
-    Args: as Conv2d's, and features and heights: of the input's first features * heights channels; others stay in place.
+    Args: as Conv2d's, and features and heights.
     """
 
     def __init__(self, features, heights, *arguments, **options):
         super().__init__(*arguments, **options)
         self.features, self.heights = features, heights
 
-    def forward(self, x):
-        # A weight of some MB is put in order here rather than a volume of some hundred.
-        first, others = self.weight.split(
-            [self.features * self.heights, self.in_channels - self.features * self.heights], 1
-        )
-        first = first.unflatten(1, (self.features, self.heights)).transpose(1, 2).flatten(1, 2)
-        out = self._conv_forward(x, torch.cat([first, others], 1), self.bias)
-        # In the memory order that the rest of the network computes in, not in that of the volume.
-        return out.contiguous(memory_format=_order_of(self.weight))
+    def of_features(self):
+        """(Y,O,C,k,k): the kernels of each height."""
+        weight = self.weight[:, : self.features * self.heights]
+        return weight.unflatten(1, (self.features, self.heights)).permute(2, 0, 1, 3, 4)
+
+    def of_others(self, x):
+        """The part of the result that the other channels have."""
+        return F.conv2d(x, self.weight[:, self.features * self.heights :], self.bias, padding=self.padding)
 
 
 def _order_of(tensor):
@@ -90,7 +90,7 @@ class Segnet(nn.Module):
         self.bev_compressor = None
         if do_rgbcompress or use_radar or use_lidar:
             self.bev_compressor = nn.Sequential(
-                HeightConv(latent_dim, Y, compressed, latent_dim, kernel_size=3, padding=1, bias=False),
+                BevConv(latent_dim, Y, compressed, latent_dim, kernel_size=3, padding=1, bias=False),
                 InstanceNorm(latent_dim),
                 nn.GELU(),
             )
@@ -131,8 +131,7 @@ class Segnet(nn.Module):
             cams_T_cam0 = rigid_inverse(cam0_T_camXs.float())
             scale = (feats.shape[-1] / padded_hw[1], feats.shape[-2] / padded_hw[0])
             pix_T_cam0 = scale_intrinsics(pix_T_cams.float(), *scale) @ cams_T_cam0
-        feats = feats.unflatten(0, (batch, cameras))
-        volume = camera_mean(feats, pix_T_cam0, cams_T_cam0, vox_util, flips, self.unprojection)
+        seen = feats.unflatten(0, (batch, cameras)), pix_T_cam0, cams_T_cam0, vox_util
         if flips is not None and rad_occ_mem0 is not None:
             rad_occ_mem0 = flip_where(flips.bev_z, flip_where(flips.bev_x, rad_occ_mem0, -1), -3)
 
@@ -142,7 +141,7 @@ class Segnet(nn.Module):
             def unflip(x):
                 return flip_where(flips.bev_x, flip_where(flips.bev_z, x, -2), -1)
 
-        return self.decoder(self._compress(volume, rad_occ_mem0), unflip)
+        return self.decoder(self._to_bev(seen, flips, rad_occ_mem0), unflip)
 
     def _check_voxels(self, voxels):
         wanted = self.use_radar * (METARADAR_CHANNELS if self.use_metaradar else 1) + int(self.use_lidar)
@@ -159,11 +158,24 @@ class Segnet(nn.Module):
             images = flip_where(flips.image.flatten(), images, -1)
         return self.encoder(images), images.shape[-2:]
 
-    def _compress(self, volume, voxels):
-        """(B,C,Z,Y,X) camera features and voxels of other sensors -> (B,latent_dim,Z,X)."""
+    def _to_bev(self, seen, flips, voxels):
+        """Camera features and geometry as camera_mean takes them, voxels of other sensors -> (B,latent_dim,Z,X)."""
         if self.bev_compressor is None:
-            return volume.sum(3)
-        parts = [_heights_as_channels(volume)]
+            return camera_mean(*seen, flips, self.unprojection).sum(3)
+        conv, *rest = self.bev_compressor
+        x = convolved_mean(*seen, conv.of_features(), flips, self.unprojection)
+        # In the memory order that the rest of the network computes in.
+        x = x.contiguous(memory_format=_order_of(conv.weight))
+        others = self._other_channels(voxels)
+        if others:
+            x = x + conv.of_others(torch.cat(others, 1))
+        for layer in rest:
+            x = layer(x)
+        return x
+
+    def _other_channels(self, voxels):
+        """The other sensors' voxels (B,D,Z,Y,X) as channels, a list of (B,n,Z,X)."""
+        parts = []
         if self.use_radar:
             channels = METARADAR_CHANNELS if self.use_metaradar else 1
             radar = voxels[:, :channels]
@@ -171,16 +183,4 @@ class Segnet(nn.Module):
             parts.append(flat)
         if self.use_lidar:
             parts.append(voxels[:, -1:].transpose(2, 3).flatten(1, 2))
-        if len(parts) == 1:
-            return self.bev_compressor(parts[0])
-        order = _order_of(parts[0])
-        return self.bev_compressor(torch.cat([part.contiguous(memory_format=order) for part in parts], 1))
-
-
-def _heights_as_channels(volume):
-    """(B,C,Z,Y,X) -> (B,Y*C,Z,X); no copy, and channels-last, where a voxel's features lie side by side as the fused mean's."""
-    if volume.stride(1) != 1:
-        return volume.permute(0, 3, 1, 2, 4).flatten(1, 2)
-    # By way of (B,Z,X,Y*C): else a batch of one has a stride by which torch takes it for another order, and copies it to and
-    # fro around the convolution, forward and backward.
-    return volume.permute(0, 2, 4, 3, 1).flatten(3).permute(0, 3, 1, 2)
+        return parts
