@@ -88,7 +88,7 @@ class Trainer:
         self.best = best
         self.step = LossStep(network, grid, autocast, self.world, options.seed, options.rand_flip)
         if options.compile:
-            network.compile()
+            self.step.compile_parts()
         if options.rand_flip and not self.step.flips:
             say("note: the network takes no flips (its forward has no parameter of that name), and trains without them")
         self.parallel = None  # over processes: made with the first batch, which shows what the loss reaches

@@ -44,11 +44,18 @@ class LossStep(nn.Module):
         """Names of the figures but for the counts, of training or evaluation; empty before the first batch."""
         return self._names.get(training, ())
 
+    def compile_parts(self):
+        """Compile voxels, network and losses, as one graph where the network allows it.
+
+        Of several processes the network alone: their losses exchange counts in between.
+        """
+        if self.world is None or self.world.size == 1:
+            self._scored = torch.compile(self._scored)
+        else:
+            self.network.compile()
+
     def forward(self, batch):
-        outputs = run_network(self.network, batch, self.grid, self._flips(batch), self.autocast)
-        normaliser = Normaliser(self.world if self.training else None)
-        with torch.autocast(batch.rots.device.type, enabled=False):
-            loss, terms = self.loss(outputs, batch, normaliser)
+        loss, terms, outputs = self._scored(batch, self._flips(batch))
         self._check(loss, terms)
         figures = [loss, *(torch.as_tensor(value, device=loss.device) for value in terms.values())]
         figures = torch.stack([value.detach().double() for value in figures])
@@ -56,6 +63,13 @@ class LossStep(nn.Module):
             counts = intersection_union(outputs["seg"], batch.seg_bev[:, 0], batch.valid_bev[:, 0])
             figures = torch.cat([figures, counts])
         return loss, figures, {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in outputs.items()}
+
+    def _scored(self, batch, flips):
+        outputs = run_network(self.network, batch, self.grid, flips, self.autocast)
+        normaliser = Normaliser(self.world if self.training else None)
+        with torch.autocast(batch.rots.device.type, enabled=False):
+            loss, terms = self.loss(outputs, batch, normaliser)
+        return loss, terms, outputs
 
     def split(self, figures, training):
         """(dict of loss and terms, (2,) or (0,) counts) of a vector of figures of training or evaluation."""
