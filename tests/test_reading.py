@@ -51,7 +51,7 @@ def server(synth_shards):
 def test_a_command_that_hangs_on_an_index_ends_in_one_line(synth_shards):
     shards = find_shards(f"pipe:sleep 60; cat {synth_shards}/train-000.tar", retry=Retry(stall_s=0.1))
     started = time.monotonic()
-    with pytest.raises(ShardError, match=r"index cannot be read: pipe:sleep 60.*did not end within 0.4 s") as caught:
+    with pytest.raises(ShardError, match=r"index cannot be read: pipe:sleep 60.*nothing arrived for 0.4 s") as caught:
         PipeSource(shards)
     assert time.monotonic() - started < 20 and "\n" not in str(caught.value)
 
@@ -253,6 +253,25 @@ def test_a_stalled_source_is_given_up(synth_shards):
         for reader in ("stream", "auto"):
             with pytest.raises(ShardError, match="given up after 2 tries"):
                 open_source(address, SourceConfig(reader, attempts=2, pause_s=0.01, stall_s=0.3))
+
+
+@pytest.mark.parametrize("form", ["command", "reader"])
+def test_without_workers_a_stream_is_read_without_a_thread_and_as_with_one(synth_shards, form):
+    shards = [f"{synth_shards}/train-00{n}.tar" for n in (0, 1)]
+    shards = [f"pipe:cat {shard}" for shard in shards] if form == "command" else shards
+    want = list(stream_of(shards, reader="stream"))
+    before = threading.active_count()
+    alone = stream_of(shards, reader="stream", nworkers=0)
+    batches = iter(alone)
+    for batch, other in zip(batches, want, strict=True):
+        assert threading.active_count() == before
+        assert batch.tokens == other.tokens and torch.equal(batch.imgs, other.imgs)
+    if form == "command":
+        alone.reader.addresses[0], alone.reader.stall_s = "pipe:sleep 600", 0.5
+        assert "nothing arrived" in run_out(alone)
+    descriptors = open_files()
+    next(iter(stream_of(shards, reader="stream", nworkers=0)))  # and left
+    assert open_files() <= descriptors + 1
 
 
 def test_a_command_that_fails(synth_shards):

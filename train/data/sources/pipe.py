@@ -1,13 +1,14 @@
 """The source of what can only be read from front to back: pipe: commands, and any other shards with reader "stream".
 
 Indexes, small, are read first, so the order of an epoch is known before the first byte of a tar arrives. One thread
-a running epoch walks the tars and keeps the records that are still wanted; read() waits for them. Records, order and
-resume are therefore as exact as with local files; what differs is that the shuffle reaches only as far as its buffer,
-and that a resumed epoch reads the shard it stood in from its beginning.
+a running epoch walks the tars and keeps the records that are still wanted; read() waits for them. A loader without threads
+walks as far as it must in read() itself. Records, order and resume are therefore as exact as with local files; what differs
+is that the shuffle reaches only as far as its buffer, and that a resumed epoch reads the shard it stood in from its beginning.
 """
 
 import io
 import os
+import select
 import signal
 import subprocess
 import tarfile
@@ -28,10 +29,11 @@ INDEX_STALLS = 4  # times Retry.stall_s that a command has for an index: many of
 
 
 @contextmanager
-def open_stream(address, shards, on_process=lambda process: None):
+def open_stream(address, shards, stall_s, on_process=lambda process: None):
     """A binary stream of an address of a ShardSet. Raises ShardError; a pipe: command that fails is an error at its end.
 
-    on_process is given the process of a pipe: command, so that another thread can end it.
+    stall_s: time that a command has for its next bytes; stores have limits of their own. on_process is given the process of
+    a command, so that another thread can end it.
     """
     if not addresses.is_pipe(address):
         folder, name = addresses.split(address)
@@ -39,16 +41,34 @@ def open_stream(address, shards, on_process=lambda process: None):
         yield io.BufferedReader(_Pieces(store.chunks(name)))
         return
     command = address[len("pipe:") :]
-    process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, bufsize=0, start_new_session=True)
     on_process(process)
+    stream = io.BufferedReader(_Output(process.stdout, stall_s))
     try:
-        yield process.stdout
-        if process.stdout.read(1) == b"" and process.wait() != 0:
+        yield stream
+        if stream.read(1) == b"" and process.wait() != 0:
             raise ShardError(f"{address}: the command ended with exit code {process.returncode}")
     finally:
         _kill(process)
         process.stdout.close()
         process.wait()
+
+
+class _Output(io.RawIOBase):
+    """What a process writes. Raises OSError where nothing comes for so many seconds."""
+
+    def __init__(self, pipe, stall_s):
+        self._pipe, self._stall_s = pipe, stall_s
+        self._poll = select.poll()
+        self._poll.register(pipe, select.POLLIN)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        if not self._poll.poll(self._stall_s * 1000):
+            raise OSError(f"nothing arrived for {self._stall_s:g} s; is the source up?")
+        return self._pipe.readinto(buffer)
 
 
 class _Pieces(io.RawIOBase):
@@ -121,24 +141,11 @@ class PipeSource(KeyframeTable):
 
     def _load_index(self, tar):
         address = addresses.index_address(tar)
-        limit_s = INDEX_STALLS * self.shards.retry.stall_s
-        started, late = [], threading.Event()
-
-        def end():
-            late.set()
-            for process in started:
-                _kill(process)
-
-        timer = threading.Timer(limit_s, end)  # stores have time limits of their own, commands have none
-        timer.start()
         try:
-            with open_stream(address, self.shards, started.append) as stream:
+            with open_stream(address, self.shards, INDEX_STALLS * self.shards.retry.stall_s) as stream:
                 raw = stream.read(MAX_INDEX_BYTES)
         except (OSError, ShardError) as error:
-            reason = f"{address}: the command did not end within {limit_s:g} s" if late.is_set() else error
-            raise ShardError(f"the index cannot be read: {reason}") from None
-        finally:
-            timer.cancel()
+            raise ShardError(f"the index cannot be read: {addresses.shown(address)}: {error}") from None
         index = parse_index(raw, addresses.shown(tar))
         check_listed(index, self.shards.entry(tar))
         return index
@@ -150,9 +157,9 @@ class PipeSource(KeyframeTable):
         return order
 
     def begin(self, frames, members=None):
-        """Start to read: `frames` are the keyframes wanted, in order, with repeats."""
+        """Start to read: `frames` are the keyframes wanted, in order, with repeats. members: None for no thread."""
         self.close()
-        self._session = _Session(self, frames, self._shard_order)
+        self._session = _Session(self, frames, self._shard_order, has_thread=members is not None)
 
     def read(self, number, members):
         """Bytes of the members that keyframe `number` has: waits for them. Raises ShardError, also when nothing comes."""
@@ -173,9 +180,9 @@ class PipeSource(KeyframeTable):
 
 
 class _Session:
-    """One pass: the thread that reads, and the records that are still wanted."""
+    """One pass: what reads, in a thread or not, and the records that are still wanted."""
 
-    def __init__(self, reader, frames, shard_order):
+    def __init__(self, reader, frames, shard_order, has_thread):
         self.reader = reader
         self.wanted, self.rank = {}, {}
         for place, frame in enumerate(frames):
@@ -187,21 +194,19 @@ class _Session:
         self.process = None
         needed = {reader._locate(frame)[0] for frame in self.wanted}
         shards = [int(s) for s in shard_order if s in needed]
-        self.thread = threading.Thread(target=self._run, args=(shards,), name="stream", daemon=True)
-        self.thread.start()
+        self.arriving = self._walk(shards)
+        self.thread = None
+        if has_thread:
+            self.thread = threading.Thread(target=self._run, name="stream", daemon=True)
+            self.thread.start()
 
     def take(self, number, stall_s):
         with self.changed:
             while number not in self.records:
-                before = self.progress
-                if self.error is not None:
-                    raise ShardError(str(self.error))
-                if self.stopped:
-                    raise ShardError("the reader was closed")
-                if not self.changed.wait(stall_s) and self.progress == before:
-                    raise ShardError(
-                        f"{self.reader.where(number)}: nothing arrived for {stall_s:.0f} s; is the source up?"
-                    )
+                if self.thread is None:
+                    next(self.arriving)
+                else:
+                    self._wait(number, stall_s)
             record = self.records[number]
             self.wanted[number] -= 1
             self.taken += 1
@@ -210,7 +215,19 @@ class _Session:
             self.changed.notify_all()
             return record
 
+    def _wait(self, number, stall_s):
+        before = self.progress
+        if self.error is not None:
+            raise ShardError(str(self.error))
+        if self.stopped:
+            raise ShardError("the reader was closed")
+        if not self.changed.wait(stall_s) and self.progress == before:
+            raise ShardError(f"{self.reader.where(number)}: nothing arrived for {stall_s:.0f} s; is the source up?")
+
     def stop(self):
+        if self.thread is None:
+            self.arriving.close()
+            return
         with self.changed:
             self.stopped = True
             self.changed.notify_all()
@@ -218,16 +235,21 @@ class _Session:
                 _kill(self.process)
         self.thread.join(timeout=2.0)  # a thread that hangs in a socket ends with that socket's timeout
 
-    def _run(self, shards):
+    def _run(self):
         try:
-            for shard in shards:
-                self._read_shard(shard)
-                if self.stopped:
-                    return
+            for _ in self.arriving:
+                if not self._goes_on():
+                    self.arriving.close()
+                    break
         except Exception as error:  # whatever it is, the consumer raises it
             self.error = error
         with self.changed:
             self.changed.notify_all()
+
+    def _walk(self, shards):
+        """Read these shards; yields after each record that is wanted."""
+        for shard in shards:
+            yield from self._read_shard(shard)
 
     def _read_shard(self, shard):
         index, start = self.reader.indexes[shard], int(self.reader._starts[shard])
@@ -236,13 +258,13 @@ class _Session:
         address = self.reader.addresses[shard]
         where = addresses.shown(address)
         try:
-            with open_stream(address, self.reader.shards, self._remember) as stream:
+            with open_stream(address, self.reader.shards, self.reader.stall_s, self._remember) as stream:
                 for key, members in _samples(_Counted(stream, self)):
                     row = rows.get(key)
                     if row in missing:
                         missing.discard(row)
-                        if not self._keep(start + row, self._sound(shard, row, members)):
-                            return
+                        self._keep(start + row, self._sound(shard, row, members))
+                        yield
                     if not missing:
                         break
         except ShardError:
@@ -274,15 +296,18 @@ class _Session:
         return record
 
     def _keep(self, number, record):
-        """Hand over a record; waits while enough are held. False once stopped."""
+        with self.changed:
+            self.records[number] = record
+            self.progress += 1
+            self.changed.notify_all()
+
+    def _goes_on(self):
+        """Wait while enough records are held. False once stopped."""
         with self.changed:
             # The next frames in order are never further away than buffer and prefetch, so this cannot dead-lock: the
             # reader goes on as long as something that is due before the record at hand has not arrived.
             while not self.stopped and len(self.records) > 4 * self.reader.buffer and self._nothing_due():
                 self.changed.wait(1.0)
-            self.records[number] = record
-            self.progress += 1
-            self.changed.notify_all()
             return not self.stopped
 
     def _nothing_due(self):
