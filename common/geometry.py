@@ -10,9 +10,13 @@ import torch
 def rigid_inverse(a_T_b):
     """b_T_a of rigid (..., 4, 4), a tensor or an array, by transposing the rotation."""
     rotation_t = a_T_b[..., :3, :3].swapaxes(-1, -2)
-    out = torch.zeros_like(a_T_b) if isinstance(a_T_b, torch.Tensor) else np.zeros_like(a_T_b)
+    if isinstance(a_T_b, torch.Tensor):
+        out, moved = torch.zeros_like(a_T_b), rotation_t @ a_T_b[..., :3, 3:]
+    else:
+        # The order of this sum is in the last bit of every shard that there is; a matrix product would take another.
+        out, moved = np.zeros_like(a_T_b), np.einsum("...ij,...jk->...ik", rotation_t, a_T_b[..., :3, 3:])
     out[..., :3, :3] = rotation_t
-    out[..., :3, 3:] = -(rotation_t @ a_T_b[..., :3, 3:])
+    out[..., :3, 3:] = -moved
     out[..., 3, 3] = 1.0
     return out
 

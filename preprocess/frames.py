@@ -23,15 +23,3 @@ def transform(quaternion_wxyz, translation):
     out[..., :3, 3] = translation
     out[..., 3, 3] = 1.0
     return out
-
-
-def inverse(a_T_b):
-    """b_T_a of rigid a_T_b, (..., 4, 4).
-
-    As common.geometry.rigid_inverse, but for the last bit, which is in every shard that there is: its sums go in another order.
-    """
-    out = np.array(a_T_b)
-    rotation_t = np.swapaxes(out[..., :3, :3], -1, -2)
-    out[..., :3, 3] = -np.einsum("...ij,...j->...i", rotation_t, a_T_b[..., :3, 3])
-    out[..., :3, :3] = rotation_t
-    return out

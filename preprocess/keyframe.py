@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from common.cameras import LIDAR_FIELDS, RADARS
+from common.geometry import rigid_inverse
 from common.record import (
     BOX_DTYPE,
     BOXES_MEMBER,
@@ -23,7 +24,7 @@ from common.record import (
     radar_member,
 )
 from preprocess.errors import SourceError
-from preprocess.frames import inverse, rotation_matrix
+from preprocess.frames import rotation_matrix
 from preprocess.images import check_image, reencode
 from preprocess.pointclouds import parse_lidar, parse_radar, remove_ego_returns, to_frame
 
@@ -160,7 +161,7 @@ def _boxes(recipe):
     rows["wlh"] = [b["size"] for b in recipe.boxes]
     rows["global_quat_wxyz"] = [b["rotation"] for b in recipe.boxes]
     rows["velocity"] = [b["velocity"] or (np.nan,) * 3 for b in recipe.boxes]
-    ego_T_global = inverse(recipe.global_T_ego)
+    ego_T_global = rigid_inverse(recipe.global_T_ego)
     ego_T_box = np.zeros((len(rows), 4, 4))
     ego_T_box[:, :3, :3] = ego_T_global[:3, :3] @ rotation_matrix(rows["global_quat_wxyz"])
     # Rotating the difference, not the position: global coordinates are in the thousands of metres.

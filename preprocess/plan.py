@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from common.cameras import CAMERAS, LIDAR, MIN_DISTANCE_M, RADARS, REFERENCE_RADAR
+from common.geometry import rigid_inverse
 from common.keys import keyframe_key, scene_key
 from common.progress import Progress
 from common.record import SCHEMA_VERSION
 from preprocess.annotations import Annotations
 from preprocess.errors import SourceError
-from preprocess.frames import inverse, transform
+from preprocess.frames import transform
 from preprocess.options import Options
 from preprocess.recipe import CameraFile, KeyframeRecipe, PointFile, ShardRecipe
 from preprocess.steps import check_keyframe_step, check_moves, check_offset, check_sweep_step
@@ -309,7 +310,7 @@ class Planner:
         global_T_ego = transform(self.poses.rotation[rows], self.poses.translation[rows])
         mountings = np.stack([self._mounting(frame.calibration) for frame in files])
         # All files of a keyframe in one product: at trainval scale there are 1.2 million of them.
-        ego_T_sensor = inverse(self._pose(reference)) @ global_T_ego @ mountings
+        ego_T_sensor = rigid_inverse(self._pose(reference)) @ global_T_ego @ mountings
         check_moves(ego_T_sensor[:, :3, 3], files, reference.token)
         out = []
         for frame, matrix in zip(files, ego_T_sensor, strict=True):

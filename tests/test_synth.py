@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from common.cameras import CAMERAS
-from preprocess.frames import inverse
+from common.geometry import rigid_inverse
 from preprocess.synth import cameras, sensors
 from preprocess.synth.conditions import LOCATIONS, Conditions
 from preprocess.synth.folder import Folder
@@ -78,7 +78,7 @@ def test_visibility_counts_pixels():
 def faces_of(scene, channel, seconds, image_hw):
     """What Folder draws and counts: (faces, box poses, global_T_ego)."""
     ego, poses = scene.ego(seconds), scene.poses(seconds)
-    cam_T_global = inverse(ego @ cameras.ego_T_camera(channel))
+    cam_T_global = rigid_inverse(ego @ cameras.ego_T_camera(channel))
     return cameras.faces_in_camera(scene.sizes, poses, cam_T_global, cameras.intrinsics(channel, image_hw)), poses, ego
 
 
@@ -93,7 +93,7 @@ def test_nearer_boxes_hide_those_behind_them(number):
             cv2.fillConvexPoly(drawn, np.round(pixels.clip(-1e6, 1e6) / 8 * 16).astype(np.int32), int(n), shift=4)
         v, u = np.mgrid[:112, :200] * 8.0
         rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(cameras.intrinsics(channel, image_hw)).T
-        cam_T_box = inverse(ego @ cameras.ego_T_camera(channel)) @ poses
+        cam_T_box = rigid_inverse(ego @ cameras.ego_T_camera(channel)) @ poses
         entry = [sensors._slab(rays, box, wlh[[1, 0, 2]] / 2) for box, wlh in zip(cam_T_box, scene.sizes, strict=True)]
         cast = np.where(np.isfinite(entry).any(0), np.argmin(entry, 0), -1).astype(np.int16)
         inner = (cv2.erode(cast, np.ones((3, 3))) == cast) & (cv2.dilate(cast, np.ones((3, 3))) == cast) & (cast >= 0)
@@ -188,7 +188,7 @@ def painted(number, seconds=1.0, channel="CAM_FRONT", image_hw=(900, 1600)):
     _, poses, ego = faces_of(scene, channel, seconds, image_hw)
     painter = cameras.Painter(scene, look, image_hw)
     image = painter.render(channel, [], poses, ego, np.random.default_rng(0))
-    return scene, look, image, inverse(ego @ cameras.ego_T_camera(channel))
+    return scene, look, image, rigid_inverse(ego @ cameras.ego_T_camera(channel))
 
 
 def test_paint_lies_where_the_geometry_says_and_returns_more_light():

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 
 from common.cameras import CAMERAS
+from common.geometry import rigid_inverse
 from preprocess.synth.look import CAMERA_HEIGHT_M
 from preprocess.synth.things import BUILDING
 from preprocess.synth.world import planar
@@ -124,7 +125,7 @@ class Painter:
     def render(self, channel, faces, poses, ego, rng):
         """(H, W, 3) uint8 RGB of one camera; faces as faces_in_camera gives them."""
         ego_T_cam = ego_T_camera(channel)
-        cam_T_global = np.linalg.inv(ego @ ego_T_cam)
+        cam_T_global = rigid_inverse(ego @ ego_T_cam)
         matrix = intrinsics(channel, self.image_hw)
         image = self.look.background.copy()
         self._skyline(image, np.arctan2(ego[1, 0], ego[0, 0]) + CAMERA_YAW[channel], matrix)
@@ -133,7 +134,7 @@ class Painter:
         half = image[self.image_hw[0] // 2 :]
         gain, haze = self.veils[channel]
         cv2.add(cv2.multiply(half, gain, dst=half, scale=1 / 32), haze, dst=half)
-        self._boxes(image, faces, np.linalg.inv(ego) @ poses)
+        self._boxes(image, faces, rigid_inverse(ego) @ poses)
         y, x = rng.integers(0, 64, 2)
         return cv2.add(image, self.look.grain[y : y + image.shape[0], x : x + image.shape[1]])
 

@@ -10,7 +10,7 @@ from PIL import Image
 from pyquaternion import Quaternion
 
 from common.cameras import CAMERAS, LIDAR, RADARS
-from preprocess.frames import inverse
+from common.geometry import rigid_inverse
 from preprocess.synth import cameras, sensors
 from preprocess.synth.look import Look
 from preprocess.synth.things import ATTRIBUTES, BUILDING, KINDS
@@ -171,7 +171,7 @@ class Folder:
     def _camera(self, scene, poses, ego, channel, row, counts, rng):
         data = b""
         if not self.tables_only:
-            cam_T_global = inverse(ego @ cameras.ego_T_camera(channel))
+            cam_T_global = rigid_inverse(ego @ cameras.ego_T_camera(channel))
             matrix = cameras.intrinsics(channel, self.image_hw)
             faces = cameras.faces_in_camera(scene.sizes, poses, cam_T_global, matrix)
             counts[:, :2] += cameras.count_pixels(faces, self.image_hw, len(scene.things))

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from common.cameras import RADAR_FIELDS, RADARS
-from preprocess.frames import inverse
+from common.geometry import rigid_inverse
 from preprocess.synth.things import BUILDING
 from preprocess.synth.world import planar
 
@@ -64,7 +64,7 @@ def lidar_sweep(things, poses, global_T_lidar, ground, rng):
     rays, origin_z = _RAYS, global_T_lidar[2, 3]
     distance = np.where(rays[..., 2] < -1e-3, origin_z / -rays[..., 2].clip(None, -1e-3), np.inf)
     hit = np.full(distance.shape, -1)
-    lidar_T_box = inverse(global_T_lidar) @ poses
+    lidar_T_box = rigid_inverse(global_T_lidar) @ poses
     for n, thing in enumerate(things):
         centre = lidar_T_box[n, :3, 3]
         flat = np.hypot(centre[0], centre[1])
@@ -104,7 +104,7 @@ def radar_sweep(scene, poses, seen, ego, name, velocities, ego_velocity, rng):
     seen: numbers of the boxes that the lidar hits; velocities (boxes, 2) and ego_velocity (2,): global, metres a second.
     """
     global_T_radar = ego @ ego_T_radar(name)
-    radar_T_global = inverse(global_T_radar)
+    radar_T_global = rigid_inverse(global_T_radar)
     rows, numbers = [], []
     for n in seen:
         thing = scene.things[n]
