@@ -224,6 +224,21 @@ def test_robustness_has_intervals_in_pairs():
     assert max(map(len, lines)) <= 79 and f"[{against['mCE_low']:.1f}, " in lines[-1]
 
 
+def test_a_baseline_that_nothing_can_be_compared_with_is_refused_before_any_pass():
+    rows = [{"name": f"{name}, strength {s}", "iou": 0.5} for name in CORRUPTIONS for s in (1, 2, 3)]
+    perfect = [row | {"iou": 1.0} if row["name"].startswith("fog") else row for row in rows]
+    for damaged, message in (
+        ({}, "without --robustness"),
+        ({"robustness": {"rows": rows[1:]}}, f"has no {rows[0]['name']}"),
+        ({"robustness": {"rows": perfect}}, "IoU is 1 under fog"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            robustness(pytest.fail, damaged, None, {"a": "change"})
+    choices = {"out": None, "pictures": 0, "robustness": False, "baseline": "eval.json"}
+    with pytest.raises(ValueError, match="give --robustness too"):
+        evaluate.Evaluation(choices)._baseline()
+
+
 def test_validation_and_evaluation_count_the_same_cells(loader):
     network, _ = make_network(Options(encoder_type="effb0", no_pretrained=True, latent_dim=8, Z=50, Y=2, X=50))
     grid, world = make_vox_util((GRID["centroid"], GRID["bounds"], GRID["res_3d"])), World(0, 1, torch.device("cpu"))

@@ -142,7 +142,11 @@ class Evaluation:
             self._report(parts, whole, damaged, out)
 
     def _baseline(self):
-        return read_json(self.choices["baseline"]) if self.choices["baseline"] else None
+        if not self.choices["baseline"]:
+            return None
+        if not self.choices["robustness"]:
+            raise ValueError("--baseline is what corruptions are compared with; give --robustness too")
+        return read_json(self.choices["baseline"])
 
     def _report(self, parts, whole, damaged, out):
         whole.about = parts.about(whole)

@@ -231,10 +231,10 @@ def robustness(again, baseline, clean, changes, seed=0):
         dict of rows, mRR in percent, and mCE where there is a baseline, each with its interval; None on other ranks. mCE has
         one where the baseline is of the same scenes.
     Raises:
-        ValueError: the baseline was not evaluated with robustness.
+        ValueError: the baseline was not evaluated with robustness, or misses nothing that errors could be relative to.
     """
-    if baseline is not None and "robustness" not in baseline:
-        raise ValueError("--baseline: it was evaluated without --robustness, so there are no corruptions in it")
+    if baseline is not None:
+        other = _ious_of(baseline)
     sums = {}
     for name, change in changes.items():
         if (evaluation := again(change)) is not None:
@@ -256,14 +256,28 @@ def robustness(again, baseline, clean, changes, seed=0):
         out["resilience"], out["mRR"] = _plain(resilience(reference, value))
         out |= _span(resilience(np.where(reference_drawn > 0, reference_drawn, np.nan), drawn)[1], "mRR_")
     if baseline is not None:
-        theirs = {row["name"]: row for row in baseline["robustness"]["rows"]}
-        other = {name: [theirs[_corruption(name, s)]["iou"] for s in STRENGTHS] for name in CORRUPTIONS}
         out["corruption_error"], out["mCE"] = _plain(corruption_error(value, other))
+        theirs = {row["name"]: row for row in baseline["robustness"]["rows"]}
         if baseline.get("scenes") == list(clean.scenes) and all("numerators" in row for row in theirs.values()):
             pairs = {name: (row["numerators"], row["denominators"]) for name, row in theirs.items()}
             other = _by_corruption({name: _iou(np.array(pair), draws) for name, pair in pairs.items()})[1]
             out |= _span(corruption_error(drawn, other)[1], "mCE_")
     return out
+
+
+def _ious_of(baseline):
+    """Name -> IoUs of the three strengths of every corruption, of an eval.json object. Raises ValueError."""
+    if "robustness" not in baseline:
+        raise ValueError("--baseline: it was evaluated without --robustness, so there are no corruptions in it")
+    found = {row["name"]: row["iou"] for row in baseline["robustness"]["rows"]}
+    for name in (_corruption(name, s) for name in CORRUPTIONS for s in STRENGTHS):
+        if name not in found:
+            raise ValueError(f"--baseline: it has no {name}; evaluate it again with --robustness")
+    ious = {name: [found[_corruption(name, s)] for s in STRENGTHS] for name in CORRUPTIONS}
+    for name, values in ious.items():
+        if min(values) >= 1:
+            raise ValueError(f"--baseline: its IoU is 1 under {name}, so no error is relative to it; give another")
+    return ious
 
 
 def _by_corruption(ious):
