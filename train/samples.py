@@ -1,6 +1,7 @@
 """Any one sample of shards: its record, the batch that a network gets of it, and what the network of a run says to it."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -134,8 +135,14 @@ def window_of(samples, number, options, is_train=False):
     A network of several keyframes has none that begins near a scene's end.
     """
     source, own = samples.source_of(number)
-    found = windows(source.scene_of, options.seqlen, options.temporal_aug and is_train)
-    return next(((n, frames) for n, frames in enumerate(found) if frames[0] == own), None)
+    return _windows_by_first(source, options.seqlen, options.temporal_aug and is_train).get(own)
+
+
+@functools.lru_cache(maxsize=4)
+def _windows_by_first(source, seqlen, temporal_aug):
+    """First keyframe -> (number, keyframes) of the first window that begins there."""
+    found = list(enumerate(windows(source.scene_of, seqlen, temporal_aug)))
+    return {frames[0]: (n, frames) for n, frames in reversed(found)}
 
 
 def batch_of(samples, number, options, device="cpu", epoch=None):
