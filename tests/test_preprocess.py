@@ -153,11 +153,13 @@ def test_dry_run_says_the_size_and_writes_nothing(world, shards, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_dask_cluster_writes_the_same_bytes(world, shards, tmp_path):
+def test_dask_cluster_writes_the_same_bytes(world, shards, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         call_module(*command(world, tmp_path, "--scheduler", cluster.scheduler_address))
     assert contents(tmp_path) == contents(shards)
+    client = distributed.Client  # which is asked to wait for twenty seconds
+    monkeypatch.setattr(distributed, "Client", lambda address, timeout: client(address, timeout="1s"))
     assert "no Dask scheduler answers" in fails(*command(world, tmp_path / "x", "--scheduler", "tcp://127.0.0.1:9"))
 
 
