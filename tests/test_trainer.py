@@ -111,7 +111,7 @@ def test_shards_do_not_depend_on_the_worker_count(real_shards, realframe, tmp_pa
 
 @pytest.mark.slow
 def test_train_then_evaluate(real_shards, tmp_path):
-    small = "--encoder_type res50 --no_pretrained --nworkers 2 --batch_size 1 --grad_acc 1 --res_scale 0.5"
+    small = "--encoder_type res50 --no_pretrained --nworkers 2 --batch_size 1 --grad_acc 1 --res_scale 0.25"
     small = [*small.split(), *"--Z 40 --Y 4 --X 40 --use_lidar".split()]
     folders = ["--log_dir", tmp_path / "logs", "--ckpt_dir", tmp_path / "ckpt"]
     run = run_module("train.run", "--shards", f"{real_shards}/train-<000..099>.tar", *small, *folders, "--max_iters", 4)
@@ -119,7 +119,7 @@ def test_train_then_evaluate(real_shards, tmp_path):
     [folder] = (tmp_path / "ckpt").iterdir()
     assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "model-000000004.pth"]
     assert {p.name for p in (tmp_path / "logs" / folder.name).iterdir()} == {"t", "v"}
-    result = run_module(
+    result = call_module(
         "train.evaluate", "--shards", f"{real_shards}/val-*.tar", "--init_dir", folder, "--batch-size", 1
     )
     assert "3 samples; IoU 0." in result.stdout
