@@ -1,5 +1,7 @@
 """Fixtures: the real keyframe and the golden arrays where they lie beside the checkout."""
 
+import importlib
+import io
 import os
 import re
 import socket
@@ -7,13 +9,22 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
-import numpy as np
-import pytest
-import torch
+# OpenMP reads these once, when torch is imported, here and in the processes that tests start. Tests that run side by side
+# have more threads than there are cores: one that spins while it waits for another takes the core which that one needs
+# (two training runs at once took 53 s of CPU, 23 s without). Networks this small gain nothing from a second thread.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from preprocess.synth.folder import Folder
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from preprocess.synth.folder import Folder  # noqa: E402
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -32,6 +43,26 @@ def run_module(*arguments, check=True, timeout=300):
     )
     if check and result.returncode:
         raise AssertionError(f"{arguments}: exit {result.returncode}\n{result.stdout}\n{result.stderr}")
+    return result
+
+
+def call_module(name, *arguments, check=True):
+    """run_module in this process, for what is not about processes: importing torch anew takes four seconds of CPU.
+
+    An exception that would be a traceback there is raised here.
+    """
+    module, deterministic = importlib.import_module(name), torch.are_deterministic_algorithms_enabled()
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with patch.object(sys, "argv", [module.__file__, *map(str, arguments)]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            module.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        finally:
+            torch.use_deterministic_algorithms(deterministic)
+    result = subprocess.CompletedProcess([name, *arguments], code, out.getvalue(), err.getvalue())
+    if check and code:
+        raise AssertionError(f"{result.args}: exit {code}\n{result.stdout}\n{result.stderr}")
     return result
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY, run_module
+from tests.conftest import REPOSITORY, call_module, run_module
 from tests.test_network import Points
 from tests.test_resume import arguments, run_folder
 from train import checkpoint, recorder
@@ -141,14 +141,14 @@ writer.close()
 def run_of_three(synth_shards, tmp_path_factory):
     """Folder of a run with checkpoints of the steps 1, 2 and 3."""
     out = tmp_path_factory.mktemp("three")
-    run_module(*arguments(synth_shards, out, *QUICK, "--max_iters", 3, "--keep_latest", 9))
+    call_module(*arguments(synth_shards, out, *QUICK, "--max_iters", 3, "--keep_latest", 9))
     return run_folder(out)
 
 
 def test_going_back_sets_the_newer_ones_aside(run_of_three, tmp_path):
     folder = shutil.copytree(run_of_three, tmp_path / "run")
     before = checkpoint.read(folder, 3)
-    result = run_module("train.run", "--resume", folder / "model-000000001.pth")
+    result = call_module("train.run", "--resume", folder / "model-000000001.pth")
     for step in (2, 3):
         assert f"abandoned-model-{step:09d}.pth was saved after step 1" in result.stderr
     names = sorted(p.name for p in folder.glob("*.pth"))
@@ -197,10 +197,10 @@ def test_a_damaged_newest_is_named_with_the_sound_one_before(run_of_three, tmp_p
         (["train.run", "--resume", folder], f"python -m train.run --resume {sound}"),
         (["train.evaluate", folder], f"python -m train.evaluate {sound}"),
     ):
-        [line] = errors(run_module(*words, check=False))
+        [line] = errors(call_module(*words, check=False))
         assert str(newest) in line and line.endswith(command)
     if harm == "cut":
-        run_module("train.run", "--resume", sound, "--max_iters", 3)
+        call_module("train.run", "--resume", sound, "--max_iters", 3)
         assert checkpoint.read(folder)["step"] == 3 and (folder / "abandoned-model-000000003.pth").exists()
 
 
@@ -232,7 +232,7 @@ def test_options_of_other_versions_are_translated_or_left_out(run_of_three, tmp_
     assert all(said.count(words) == 2 for words in told), said
     for options in (evaluated, shown):
         assert (options.Z, options.Y, options.X, options.min_visibility) == (24, 2, 24, 1)
-    result = run_module("train.run", "--resume", folder, "--max_iters", 4)
+    result = call_module("train.run", "--resume", folder, "--max_iters", 4)
     assert all(words in result.stderr for words in told)
     assert (checkpoint.read(folder)["options"]["Z"], checkpoint.read(folder)["step"]) == (24, 4)
     assert not set(FORMER) & set(as_dict(Options()))
@@ -256,14 +256,14 @@ def test_a_checkpoint_brings_no_commands_along(run_of_three, tmp_path):
     flag = tmp_path / "ran"
     for name, value in (("shards", [f"pipe:touch {flag}"]), ("val_shards", [f" PIPE:touch {flag}"])):
         torch.save({**content, "options": {**content["options"], name: value}}, folder / "model-000000003.pth")
-        [line] = errors(run_module("train.run", "--resume", folder, "--max_iters", 4, check=False))
+        [line] = errors(call_module("train.run", "--resume", folder, "--max_iters", 4, check=False))
         assert "may not say which commands to run" in line and f"--{name}" in line and not flag.exists()
         with pytest.raises(ValueError, match="may not say which commands to run; .* name it: --val_shards"):
             read_options({"init_dir": str(folder)})
         assert not flag.exists()
     content["options"] |= {"shards": [], "data_dir": f"pipe:touch {flag} #"}
     torch.save(content, folder / "model-000000003.pth")
-    [line] = errors(run_module("train.run", "--resume", folder, "--max_iters", 4, check=False))
+    [line] = errors(call_module("train.run", "--resume", folder, "--max_iters", 4, check=False))
     assert "--data_dir" in line and not flag.exists()
 
 
@@ -281,13 +281,13 @@ def test_another_sample_list_is_refused_by_its_digest(digests):
 
 def test_a_folder_without_checkpoints_begins_again_by_its_config(synth_shards, tmp_path):
     """What train/slurm.md's script does for a run that ended before its first checkpoint."""
-    run_module(*arguments(synth_shards, tmp_path, *QUICK, "--max_iters", 1))
+    call_module(*arguments(synth_shards, tmp_path, *QUICK, "--max_iters", 1))
     folder = run_folder(tmp_path)
     (folder / "model-000000001.pth").unlink()
-    result = run_module("train.run", "--resume", folder, check=False)
+    result = call_module("train.run", "--resume", folder, check=False)
     [line] = errors(result)
     assert line.endswith(f"--config {folder}/config.yaml")
-    run_module("train.run", "--config", folder, "--run_name", "again")
+    call_module("train.run", "--config", folder, "--run_name", "again")
     assert checkpoint.read(tmp_path / "ckpt" / "again")["step"] == 1
 
 

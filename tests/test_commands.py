@@ -19,7 +19,7 @@ import torchvision
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import url_map
 
-from tests.conftest import REPOSITORY, run_module
+from tests.conftest import REPOSITORY, call_module, run_module
 from tests.test_resume import arguments, run_folder
 from tests.test_trainer import fails
 from train import checkpoint, demo
@@ -351,18 +351,20 @@ EVAL = (
     "train.evaluate --batch_size=2 --data_dir={shards} --log_dir={out}/logs_eval --init_dir={init} --res_scale=0.25 "
     "--device_ids=[0,1] {more}"
 )
+ALONE = "--device_ids=[]"  # after EVAL's: in this process
 OURS = "--device=cpu --no_pretrained --nworkers=2 --nworkers_val=2 --Z=24 --Y=2 --X=24 --latent_dim=16"
 
 
 @pytest.mark.parametrize("sensors", ["", RADAR], ids=["camera", "metaradar"])
 def test_commands_of_the_lineage_and_its_checkpoints(synth_shards, tmp_path, sensors):
-    run_module(*TRAIN.format(shards=synth_shards, out=tmp_path, more=f"{OURS} {sensors}").split())
+    call_module(*TRAIN.format(shards=synth_shards, out=tmp_path, more=f"{OURS} {sensors}").split())
     folder = run_folder(tmp_path)
     assert re.fullmatch(r"2x2_3e-4s_rgb_mine_\d\d:\d\d:\d\d", folder.name)
-    shown = run_module(*EVAL.format(shards=synth_shards, out=tmp_path, init=folder, more="--device=cpu").split()).stdout
-    assert "step 1; 4 samples; IoU 0." in shown
+    line = EVAL.format(shards=synth_shards, out=tmp_path, init=folder, more="--device=cpu").split()
     if not sensors:
+        assert "step 1; 4 samples; IoU 0." in run_module(*line).stdout  # of two processes
         return
+    assert "step 1; 4 samples; IoU 0." in call_module(*line, ALONE).stdout
     # Saved as the lineage does: names without options, no scheduler.
     content = checkpoint.read(folder)
     kept = {name: content[name] for name in ("model_state_dict", "optimizer_state_dict")}
@@ -370,11 +372,11 @@ def test_commands_of_the_lineage_and_its_checkpoints(synth_shards, tmp_path, sen
     theirs.mkdir()
     torch.save(kept, theirs / "model-000000007.pth")
     line = EVAL.format(shards=synth_shards, out=tmp_path, init=theirs, more=f"{OURS} {sensors}").split()
-    with_nearest = run_module(*line, "--encoder_type=res50").stdout
+    with_nearest = call_module(*line, "--encoder_type=res50", ALONE).stdout
     assert with_nearest.startswith("step 7; 4 samples; IoU 0.")
-    assert "does not fit the model: missing" in fails(*line)  # the default encoder is another
+    assert "does not fit the model: missing" in fails(*line, ALONE)  # the default encoder is another
     more = f"{OURS} {sensors} --init_dir={theirs} --load_step=True --load_optimizer=True --max_iters=8"
-    result = run_module(*TRAIN.format(shards=synth_shards, out=tmp_path / "again", more=more).split())
+    result = call_module(*TRAIN.format(shards=synth_shards, out=tmp_path / "again", more=more).split())
     assert "step 000008/8" in result.stdout and "--interpolation nearest" in result.stderr
     again = checkpoint.read(run_folder(tmp_path / "again"))
     assert again["step"] == 8 and again["options"]["interpolation"] == "nearest"

@@ -15,7 +15,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import run_module
+from tests.conftest import call_module, run_module
 from tests.test_resume import arguments, run_folder, start
 from train import checkpoint, evaluate
 from train.command import launch
@@ -52,7 +52,7 @@ def run(synth_shards, tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluated") / "o [u]t*"
     out.mkdir()
     (out / "sh [x]?").symlink_to(synth_shards)
-    run_module(*arguments(out / "sh [x]?", out, "--max_iters", 1, "--do_val", "False", "--precision", "fp32"))
+    call_module(*arguments(out / "sh [x]?", out, "--max_iters", 1, "--do_val", "False", "--precision", "fp32"))
     return run_folder(out)
 
 
@@ -96,10 +96,10 @@ def test_one_command_evaluates_compares_and_reports(run, tmp_path):
     truth = {f["label"]: f["denominator"] for f in other["figures"] if (f["group"], f["name"]) == ("recall", "all")}
     assert truth == {label: by["recall", label]["denominator"] for label in truth}
 
-    compared = run_module("train.compare", run, tmp_path / "two").stdout
+    compared = call_module("train.compare", run, tmp_path / "two").stdout
     assert "1 scenes in common" in compared and max(map(len, compared.splitlines())) <= 79 + len(str(run))
     page = tmp_path / "report.html"
-    run_module("train.report", run, "--out", page)
+    call_module("train.report", run, "--out", page)
     assert f"IoU {by['iou', 'simple_bev']['value']:.4f}" in page.read_text() and page.stat().st_size < 5_000_000
     read = read_run(run)
     assert read.curves["t/stats/iou"][0] == [1]
@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path):
 
 
 def test_options_that_override_the_run_are_noted_and_shards_are_found(run, capsys):
-    shown = run_module("train.evaluate", run, "--pictures", 0, "--min_visibility", 2)
+    shown = call_module("train.evaluate", run, "--pictures", 0, "--min_visibility", 2)
     assert "note: --protocol min_visibility; the run was trained with simple_bev" in shown.stderr
     assert "visibility >= 2                IoU" in shown.stdout and "<- headline" in shown.stdout
     evaluation = evaluate.Evaluation({"out": None, "pictures": 0, "robustness": False, "baseline": None})

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from common.record import lidar_member
 from common.vox import VoxUtil
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, call_module
 from train import checkpoint, show
 from train.command import from_run
 from train.evaluate import read_options
@@ -107,8 +107,8 @@ def test_a_network_outside_the_checkout(synth_shards, outside, monkeypatch):
         assert double[curve] == [(step, pytest.approx(value, rel=1e-4)) for step, value in single[curve][:2]], curve
 
     evaluate = ["train.evaluate", "--init_dir", one, "--shards", f"{synth_shards}/val-*.tar", "--device", "cpu"]
-    assert re.search(r"step 4; 4 samples; IoU 0\.\d{4}", run_outside(outside, *evaluate).stdout)
     monkeypatch.syspath_prepend(outside)
+    assert re.search(r"step 4; 4 samples; IoU 0\.\d{4}", call_module(*evaluate).stdout)
     words = [synth_shards, 0, "--run", one, "--out", outside / "shown.png", "--device", "cpu"]
     drawn = CliRunner().invoke(show.main, list(map(str, words)))
     assert drawn.exit_code == 0 and (outside / "shown.png").is_file(), drawn.output

@@ -26,7 +26,7 @@ from preprocess.errors import SourceError
 from preprocess.plan import Options, Planner
 from preprocess.pointclouds import parse_radar
 from preprocess.verify import verify
-from tests.conftest import REPOSITORY, run_module
+from tests.conftest import REPOSITORY, call_module, run_module
 from tests.index_files import load_index
 from tests.preprocessing import command, contents, fails, rewrite, run_here, table
 from train.data import compile_data
@@ -48,7 +48,7 @@ def copy(world, tmp_path):
 @pytest.fixture(scope="module")
 def shards(world, tmp_path_factory):
     out = tmp_path_factory.mktemp("small-shards")
-    run_module(*command(world, out, "--workers", 1))
+    call_module(*command(world, out, "--workers", 1))
     return out
 
 
@@ -121,9 +121,9 @@ def test_other_options_or_source_are_refused_and_nothing_is_overwritten(world, s
     assert "image_size None, now [45, 80]" in fails(*command(world, out), "--image-size", "45x80")
     assert "other scenes or tables" in fails(*command(world, out, "--train-shards", 2))
     assert contents(out) == contents(shards)
-    kept = run_module(*command(world, out))
+    kept = call_module(*command(world, out))
     assert "were there already and were kept" in kept.stdout
-    run_module(*command(world, out, "--image-size", "45x80", "--overwrite"))
+    call_module(*command(world, out, "--image-size", "45x80", "--overwrite"))
     train, _ = loaders(out)
     assert load_index(out / "val-000.tar").facts["image_size"] == [45, 80]
     assert next(iter(train)).imgs.shape[-2:] == (28, 50)
@@ -148,16 +148,18 @@ def test_a_file_system_without_locks_is_told_once(world, shards, tmp_path, monke
 
 
 def test_dry_run_says_the_size_and_writes_nothing(world, shards, tmp_path):
-    result = run_module(*command(world, tmp_path / "none", "--dry-run"))
+    result = call_module(*command(world, tmp_path / "none", "--dry-run"))
     assert "train: 3 shards, 9 keyframes" in result.stdout and "nothing was written" in result.stdout
     assert not (tmp_path / "none").exists()
 
 
-def test_dask_cluster_writes_the_same_bytes(world, shards, tmp_path):
+def test_dask_cluster_writes_the_same_bytes(world, shards, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        run_module(*command(world, tmp_path, "--scheduler", cluster.scheduler_address))
+        call_module(*command(world, tmp_path, "--scheduler", cluster.scheduler_address))
     assert contents(tmp_path) == contents(shards)
+    client = distributed.Client  # which is asked to wait for twenty seconds
+    monkeypatch.setattr(distributed, "Client", lambda address, timeout: client(address, timeout="1s"))
     assert "no Dask scheduler answers" in fails(*command(world, tmp_path / "x", "--scheduler", "tcp://127.0.0.1:9"))
 
 
@@ -271,7 +273,7 @@ def test_skip_leaves_out_samples_or_scenes_and_lists_them(copy, shards, tmp_path
     victim = sorted((copy / "samples" / "CAM_BACK").glob("scene-0553*"))[1]
     drop_camera(copy) if where == "table" else victim.unlink()
     options = ["--on-error", "skip", "--train-shards", 1] + ["--keep-sequences"] * keep_sequences
-    result = run_module(*command(copy, tmp_path / "out", *options))
+    result = call_module(*command(copy, tmp_path / "out", *options))
     assert "samples were left out" in result.stdout
     skipped = json.loads((tmp_path / "out" / "train.manifest.json").read_bytes())["skipped"]
     assert [s["key"] for s in skipped] == [f"scene-0553_{i:04d}" for i in (range(3) if keep_sequences else [1])]
@@ -306,7 +308,7 @@ def test_scene_in_no_split_and_split_files(copy, tmp_path):
     shutil.move(copy / "v1.0-mini", copy / "v9-own")
     own = ["--version", "v9-own"]
     assert "--split-file" in fails(*command(copy, tmp_path / "out", *own))
-    run_module(*command(copy, tmp_path / "out", *own, "--split-file", splits))
+    call_module(*command(copy, tmp_path / "out", *own, "--split-file", splits))
     assert json.loads((tmp_path / "out" / "val.manifest.json").read_bytes())["keyframes"] == 6
     splits.write_text(json.dumps({"train": ["absent"]}))
     assert "absent" in fails(*command(copy, tmp_path / "x", *own, "--split-file", splits, "--on-error", "skip"))
@@ -316,7 +318,7 @@ def test_sample_without_boxes(copy, tmp_path):
     first = {s["token"] for s in json.loads(table(copy, "sample").read_bytes())[:3]}
     rewrite(copy, "sample_annotation", lambda rows: rows.__setitem__(slice(None), [
         {**r, "prev": "", "next": ""} for r in rows if r["sample_token"] not in first]))  # fmt: skip
-    run_module(*command(copy, tmp_path))
+    call_module(*command(copy, tmp_path))
     train, _ = loaders(tmp_path, bsz=9)
     [batch] = list(train)
     assert (batch.num_boxes == 0).sum() == 3 and not batch.seg_bev[batch.num_boxes == 0].any()
@@ -330,7 +332,7 @@ def test_test_version_makes_shards_that_training_refuses(copy, tmp_path):
     path.write_text(json.dumps([{**r, "name": rename[r["name"]]} for r in rows]))
     for name in ("sample_annotation", "instance"):
         (copy / "v1.0-test" / f"{name}.json").unlink()
-    run_module(*command(copy, tmp_path, "--version", "v1.0-test"))
+    call_module(*command(copy, tmp_path, "--version", "v1.0-test"))
     assert not verify(tmp_path)[0]
     with pytest.raises(ValueError, match="no annotations"):
         compile_data(f"{tmp_path}/test-*.tar", None, CONF, **GRID, bsz=1, nworkers=0)
@@ -347,7 +349,7 @@ def leave_out(copy, gone):
 
 def test_fewer_cameras_and_radars(copy, tmp_path):
     leave_out(copy, ("CAM_BACK", "RADAR_FRONT", "RADAR_BACK_LEFT"))
-    run_module(*command(copy, tmp_path))
+    call_module(*command(copy, tmp_path))
     assert not verify(tmp_path, copy)[0]
     train, _ = loaders(tmp_path)
     batch = next(iter(train))
@@ -356,7 +358,7 @@ def test_fewer_cameras_and_radars(copy, tmp_path):
 
 def test_training_with_a_sensor_that_the_shards_lack_is_refused_at_once(copy, tmp_path):
     leave_out(copy, RADARS)
-    run_module(*command(copy, tmp_path))
+    call_module(*command(copy, tmp_path))
     with pytest.raises(ValueError, match="train-000.tar: holds no radar; leave out use_radar"):
         loaders(tmp_path)
     assert next(iter(loaders(tmp_path, use_radar=False)[0])).radar_data is None
@@ -373,7 +375,7 @@ def loaders(folder, **options):
 
 def test_verify_finds_any_flipped_byte(world, shards, tmp_path):
     assert verify(shards, world) == ([], 12, 4)
-    assert "all is well" in run_module("preprocess.verify", shards, "--against", world).stdout
+    assert "all is well" in call_module("preprocess.verify", shards, "--against", world).stdout
     out = shutil.copytree(shards, tmp_path / "out")
     rng = random.Random(0)
     for name in ("val-000.tar", "val-000.idx.json"):
@@ -396,15 +398,15 @@ def test_verify_names_what_is_wrong(world, shards, copy, tmp_path):
     assert "scene-0103_0000: CAM_FRONT.jpg differs" in verify(out, copy)[0][0]
     (out / "val-000.idx.json").unlink()
     assert "rebuild it with python -m preprocess.index" in verify(out)[0][0]
-    assert "rebuilt" in run_module("preprocess.index", out / "val-000.tar").stdout
+    assert "rebuilt" in call_module("preprocess.index", out / "val-000.tar").stdout
     assert contents(out) == contents(shards)
     shutil.copy(out / "val-000.tar", out / "train-003.tar")
-    run_module("preprocess.index", out / "train-003.tar")
+    call_module("preprocess.index", out / "train-003.tar")
     problems = verify(out)[0]
     assert any("is in train-003.tar too" in p for p in problems) and any("in no manifest" in p for p in problems)
     (out / "train-003.tar").unlink()
     assert any("is missing" in p for p in verify(out)[0])
-    assert "error: " in run_module("preprocess.verify", out, check=False).stderr
+    assert "error: " in call_module("preprocess.verify", out, check=False).stderr
     assert "no shards there" in fails("preprocess.verify", tmp_path / "absent")
 
 

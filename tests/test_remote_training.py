@@ -26,7 +26,7 @@ from train.options import Options
 from train.run import check_samples, note_other_order
 from train.setup import make_loaders
 
-TINY = [*SMALL, "--nsweeps", 2, "--val_freq", 5, "--max_iters", 15, "--save_freq", 3, "--keep_latest", 9]
+TINY = [*SMALL, "--nsweeps", 2, "--val_freq", 5, "--max_iters", 10, "--save_freq", 2, "--keep_latest", 9]
 
 
 def words(shards, out, *more):
@@ -44,7 +44,7 @@ def killed(process, out, step):
 
 @pytest.fixture(scope="module")
 def local_run(synth_shards, tmp_path_factory):
-    """Folder of a run of 15 updates, three epochs, from the disk."""
+    """Folder of a run of 10 updates, two epochs, from the disk."""
     out = tmp_path_factory.mktemp("local-run")
     run_module(*words(f"{synth_shards}/train-*.tar", out))
     return run_folder(out)
@@ -52,15 +52,15 @@ def local_run(synth_shards, tmp_path_factory):
 
 def test_a_run_from_a_bucket_is_the_one_from_the_disk_wherever_it_goes_on(local_run, s3_shards, synth_shards, tmp_path):
     """From the bucket, killed; from the bucket, killed; from the disk, killed; and from the bucket to its end."""
-    step = killed(start(*words(f"{s3_shards}/", tmp_path)), tmp_path, 3)
+    step = killed(start(*words(f"{s3_shards}/", tmp_path)), tmp_path, 2)
     folder = run_folder(tmp_path)
     for where in ([], ["--shards", synth_shards], ["--shards", f"{s3_shards}/train-<000..099>.tar"]):
         resume = ["train.run", "--resume", folder, *where]
-        if step < 9:
-            step = killed(start(*resume), tmp_path, step + 3)
+        if step < 6:
+            step = killed(start(*resume), tmp_path, step + 2)
         else:
             run_module(*resume)
-    there = [checkpoint.read(folder, step) for step in range(3, 16, 3)]
+    there = [checkpoint.read(folder, step) for step in range(2, 11, 2)]
     for content in there:
         assert_same(content, checkpoint.read(local_run, content["step"]))
     assert len({content["samples_sha256"] for content in there}) == 1 and "val_samples_sha256" in there[0]

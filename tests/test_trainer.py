@@ -10,7 +10,7 @@ import webdataset
 
 from common.shard_index import ShardError, build_index, dump_index
 from common.shard_set import expand_ranges
-from tests.conftest import run_module
+from tests.conftest import call_module, run_module
 from tests.index_files import index_path, load_index
 from train import checkpoint
 from train.command import join_words
@@ -104,14 +104,14 @@ def test_index_is_rebuilt_from_the_tar_and_a_flipped_byte_is_found(real_shards, 
 
 
 def test_shards_do_not_depend_on_the_worker_count(real_shards, realframe, tmp_path):
-    run_module("preprocess.run", "--version", "v1.0-mini", "--dataroot", realframe, "--out", tmp_path, "--workers", 2)
+    call_module("preprocess.run", "--version", "v1.0-mini", "--dataroot", realframe, "--out", tmp_path, "--workers", 2)
     for name in ("train-000.tar", "val-000.tar", "train-000.idx.json"):
         assert (tmp_path / name).read_bytes() == (real_shards / name).read_bytes()
 
 
 @pytest.mark.slow
 def test_train_then_evaluate(real_shards, tmp_path):
-    small = "--encoder_type res50 --no_pretrained --nworkers 2 --batch_size 1 --grad_acc 1 --res_scale 0.5"
+    small = "--encoder_type res50 --no_pretrained --nworkers 2 --batch_size 1 --grad_acc 1 --res_scale 0.25"
     small = [*small.split(), *"--Z 40 --Y 4 --X 40 --use_lidar".split()]
     folders = ["--log_dir", tmp_path / "logs", "--ckpt_dir", tmp_path / "ckpt"]
     run = run_module("train.run", "--shards", f"{real_shards}/train-<000..099>.tar", *small, *folders, "--max_iters", 4)
@@ -119,14 +119,14 @@ def test_train_then_evaluate(real_shards, tmp_path):
     [folder] = (tmp_path / "ckpt").iterdir()
     assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "model-000000004.pth"]
     assert {p.name for p in (tmp_path / "logs" / folder.name).iterdir()} == {"t", "v"}
-    result = run_module(
+    result = call_module(
         "train.evaluate", "--shards", f"{real_shards}/val-*.tar", "--init_dir", folder, "--batch-size", 1
     )
     assert "3 samples; IoU 0." in result.stdout
 
 
 def fails(*arguments):
-    result = run_module(*arguments, check=False)
+    result = call_module(*arguments, check=False)
     assert result.returncode not in (0, 2) and "Traceback" not in result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, result.stderr
@@ -170,7 +170,7 @@ def test_one_sweep_needs_no_sweeps_folder(tmp_path, realframe):
     for part in realframe.iterdir():
         if part.name != "sweeps":
             (root / part.name).symlink_to(part)
-    run_module(
+    call_module(
         *["preprocess.run", "--version", "v1.0-mini", "--dataroot", root, "--out", tmp_path / "o", "--sweeps", 1]
     )
     assert len(list((tmp_path / "o").glob("*.idx.json"))) == 2
