@@ -76,7 +76,7 @@ def rows(full, small, unit):
     ):
         source = loader(shards, 0, interpolation=interpolation)
         count = len(source) * 4
-        cpu, ratio = paired_ms(_epoch(source), unit, count)
+        cpu, ratio = paired_ms(_epoch(source), unit, count, 5)
         out.append(Row(f"loader: batch in hand, {name}, CPU", cpu, decodes=ratio, goal=goal))
     none, one, two = (best_ms(_epoch(loader(full, n)), 3, count) for n in (0, 1, 2))
     out.append(Row("loader: two threads over none", none / two, "x", goal=">= 1.8"))
@@ -98,7 +98,7 @@ def _parts(full, unit, count):
         source.stage = NoStage(source.stage)
         if decode == "host":
             source.make_images = NotResampled
-        cpu, ratio = paired_ms(_epoch(source), unit, count)
+        cpu, ratio = paired_ms(_epoch(source), unit, count, 5)
         out.append(Row(name, cpu, decodes=ratio, goal=goal))
     return out
 
