@@ -215,6 +215,7 @@ def work(way, encoder, clock):
 
 def rows(repeats=3, encoder="res101", threads=2, clock="wall"):
     """The step's part of the benchmarks' table."""
+    before = ceilings(clock)
     workers = {way: Worker(way, encoder, threads, clock) for way in WAYS}
     for turn in range(repeats + 1):
         for worker in workers.values():
@@ -234,7 +235,8 @@ def rows(repeats=3, encoder="res101", threads=2, clock="wall"):
         memory = workers[ours].peak_gb / workers[other].peak_gb
         out.append(Row(f"step: {ours}, peak over that of {other}", memory, "", goal=smaller))
     out += unprojection(repeats, clock)
-    return out + roofline({way: statistics.median(t) for way, t in totals.items()}, encoder, clock)
+    limit = {name: max(found, before[name]) for name, found in ceilings(clock).items()}
+    return out + roofline({way: statistics.median(t) for way, t in totals.items()}, encoder, limit)
 
 
 def unprojection(repeats=3, clock="wall"):
@@ -261,9 +263,8 @@ def unprojection(repeats=3, clock="wall"):
     return out
 
 
-def roofline(seconds, encoder, clock="wall"):
-    """What the machine allows a step, operation by operation the slower of its arithmetic and its traffic."""
-    limit = ceilings(clock)
+def roofline(seconds, encoder, limit):
+    """What the machine's ceilings `limit` allow a step, operation by operation the slower of its arithmetic and its traffic."""
     out = [Row(f"ceiling: matrix product, {name}", limit[name] / 1e9, "GFLOP/s") for name in ("fp32", "bf16")]
     out.append(Row("ceiling: copy", limit["copy"] / 1e9, "GB/s"))
     for way in ("fused fp32", "fused bf16"):
