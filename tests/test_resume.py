@@ -323,7 +323,7 @@ def random_batches(dtype, count=12):
 
 
 # Of the comparison of two processes with one: type, updates, what the two may differ by. Rounding grows by the update.
-CASES = ((torch.float64, 4, 1e-6), (torch.float32, 1, 1e-5))
+CASES = ((torch.float64, 12, 1e-6), (torch.float32, 1, 1e-5))
 
 
 def train_all_on(rank, size, port, folder):

@@ -140,6 +140,19 @@ def test_training_through_the_convolved_mean_holds_no_volume_and_little_more_for
     assert peaks[1] - peaks[0] < volume / 2
 
 
+def test_training_through_the_camera_mean_takes_less_than_a_volume_more_for_four_more_cameras():
+    """All of which see half of the grid; sampled features and what is kept for the backward pass included."""
+    vox = VoxUtil(128, 8, 128, scene_centroid=CENTROID, bounds=(-50, 50, -5, 5, -50, 50))
+    peaks = []
+    for cameras in (2, 6):
+        feats = torch.rand((1, cameras, 64, 16, 16), requires_grad=True)
+        pix_T_cam = torch.eye(4).repeat(1, cameras, 1, 1)
+        pix_T_cam[..., :2, 2] = 8.0
+        geometry = pix_T_cam, torch.eye(4).repeat(1, cameras, 1, 1)
+        peaks.append(peak_bytes(lambda f=feats, g=geometry: camera_mean(f, *g, vox).square().sum().backward()))
+    assert peaks[1] - peaks[0] < 64 * 128 * 8 * 128 * 4
+
+
 def test_half_precision_features_keep_float32_geometry_weights_and_sums():
     half = features(dtype=torch.float32).detach().bfloat16().requires_grad_()
     geometry = ring()

@@ -24,10 +24,12 @@ def run_network(network, batch, grid, flips=None, autocast=None):
     Raises:
         ValueError: the network returned something else, or a seg that is no map of the grid's one class.
     """
-    kind = batch.rots.device.type
-    with torch.autocast(kind, enabled=False):
-        batch = with_voxels(batch, network.needs, grid)
-    with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
+    return run_on_voxels(network, with_voxels(batch, network.needs, grid), grid, flips, autocast)
+
+
+def run_on_voxels(network, batch, grid, flips=None, autocast=None):
+    """As run_network, of a batch that has its voxels: what depends on the number of points has been done."""
+    with torch.autocast(batch.rots.device.type, dtype=autocast, enabled=autocast is not None):
         outputs = network(batch, grid) if flips is None else network(batch, grid, flips=flips)
     if not isinstance(outputs, Mapping):
         raise ValueError(
@@ -54,7 +56,7 @@ def with_voxels(batch, needs, grid):
     """
     out = copy.copy(batch)
     out.radar_voxels = out.lidar_voxels = None
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(batch.rots.device.type, enabled=False):
         if needs.radar in (None, "voxels", "metaradar") and getattr(batch, "radar_data", None) is not None:
             make = radar_features if needs.radar == "metaradar" else radar_occupancy
             out.radar_voxels = torch.stack([make(batch, t, grid) for t in range(needs.frames)], 1)

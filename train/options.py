@@ -71,7 +71,7 @@ class Options:
     )
     precision: str = _option("", "bf16, fp32 or tf32; without it fp32, but bf16 to train on CUDA", "devices")
     sync_bn: bool = _option(False, "batch-norm statistics over all CUDA devices, not of each", "devices")
-    compile: bool = _option(False, "torch.compile voxels, network and losses", "devices")
+    compile: bool = _option(False, "torch.compile network and losses", "devices")
     deterministic: bool = _option(False, "only deterministic kernels, where torch has them", "devices")
     shards: tuple = _option((), "paths or addresses: tars, *, <000..099>, a folder, a manifest", "data")
     val_shards: tuple = _option((), "without it the val split beside the train shards", "data")

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.data.order import FLIP_STREAM, sample_rng
-from train.forward import run_network
+from train.forward import run_on_voxels, with_voxels
 from train.loss import Normaliser, default_loss
 from train.metrics import intersection_union
 from train.model.float32 import in_float32
@@ -45,7 +45,7 @@ class LossStep(nn.Module):
         return self._names.get(training, ())
 
     def compile_parts(self):
-        """Compile voxels, network and losses, as one graph where the network allows it.
+        """Compile network and losses, as one graph where the network allows it; not the voxels, since clouds differ in length.
 
         Of several processes the network alone: their losses exchange counts in between.
         """
@@ -55,6 +55,7 @@ class LossStep(nn.Module):
             self.network.compile()
 
     def forward(self, batch):
+        batch = with_voxels(batch, self.network.needs, self.grid)
         loss, terms, outputs = self._scored(batch, self._flips(batch))
         self._check(loss, terms)
         figures = [loss, *(torch.as_tensor(value, device=loss.device) for value in terms.values())]
@@ -65,7 +66,7 @@ class LossStep(nn.Module):
         return loss, figures, {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in outputs.items()}
 
     def _scored(self, batch, flips):
-        outputs = run_network(self.network, batch, self.grid, flips, self.autocast)
+        outputs = run_on_voxels(self.network, batch, self.grid, flips, self.autocast)
         normaliser = Normaliser(self.world if self.training else None)
         with torch.autocast(batch.rots.device.type, enabled=False):
             loss, terms = self.loss(outputs, batch, normaliser)

@@ -66,7 +66,7 @@ def lineage_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips, unprojection):
 
 
 def with_torch_norms(network):
-    """The network with torch's instance norms in place of ours, which give the same and are faster on a CPU."""
+    """Put torch's instance norms in the place of ours, which give the same and are faster on a CPU."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, InstanceNorm):

@@ -5,7 +5,7 @@ is_stream and
 
     order(windows, seed, epoch, shuffle)   window numbers of an epoch, the same from every source that is no stream
     begin(frames, members=None)            an epoch starts: `frames` come in this order; with an iterable of what will be
-                                           read of each they may be fetched ahead
+                                           read of each they may be fetched ahead, in threads; without, there is none
     read(number, members)                  dict from member to bytes-like; from many threads; waits; raises ShardError
     interrupt()  close()                   waiting reads raise; everything is given back, a later begin starts anew
 

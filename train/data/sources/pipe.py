@@ -145,7 +145,8 @@ class PipeSource(KeyframeTable):
             with open_stream(address, self.shards, INDEX_STALLS * self.shards.retry.stall_s) as stream:
                 raw = stream.read(MAX_INDEX_BYTES)
         except (OSError, ShardError) as error:
-            raise ShardError(f"the index cannot be read: {addresses.shown(address)}: {error}") from None
+            reason = error if isinstance(error, ShardError) else f"{addresses.shown(address)}: {error}"
+            raise ShardError(f"the index cannot be read: {reason}") from None
         index = parse_index(raw, addresses.shown(tar))
         check_listed(index, self.shards.entry(tar))
         return index
