@@ -94,7 +94,10 @@ def resample_into(out, image, resize_wh, crop_ltrb, interpolation):
         out[:, :, :before] = 0
         out[:, :, before + columns :] = 0
         out = out[:, :, before : before + columns]
-    torch.div(planes, 255.0, out=out)
+    # Colour by colour and in two steps: dividing bytes in one call makes floats of all of them in new memory first.
+    for plane, colour in zip(out, planes, strict=True):
+        plane.copy_(colour)
+        plane.div_(255.0)
 
 
 _kept = threading.local()
