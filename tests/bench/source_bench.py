@@ -23,7 +23,7 @@ GRID = {"centroid": [[0.0, 1.0, 0.0]], "bounds": (-50, 50, -5, 5, -50, 50), "res
 
 
 def rows(shards, folder, unit):
-    """shards: tars, of which the first LARGEST_TAR bytes each count. folder: for those, server and cache. unit: one run of the unit."""
+    """shards: tars, cut to LARGEST_TAR bytes. folder: for those, server and cache. unit: one run of the unit."""
     folder = Path(folder) / "sources"
     folder.mkdir()
     shards = [_beginning(s, folder) for s in shards]
