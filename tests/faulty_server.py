@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 
 class FaultyServer:
@@ -78,7 +79,7 @@ class FaultyServer:
         name, _, query = request.path.lstrip("/").partition("?")
         fault = "" if head else (self.faults.pop(0) if self.faults else self.lasting)
         self.requests.append((request.command, request.path, request.headers.get("Range", "")))
-        path = self.folder / name
+        path = self.folder / unquote(name)
         status = {"503": 503, "404": 404, "403": 403}.get(fault, 200 if path.is_file() else 404)
         if self.query not in ("", query):
             status = 403

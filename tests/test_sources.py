@@ -71,6 +71,28 @@ def test_batches_from_a_bucket_are_those_of_the_folder(s3_shards, synth_shards):
         equal(a, b)
 
 
+@pytest.mark.parametrize(
+    "scheme, endpoint, account", [("gs", "base_url", {}), ("az", "endpoint", {"account_name": "account"})]
+)
+def test_google_s_and_azure_s_clients_read_what_lies_in_the_folder(synth_shards, tmp_path, scheme, endpoint, account):
+    (tmp_path / "box").mkdir()
+    (tmp_path / "box" / "shards").symlink_to(synth_shards)
+    server = FaultyServer(tmp_path)
+    options = {endpoint: server.address, "skip_signature": True, **account}
+    try:
+        remote = open_source(f"{scheme}://box/shards/train.manifest.json", SourceConfig(store_options=options, **QUICK))
+        local = LocalSource(f"{synth_shards}/train-*.tar")
+        members = members_of(local, ".jpg", "radar")
+        assert remote.samples_sha256 == local.samples_sha256
+        server.faults[:] = ["503"]
+        assert remote.read(3, members) == local.read(3, members) and not server.faults
+        server.lasting = "changed"
+        with pytest.raises(ShardError, match="has changed"):
+            remote.read(4, members)
+    finally:
+        server.close()
+
+
 def test_members_side_by_side_take_one_request_and_others_two(http):
     source = open_source(f"{http.address}/train.manifest.json")
     for kinds, most in ((("radar", ".jpg"), 1), (("radar.00", "CAM_FRONT.jpg", "lidar.00"), 2)):
