@@ -67,7 +67,7 @@ class ResampledImages:
             # saves more than pixels that still lie there.
             for data, camera, place in zip(encoded, cams, places, strict=True):
                 decode_jpeg(data, camera, place)
-            for out, pixels, wh, ltrb in zip(self.tensor[frame], places, resize_wh, crop_ltrb, strict=False):
+            for out, pixels, wh, ltrb in zip(self.tensor[frame], places, resize_wh, crop_ltrb, strict=True):
                 resample_into(out, torch.from_numpy(pixels), wh, ltrb, self.interpolation)
         finally:
             self.pool.give([buffer])
