@@ -86,7 +86,7 @@ def _whole(array):
 
 
 class Pools:
-    """A loader's memory by what it is for, since buffers of one pool grow alike: images one by one, of whole batches, the rest.
+    """A loader's memory by what it is for, since buffers of one pool grow alike: images of a frame, of whole batches, the rest.
 
     What batches return is kept for as many as are under way, and no more: a caller may have hoarded an epoch of them.
     """

@@ -1,4 +1,4 @@
-"""The JPEGs of a batch -> what the device stage begins with, image by image in the threads that load its frames.
+"""The JPEGs of a batch -> what the device stage begins with, frame by frame in the threads that load them.
 
 Three forms, for three places of the work: resampled (the CPU does everything), decoded (a GPU resamples), encoded (the device
 decodes too). Each has add(), which any number of threads call for different frames.
