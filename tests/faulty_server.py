@@ -19,7 +19,7 @@ class FaultyServer:
         faults: what goes wrong with the next GETs, one each, first come first: "503", "reset", "half", "wrong range", "stall",
             "404", "403", "changed", "ignores ranges".
         lasting: a fault of every GET, or "".
-        pause_s: before each answer. most_at_once: requests that were being answered at one time, at most.
+        most_at_once: requests that were being answered at one time, at most; see hold.
         query: without which every request is refused, or "".
         bytes_sent: of all bodies.
     """
@@ -27,7 +27,7 @@ class FaultyServer:
     def __init__(self, folder):
         self.folder, self.faults, self.lasting, self.bytes_sent = Path(folder), [], "", 0
         self.requests, self.query = [], ""
-        self.pause_s, self.at_once, self.most_at_once = 0.0, 0, 0
+        self.at_once, self.most_at_once, self._held = 0, 0, None
         self._counting = threading.Lock()
         self._closed = threading.Event()
         outer = self
@@ -37,6 +37,7 @@ class FaultyServer:
 
             def do_GET(self):
                 with outer._counted():
+                    outer._wait(self.path)
                     outer._answer(self)
 
             def do_HEAD(self):
@@ -51,6 +52,11 @@ class FaultyServer:
         self._httpd.handle_error = lambda *_: None
         self.address = f"http://127.0.0.1:{self._httpd.server_address[1]}"
         threading.Thread(target=self._httpd.serve_forever, daemon=True, name="faulty").start()
+
+    def hold(self, suffix, count):
+        """Answer requests for names with the suffix when `count` of them have come, or after 20 s; counting begins anew."""
+        self.most_at_once = self.at_once
+        self._held = (suffix, threading.Semaphore(count - 1), threading.Event())
 
     def reset(self):
         """No faults any more."""
@@ -69,11 +75,17 @@ class FaultyServer:
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
         try:
-            self._closed.wait(self.pause_s)
             yield
         finally:
             with self._counting:
                 self.at_once -= 1
+
+    def _wait(self, path):
+        if self._held and path.endswith(self._held[0]):
+            _, missing, enough = self._held
+            if not missing.acquire(blocking=False):
+                enough.set()
+            enough.wait(20.0)
 
     def _answer(self, request, head=False):
         name, _, query = request.path.lstrip("/").partition("?")

@@ -184,16 +184,14 @@ def test_a_folder_means_its_val_split_to_an_evaluation(synth_shards):
 def test_as_many_requests_are_in_flight_as_asked_for_whatever_the_cores(server):
     """--nworkers asks for as many, although no more threads than cores decode; indexes are read side by side too."""
     options = {"nsweeps": 2, "batch_size": 20, "res_scale": 0.25, "do_val": False, "use_lidar": False}
-    server.pause_s, server.most_at_once = 1.0, 0
-    try:
-        shards = (f"{server.address}/train.manifest.json",)
-        train, _, _ = make_loaders(Options(shards=shards, requests=4, nworkers=12, **options), torch.device("cpu"))
-        assert server.most_at_once == 2
-        for _ in train:
-            pass
-        assert server.most_at_once >= 12 and train.nworkers <= len(os.sched_getaffinity(0))
-    finally:
-        server.pause_s = 0.0
+    shards = (f"{server.address}/train.manifest.json",)
+    server.hold(".idx.json", 2)
+    train, _, _ = make_loaders(Options(shards=shards, requests=4, nworkers=12, **options), torch.device("cpu"))
+    assert server.most_at_once == 2
+    server.hold(".tar", 12)
+    for _ in train:
+        pass
+    assert server.most_at_once >= 12 and train.nworkers <= len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize("ncams, seqlen", [(1, 1), (3, 2), (6, 1)])
