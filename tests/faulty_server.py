@@ -53,10 +53,15 @@ class FaultyServer:
         self.address = f"http://127.0.0.1:{self._httpd.server_address[1]}"
         threading.Thread(target=self._httpd.serve_forever, daemon=True, name="faulty").start()
 
+    @contextmanager
     def hold(self, suffix, count):
-        """Answer requests for names with the suffix when `count` of them have come, or after 20 s; counting begins anew."""
+        """Answer GETs of names with the suffix when `count` of them have come, or after 20 s; most_at_once begins anew."""
         self.most_at_once = self.at_once
         self._held = (suffix, threading.Semaphore(count - 1), threading.Event())
+        try:
+            yield
+        finally:
+            self._held = None
 
     def reset(self):
         """No faults any more."""
@@ -81,8 +86,8 @@ class FaultyServer:
                 self.at_once -= 1
 
     def _wait(self, path):
-        if self._held and path.endswith(self._held[0]):
-            _, missing, enough = self._held
+        suffix, missing, enough = self._held or (None, None, None)
+        if suffix and path.endswith(suffix):
             if not missing.acquire(blocking=False):
                 enough.set()
             enough.wait(20.0)

@@ -185,12 +185,12 @@ def test_as_many_requests_are_in_flight_as_asked_for_whatever_the_cores(server):
     """--nworkers asks for as many, although no more threads than cores decode; indexes are read side by side too."""
     options = {"nsweeps": 2, "batch_size": 20, "res_scale": 0.25, "do_val": False, "use_lidar": False}
     shards = (f"{server.address}/train.manifest.json",)
-    server.hold(".idx.json", 2)
-    train, _, _ = make_loaders(Options(shards=shards, requests=4, nworkers=12, **options), torch.device("cpu"))
+    with server.hold(".idx.json", 2):
+        train, _, _ = make_loaders(Options(shards=shards, requests=4, nworkers=12, **options), torch.device("cpu"))
     assert server.most_at_once == 2
-    server.hold(".tar", 12)
-    for _ in train:
-        pass
+    with server.hold(".tar", 12):
+        for _ in train:
+            pass
     assert server.most_at_once >= 12 and train.nworkers <= len(os.sched_getaffinity(0))
 
 
