@@ -6,10 +6,10 @@ import torch
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from common.vox import VoxUtil
-from train.forward import run_network
 from train.loss import Normaliser
 from train.model import Flips
 from train.model.encoders import ResNetEncoder
+from train.model.forward import run_network
 from train.model.simple_bev import SimpleBev
 
 GRID = (16, 2, 24)

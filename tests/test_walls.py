@@ -13,29 +13,28 @@ FORBIDDEN = {
 }
 # What a module or folder of train/ must not know: everything that stands above it.
 COMMANDS = {"run", "evaluate", "compare", "show", "report", "demo", "command", "setup", "samples", "gallery"}
-RUNNING = COMMANDS | {"loop", "console"}
-EVALUATING = {"evaluator", "evaluation", "step", "forward"}
+RUNNING = COMMANDS | {"loop", "monitor.console"}
+EVALUATING = {"evaluation", "step", "model.forward"}
 ABOVE = {
     "loop": COMMANDS,
-    "console": COMMANDS | {"loop"},
+    "monitor.console": COMMANDS | {"loop"},
     "evaluation": RUNNING | {"step", "options"},
-    "evaluator": RUNNING | {"evaluation", "step", "options"},
-    "step": RUNNING | {"evaluator", "evaluation", "options"},
-    "forward": RUNNING | {"evaluator", "evaluation", "step", "options"},
-    "options": RUNNING | EVALUATING | {"data", "checkpoint", "distributed"},
+    "step": RUNNING | {"evaluation", "options"},
+    "model.forward": RUNNING | {"evaluation", "step", "options"},
+    "options": RUNNING | EVALUATING | {"data", "checkpoint", "processes.distributed"},
     **dict.fromkeys(
-        ("data", "model", "loss", "metrics", "pictures", "checkpoint", "augment", "targets", "optim", "curves"),
+        ("data", "model", "loss", "metrics", "pictures", "checkpoint", "augment", "optim", "monitor.curves"),
         RUNNING | EVALUATING | {"options"},
     ),
 }
 # The lowest: all that they may know of train/.
 ONLY = {
     "errors": set(),
-    "signals": {"errors"},
-    "distributed": {"errors", "last_words", "signals"},
-    "last_words": set(),
-    "arithmetic": set(),
-    "recorder": set(),
+    "processes.signals": {"errors"},
+    "processes.distributed": {"errors", "processes.first_error", "processes.signals"},
+    "processes.first_error": set(),
+    "processes.precision": set(),
+    "monitor.writers": set(),
 }
 
 
@@ -69,15 +68,27 @@ def test_imports_stay_within_the_walls(folder):
     assert not crossed
 
 
+def most_specific(module, names):
+    """The one of `names` that a module of train/ is or lies in; of several the innermost. None where there is none."""
+    own = module.removeprefix("train.")
+    return max((name for name in names if own == name or own.startswith(f"{name}.")), key=len, default=None)
+
+
 def test_arrows_inside_train_run_one_way():
+    known = modules("train")
     crossed = []
-    for module, path in modules("train").items():
-        own = module.split(".")[1] if "." in module else ""
+    for module, path in known.items():
+        above, only = (rules.get(most_specific(module, rules)) for rules in (ABOVE, ONLY))
         for name in imports(path):
-            parts = name.split(".")
-            if parts[0] != "train" or len(parts) == 1:
+            if name not in known or name == "train" or name == module:
                 continue
-            if parts[1] in ABOVE.get(own, ()) or (own in ONLY and parts[1] not in ONLY[own]):
+            if above is not None and most_specific(name, above):
+                crossed.append(f"{module} imports {name}")
+            if (
+                only is not None
+                and not most_specific(name, only)
+                and not any(n.startswith(f"{name}.") for n in imports(path))
+            ):
                 crossed.append(f"{module} imports {name}")
     assert not crossed
 

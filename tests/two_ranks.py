@@ -10,14 +10,14 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from common.vox import VoxUtil
-from train import distributed
 from train.command import fail_in_one_line
 from train.errors import DataError
 from train.evaluate import Parts
-from train.evaluation.referee import referee
+from train.evaluation.evaluator import evaluate
 from train.loop import Trainer
 from train.model import Needs
 from train.options import Options
+from train.processes import distributed
 
 GRID = VoxUtil(4, 2, 4, [[0.0, 1.0, 0.0]], (-4, 4, -4, 4, -4, 4))
 
@@ -41,7 +41,7 @@ def _evaluation(world, bad):
             raise DataError(f"a bad sample of rank {bad}")
         yield from ()
 
-    referee(Plain(), batches(), GRID, world)
+    evaluate(Plain(), batches(), GRID, world)
 
 
 def bad_sample_of_rank_0(world):

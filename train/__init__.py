@@ -5,6 +5,6 @@ import sys
 
 # The interpreter, or bevshards, is looking for the command: importing torch will take seconds.
 if os.path.basename(sys.argv[0]) in ("-m", "bevshards"):
-    from train import signals
+    from train.processes import signals
 
     signals.end_at_once()

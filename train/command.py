@@ -9,10 +9,11 @@ import torch
 import yaml
 
 from common.spelling import EITHER, spelled
-from train import checkpoint, distributed, signals
-from train.distributed import say
+from train import checkpoint
 from train.errors import DataError, Interrupted, NotFinite, PeerFailed, PeersLost, Stopped
 from train.options import FREE_ON_RESUME, GROUPS, Options, check_visibility, coerce, of_today
+from train.processes import distributed, signals
+from train.processes.distributed import say
 from train.runs import find_run
 
 

@@ -7,20 +7,19 @@ import click
 import torch
 
 from common.spelling import EITHER, spelled
-from train.arithmetic import full_float32
 from train.command import fail_in_one_line, launch
-from train.distributed import World, pick_device
 from train.evaluate import Evaluation, read_options, shown
 from train.evaluation.files import read_json
-from train.evaluator import evaluate
 from train.metrics import iou
 from train.options import Options
+from train.processes.distributed import World, pick_device
+from train.processes.precision import full_float32
 from train.report import write_report
 from train.run import train
 from train.samples import Network, Samples
 from train.setup import make_loaders, make_network
 from train.show import sheet_of, write_picture
-from train.step import LossStep
+from train.step import LossStep, validate
 
 
 def options_of(shards, out, steps):
@@ -69,7 +68,7 @@ def _run(options, picture, out):
     model, options = make_network(options, device=device)
     _, loader, vox_util = make_loaders(options, device)
     with full_float32():
-        before = iou(evaluate(LossStep(model, vox_util), shown(loader, "evaluate"), World(0, 1, device))[1])
+        before = iou(validate(LossStep(model, vox_util), shown(loader, "evaluate"), World(0, 1, device))[1])
     path = Path(train(options))
     model.load_state_dict(torch.load(path, map_location=device, weights_only=True)["model_state_dict"])
     after = _evaluated(path.parent, options.device)

@@ -15,17 +15,17 @@ from common.shard_set import find_beside, find_shards
 from common.spelling import spelled
 from common.stores import parse_options
 from train import checkpoint
-from train.arithmetic import on_device, set_arithmetic
 from train.command import commands_among, from_config, known_options, launch, options_command
 from train.data.config import labels_side_by_side
-from train.distributed import say
+from train.evaluation.evaluator import evaluate
 from train.evaluation.figures import all_figures
 from train.evaluation.files import read_json, write_csv, write_json
-from train.evaluation.referee import referee
 from train.evaluation.robustness import damages, offsets, robustness
 from train.evaluation.table import lines_of, robustness_lines, scalars
 from train.gallery import write_gallery
 from train.options import Options, as_dict
+from train.processes.distributed import say
+from train.processes.precision import on_device, set_precision
 from train.setup import check_same_network, make_loaders, make_network
 
 # What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
@@ -132,7 +132,7 @@ class Evaluation:
         if world.leads:
             say(_opening(parts, world))
         baseline = world.together(self._baseline)
-        whole = referee(parts.network, parts.batches("evaluate", world), parts.grid, world, parts.autocast)
+        whole = evaluate(parts.network, parts.batches("evaluate", world), parts.grid, world, parts.autocast)
         damaged = None
         if self.choices["robustness"]:
             changes = damages(*parts.held(), options.seed, self.choices["off"])
@@ -213,7 +213,7 @@ class Parts:
 
         def run(change):
             batches = bar.over(self.loader) if len(self.loader) else ()
-            return referee(self.network, batches, self.grid, world, self.autocast, change)
+            return evaluate(self.network, batches, self.grid, world, self.autocast, change)
 
         return run
 
@@ -255,7 +255,7 @@ def _own_version():
 
 
 def _prepare(options, world):
-    set_arithmetic(options, world.device)
+    set_precision(options, world.device)
     path = checkpoint.find(options.init_dir)
     content = checkpoint.read(path)
     check_same_network(path, content, options)
@@ -292,7 +292,7 @@ def _check_folder(out):
 
 
 def _write_scalars(parts, figures):
-    from train.recorder import Recorder
+    from train.monitor.writers import Recorder
 
     recorder = Recorder(f"{parts.options.log_dir}/{parts.folder.name}/eval", "eval")
     for tag, value in scalars(figures).items():

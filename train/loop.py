@@ -8,18 +8,18 @@ from pathlib import Path
 import torch
 
 from common.progress import Progress
-from train import checkpoint, signals
-from train.arithmetic import on_device, peak_memory_gb
-from train.console import Console
-from train.curves import Curves, Pool
-from train.distributed import World, saving, say
+from train import checkpoint
 from train.errors import NotFinite, Stopped
-from train.evaluator import evaluate
 from train.model.interface import check_network
+from train.monitor.console import Console
+from train.monitor.curves import Curves, Pool
+from train.monitor.writers import open_wandb
 from train.optim import fetch_optimizer, parameter_groups
 from train.options import Options, as_dict
-from train.recorder import open_wandb
-from train.step import LossStep, over_processes
+from train.processes import signals
+from train.processes.distributed import World, saving, say
+from train.processes.precision import on_device, peak_memory_gb
+from train.step import LossStep, over_processes, validate
 
 LOST = 255  # no signal's number: rank 0 could not write a checkpoint, or curves
 
@@ -266,7 +266,7 @@ class Trainer:
         self.world.follow_leader(self.network.buffers())  # batch-norm statistics: what a checkpoint of now would hold
         taken = (self.world.together(lambda: next(val)) for _ in range(wanted))
         with Progress(wanted, "batches", "validation", leave=False, shown=self.world.leads) as bar:
-            means, counts, seen = evaluate(self.step, bar.over(taken), self.world)
+            means, counts, seen = validate(self.step, bar.over(taken), self.world)
         self.pools["v"].add(means, counts)
         return seen
 

@@ -12,14 +12,14 @@ import yaml
 
 from common.files import write_atomically
 from train import checkpoint
-from train.arithmetic import on_device, set_arithmetic
 from train.command import from_config, from_run, launch, options_command
-from train.console import ending, opening, row
-from train.distributed import say
 from train.loop import Trainer
 from train.model.interface import name_of
+from train.monitor.console import ending, opening, row
 from train.optim import fetch_optimizer, load_moments, parameter_groups, stand_at
 from train.options import Options, as_dict
+from train.processes.distributed import say
+from train.processes.precision import on_device, set_precision
 from train.setup import check_same_network, make_loaders, make_network
 
 
@@ -118,7 +118,7 @@ def _prepare(options, world, build):
         (loaders, network and the like, as Trainer takes them; the options with what the network needs; the updates behind it;
         the resumed run's folder or None).
     """
-    set_arithmetic(options, world.device)
+    set_precision(options, world.device)
     network, options = make_network(options, build)
     loaders = make_loaders(options, world.device, True, world.rank, world.size, network.needs.cameras)
     if not options.init_dir and not options.resume and hasattr(network, "load_pretrained"):

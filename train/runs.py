@@ -3,7 +3,7 @@
 import glob
 from pathlib import Path
 
-from train.distributed import say
+from train.processes.distributed import say
 
 CKPT_DIR = "checkpoints"  # the default of --ckpt_dir
 

@@ -13,18 +13,18 @@ from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, ima
 from common.shard_set import find_shards
 from common.spelling import spelled
 from train import checkpoint
-from train.arithmetic import full_float32
 from train.command import known_options
 from train.data import Loader
+from train.data.augmentation import draw_augmentation
 from train.data.config import AugmentConfig, DecodeConfig, Grid, LabelSpec, OrderConfig, StageConfig
-from train.data.draws import draw
 from train.data.order import FLIP_STREAM, sample_rng
 from train.data.sources import open_source
 from train.data.windows import windows
 from train.errors import DataError
-from train.forward import run_network
+from train.model.forward import run_network
 from train.model.interface import Flips
 from train.options import Options
+from train.processes.precision import full_float32
 from train.runs import find_run
 from train.setup import make_network
 
@@ -146,12 +146,12 @@ def _windows_by_first(source, seqlen, temporal_aug):
 
 
 def batch_of(samples, number, options, device="cpu", epoch=None):
-    """The Batch of the sample that begins at a keyframe, as a network of these Options gets it; its Draw; the grid.
+    """The Batch of the sample that begins at a keyframe, as a network of these Options gets it; its Augmentation; the grid.
 
     Args:
         epoch: of training, whose draws are taken; None for evaluation, which draws nothing.
     Returns:
-        (Batch, its Draw, VoxUtil).
+        (Batch, its Augmentation, VoxUtil).
     Raises:
         ValueError: naming shard and key.
     """
@@ -170,7 +170,7 @@ def batch_of(samples, number, options, device="cpu", epoch=None):
     except DataError as error:
         raise ValueError(str(error)) from None
     rng = sample_rng(options.seed, epoch, sample) if is_train else None
-    return batch, draw(rng, loader.augment, len(frames)), loader.stage.vox_util
+    return batch, draw_augmentation(rng, loader.augment, len(frames)), loader.stage.vox_util
 
 
 def _loader_of(source, options, device, is_train):

@@ -11,9 +11,9 @@ from common.shard_set import find_beside, find_shards
 from train.data import LabelSpec, grid_of, loaders_of, make_vox_util
 from train.data.config import AugmentConfig, DataConfig, DecodeConfig, OrderConfig, StageConfig
 from train.data.sources import SourceConfig
-from train.distributed import say
 from train.model.interface import build_network, complete, find_network, model_arguments, name_of
 from train.options import Options
+from train.processes.distributed import say
 
 DEFAULT = Options().model  # which older runs, that record none, had
 

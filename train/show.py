@@ -14,12 +14,12 @@ from common.progress import progress
 from common.spelling import EITHER, spelled
 from common.stores import parse_options
 from train.command import fail_in_one_line
-from train.distributed import pick_device
-from train.pictures.draws import DrawnSample, draws_sheet
+from train.pictures.augmentation import DrawnSample, augmentation_sheet
 from train.pictures.layout import encode, sheet
 from train.pictures.recording import write_recording
 from train.pictures.video import write_video
 from train.pictures.view import maps_of_batch, view_of_batch, view_of_record
+from train.processes.distributed import pick_device
 from train.samples import Samples, batch_of, flips_of, network_of, options_without_run, predict, window_of
 
 DRAWS = 8  # of --augment
@@ -39,7 +39,7 @@ PICTURES = (".png", ".jpg", ".jpeg")
 @click.option("--device", default="", help="cuda or cpu, for --run; without it CUDA where there is one")
 @click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
 def main(shards, **values):
-    """Draw one sample of SHARDS (paths, globs, ranges or a folder; addresses too).
+    """Augmentation one sample of SHARDS (paths, globs, ranges or a folder; addresses too).
 
     WHAT is its key, its token, its number from 0 on, or the name of a scene, whose first keyframe is shown; without it, 0.
     """
@@ -126,7 +126,7 @@ def _draws(samples, number, network, width):
         mirrored = flips.image[0].tolist() if flips else [False] * len(chosen.cams)
         mine = view_of_batch(batch, 0, maps_of_batch(batch, 0, grid), view.boxes)
         drawn.append(DrawnSample(mine, tuple(mirrored), _note(chosen, flips, options)))
-    return draws_sheet(view, drawn, width)
+    return augmentation_sheet(view, drawn, width)
 
 
 def _note(chosen, flips, options):

@@ -15,8 +15,8 @@ from train.data.decode import decode_frame
 from train.data.images import decode_jpeg
 from train.data.labels import draw_maps, footprints
 from train.data.sources import LocalSource
+from train.data.targets import bev_targets
 from train.model.camera_mean import camera_mean
-from train.targets import bev_targets
 
 BOXES = 40
 

@@ -27,11 +27,11 @@ from torch.utils.flop_counter import flop_registry
 from common.vox import VoxUtil
 from tests.bench.measure import Row, best_ms
 from tests.conftest import REPOSITORY
-from train.arithmetic import keep_freed_memory, peak_memory_gb
 from train.loss import SimpleLoss, balanced_mse_loss
 from train.model import Segnet, camera_mean
 from train.model.norm import InstanceNorm
 from train.optim import fetch_optimizer
+from train.processes.precision import keep_freed_memory, peak_memory_gb
 
 OUR_MEAN = camera_mean.camera_mean
 RESULTS = Path(__file__).parent / "results"

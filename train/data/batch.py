@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from train.targets import box_maps
+from train.data.targets import box_maps
 
 
 @dataclass(frozen=True)

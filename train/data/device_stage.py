@@ -9,14 +9,17 @@ from train.augment import moved_intrinsics, resample, resample_into, sampling_pl
 from train.data.batch import Batch
 from train.data.buffers import passed
 from train.data.images import EncodedImages, NoImages, ResampledImages
+from train.data.targets import bev_targets
 from train.data.upload import Parcel
 from train.errors import DataError
-from train.targets import bev_targets
 
 
 @dataclass
 class Loaded:
-    """What the loader's threads made of one batch. windows: B lists of T Frames. draws: their Draw. images: see images.py."""
+    """What the loader's threads made of one batch.
+
+    windows: B lists of T Frames. draws: their Augmentations. images: see images.py.
+    """
 
     windows: list
     draws: list

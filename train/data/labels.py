@@ -70,7 +70,7 @@ def _ring(four):
 
 
 def draw_maps(polygons, visible, grid_zx):
-    """Draw boxes over one another, later ones on top.
+    """Augmentation boxes over one another, later ones on top.
 
     Args:
         polygons: (n, 4, 2) int32 x, z. visible: (n,) bool. grid_zx: rows and columns of the map.

@@ -9,14 +9,14 @@ import torch
 from common.record import RecordError
 from common.shard_index import ShardError
 from common.spelling import spelled
-from train.data.ahead import Ahead
+from train.data.augmentation import draw_augmentation, drawn_cams
 from train.data.buffers import Pools
 from train.data.categories import check_met
 from train.data.decode import decode_frame
 from train.data.device_stage import DeviceStage, Loaded
-from train.data.draws import draw, drawn_cams
 from train.data.images import EncodedImages, encoded_images, images_of
 from train.data.order import num_batches, rank_batch, sample_rng
+from train.data.prefetch import Prefetch
 from train.data.windows import windows
 from train.errors import DataError
 
@@ -109,7 +109,7 @@ class Loader:
         self._running += 1
         made = self._finish(numbers, epoch)
         if self.nworkers:
-            made = Ahead(made, "loader-stage")
+            made = Prefetch(made, "loader-stage")
         try:
             for batch, event in made:
                 self.position += 1
@@ -167,7 +167,9 @@ class Loader:
         draws, jobs, images = [], [], None
         for sample in samples:
             window = self.windows[sample]
-            chosen = draw(sample_rng(self.order.seed, epoch, sample) if augment else None, self.augment, len(window))
+            chosen = draw_augmentation(
+                sample_rng(self.order.seed, epoch, sample) if augment else None, self.augment, len(window)
+            )
             if images is None:
                 images = self.make_images(self.pools, len(samples) * len(window), len(chosen.cams), self.stage.config)
             own = []

@@ -19,8 +19,8 @@ from common.retries import Retry
 from common.shard_set import find_shards
 from train.data.sources.cache import Cache
 from train.data.sources.local import LocalSource
-from train.data.sources.pipe import PipeSource
 from train.data.sources.ranges import RangeSource
+from train.data.sources.stream import PipeSource
 
 __all__ = ["READERS", "LocalSource", "PipeSource", "RangeSource", "SourceConfig", "open_source"]
 

@@ -1,0 +1,70 @@
+"""Weights & Biases as an option: what it is told, by a stand-in for its package that keeps the calls."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from train.monitor.writers import Recorder, open_wandb
+
+PACKAGE = """
+class Error(Exception):
+    pass
+
+class Image:
+    def __init__(self, pixels):
+        self.pixels = pixels
+
+class Run:
+    def __init__(self, **given):
+        self.given, self.logged = given, []
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+def init(**given):
+    if given["mode"] == "online":
+        raise Error("no API key configured")
+    return Run(**given)
+"""
+
+
+@pytest.fixture
+def wandb(tmp_path, monkeypatch):
+    (tmp_path / "wandb.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    yield
+    sys.modules.pop("wandb", None)
+
+
+def test_a_resumed_run_goes_on_in_the_same_run(wandb, tmp_path):
+    name = "8x5_3e-4s_debug_17:45:58"
+    first, again = (open_wandb("offline", name, tmp_path / "logs", {"lr": lr}) for lr in (1.0, 2.0))
+    assert first.given["id"] == again.given["id"] == "8x5_3e-4s_debug_17-45-58" and again.given["resume"] == "allow"
+    assert (
+        first.given["name"] == name
+        and first.given["dir"] == str(tmp_path / "logs")
+        and again.given["config"] == {"lr": 2.0}
+    )
+    ids = {open_wandb("offline", f"{'long' * 30} {end}/\\#?%", tmp_path, {}).given["id"] for end in "ab"}
+    assert len(ids) == 2 and all(len(one) <= 64 and not set(one) & set("/\\#?%: ") for one in ids)
+
+
+def test_scalars_and_pictures_go_to_both(wandb, tmp_path):
+    board = open_wandb("offline", "run", tmp_path / "logs", {})
+    recorder = Recorder(tmp_path / "logs" / "t", "t", board=board)
+    recorder.add_scalar("stats/iou", 0.5, 3)
+    recorder.add_image("inputs/cameras", np.full((4, 6, 3), 7, np.uint8), 3)
+    recorder.close()
+    (step, scalars), (_, pictures) = board.logged
+    assert (step, scalars) == (3, {"t/stats/iou": 0.5}) and (pictures["t/inputs/cameras"].pixels == 7).all()
+
+
+def test_what_is_missing_is_said(wandb, tmp_path, monkeypatch):
+    assert open_wandb("", "run", tmp_path, {}) is None
+    with pytest.raises(ValueError, match="no API key configured; log in with `wandb login`"):
+        open_wandb("online", "run", tmp_path, {})
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"bevshards\[wandb\]"):
+        open_wandb("offline", "run", tmp_path, {})

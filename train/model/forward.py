@@ -1,0 +1,109 @@
+"""A batch through a network: what training, evaluation and pictures share."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+
+from common.geometry import apply_4x4, merge_rt, rigid_inverse
+
+NEAR_EGO_M = 1.0  # lidar points this close to the ego origin are dropped, as in the lineage
+RADAR_FEATURES = slice(3, 19)  # of radar_data's rows: all but the position
+
+
+def run_network(network, batch, grid, flips=None, autocast=None):
+    """The network's outputs, half-precision ones as float32.
+
+    Points become voxels here, in float32 whatever the autocast: bfloat16 would move a point at 40 m by 13 cm.
+
+    Args:
+        network: see train/model/README.md. batch: Batch. grid: VoxUtil. flips: Flips, for a network that takes them.
+        autocast: dtype of the network's arithmetic; None for float32.
+    Returns:
+        dict from name to tensor.
+    Raises:
+        ValueError: the network returned something else, or a seg that is no map of the grid's one class.
+    """
+    return run_on_voxels(network, with_voxels(batch, network.needs, grid), grid, flips, autocast)
+
+
+def run_on_voxels(network, batch, grid, flips=None, autocast=None):
+    """As run_network, of a batch that has its voxels: what depends on the number of points has been done."""
+    with torch.autocast(batch.rots.device.type, dtype=autocast, enabled=autocast is not None):
+        outputs = network(batch, grid) if flips is None else network(batch, grid, flips=flips)
+    if not isinstance(outputs, Mapping):
+        raise ValueError(
+            f"{type(network).__name__} returned a {type(outputs).__name__}; it is a mapping of names to tensors"
+        )
+    # Here, since losses and counts would stretch a map of another shape over the labels in silence.
+    if "seg" in outputs and tuple(outputs["seg"].shape[1:]) != (1, grid.Z, grid.X):
+        raise ValueError(
+            f"{type(network).__name__} returned a seg of {tuple(outputs['seg'].shape)}; "
+            f"it is (B, 1, {grid.Z}, {grid.X}), logits of the one class that labels have"
+        )
+    return {name: _widened(value) for name, value in outputs.items()}
+
+
+def _widened(value):
+    half = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if half else value
+
+
+def with_voxels(batch, needs, grid):
+    """The batch with radar_voxels (B,T,1 or 16,Z,Y,X) and lidar_voxels (B,T,1,Z,Y,X), float32 in cam0; the rest is shared.
+
+    T is needs.frames. Each is None where `needs` takes other than voxels, or the batch holds none.
+    """
+    out = copy.copy(batch)
+    out.radar_voxels = out.lidar_voxels = None
+    with torch.no_grad(), torch.autocast(batch.rots.device.type, enabled=False):
+        if needs.radar in (None, "voxels", "metaradar") and getattr(batch, "radar_data", None) is not None:
+            make = radar_features if needs.radar == "metaradar" else radar_occupancy
+            out.radar_voxels = torch.stack([make(batch, t, grid) for t in range(needs.frames)], 1)
+        if needs.lidar in (None, "voxels") and getattr(batch, "lidar_data", None) is not None:
+            out.lidar_voxels = torch.stack([lidar_occupancy(batch, t, grid) for t in range(needs.frames)], 1)
+    return out
+
+
+def radar_occupancy(batch, t, grid):
+    """(B,1,Z,Y,X) float32 in {0,1}: where keyframe t has radar points."""
+    xyz, _, valid = _radar(batch, t)
+    return grid.voxelize_xyz(xyz, valid)
+
+
+def radar_features(batch, t, grid):
+    """(B,16,Z,Y,X) float32: what the radars measured, all but the position; the last point of a voxel wins."""
+    xyz, radar, valid = _radar(batch, t)
+    return grid.voxelize_xyz_and_feats(xyz, radar[..., RADAR_FEATURES], valid)
+
+
+def lidar_occupancy(batch, t, grid):
+    """(B,1,Z,Y,X) float32 in {0,1}: where keyframe t has lidar points."""
+    far = batch.lidar_data[:, t].square().sum(1) > NEAR_EGO_M**2  # norm() is a hundred times as slow on the CPU
+    lidar = batch.lidar_data[:, t].transpose(1, 2)
+    valid = _valid(lidar, batch.num_lidar[:, t]) & far
+    return grid.voxelize_xyz(apply_4x4(_cam0_T_ego(batch, t), lidar), valid)
+
+
+def _radar(batch, t):
+    radar = batch.radar_data[:, t].transpose(1, 2)
+    return apply_4x4(_cam0_T_ego(batch, t), radar[..., :3]), radar, _valid(radar, batch.num_radar[:, t])
+
+
+def _cam0_T_ego(batch, t):
+    return rigid_inverse(merge_rt(batch.rots[:, t, 0], batch.trans[:, t, 0]))
+
+
+def _valid(points, counts):
+    return torch.arange(points.shape[1], device=points.device) < counts[:, None]
+
+
+def without_gradients(network, run, batches):
+    """Yield (batch, run(batch)) of each batch, None left out; the network is put into evaluation mode and left in it."""
+    network.eval()
+    for batch in batches:
+        if batch is None:
+            continue
+        with torch.no_grad():
+            result = run(batch)
+        yield batch, result
