@@ -203,6 +203,8 @@ def view_of_batch(batch, sample, maps=None, boxes=None):
 def _cameras_of_batch(batch, sample):
     ego_T_cam = np.tile(np.eye(4), (len(batch.cams[sample]), 1, 1))
     ego_T_cam[:, :3, :3], ego_T_cam[:, :3, 3] = array_of(batch.rots[sample, 0]), array_of(batch.trans[sample, 0])
+    if batch.true_times:
+        ego_T_cam = array_of(batch.ego_T_camego[sample, 0]) @ ego_T_cam
     images = (array_of(batch.imgs[sample, 0]).transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
     intrinsics = array_of(batch.intrins[sample, 0])[:, :3, :3]
     cameras = zip(batch.cams[sample], np.ascontiguousarray(images), intrinsics, ego_T_cam, strict=True)
