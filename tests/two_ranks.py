@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common.vox import VoxUtil
 from train.command import fail_in_one_line
 from train.errors import DataError
-from train.evaluate import Parts
+from train.evaluating import Parts
 from train.evaluation.evaluator import evaluate
 from train.loop import Trainer
 from train.model import Needs

@@ -16,15 +16,15 @@ from tests.conftest import REPOSITORY, call_module, run_module
 from tests.train.model.test_network import Points
 from tests.train.test_resume import arguments, run_folder
 from train import checkpoint
-from train.evaluate import read_options
+from train.evaluating import read_options
 from train.loop import Trainer
 from train.model import Segnet
 from train.monitor import writers
 from train.optim import fetch_optimizer, load_moments
 from train.options import FORMER, Options, as_dict, of_today
-from train.run import check_samples
 from train.samples import network_of
 from train.setup import make_loaders, make_network
+from train.training import check_samples
 
 QUICK = ["--do_val", "False", "--save_freq", 1]
 

@@ -22,8 +22,8 @@ from train import evaluate as evaluate_command
 from train.command import launch
 from train.data import compile_data, make_vox_util
 from train.data.config import LabelSpec
-from train.evaluate import _check_folder, read_options
-from train.evaluation.counting import BINS
+from train.evaluating import _check_folder, read_options
+from train.evaluation.bins import BINS
 from train.evaluation.evaluator import evaluate
 from train.evaluation.robustness import (
     CORRUPTIONS,

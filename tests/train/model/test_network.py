@@ -20,7 +20,7 @@ from common.vox import VoxUtil
 from tests.conftest import REPOSITORY, call_module
 from train import checkpoint, show
 from train.command import from_run
-from train.evaluate import read_options
+from train.evaluating import read_options
 from train.loop import Trainer, is_better
 from train.loss import Normaliser, default_loss
 from train.model import Needs, find_network

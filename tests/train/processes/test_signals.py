@@ -154,8 +154,8 @@ def endless(*_, **__):
 
 train.setup.make_network = endless
 if __name__ == "__main__":
-    from train import run
-    run.make_network = endless
+    from train import run, training
+    training.make_network = endless
     run.main()
 """
     )
