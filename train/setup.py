@@ -10,7 +10,8 @@ from common.addresses import join
 from common.shard_set import find_beside, find_shards
 from train.data import Grid, loaders_of, make_vox_util
 from train.data.config import DataConfig
-from train.model.interface import build_network, complete, find_network, model_arguments, name_of
+from train.model.arguments import model_arguments
+from train.model.interface import build_network, complete, find_network, name_of
 from train.options import Options
 from train.processes.distributed import say
 
