@@ -128,6 +128,7 @@ def test_inductor_gives_the_same_loss_and_gradients():
     step = SmallStep(grid(), use_lidar=False).eval()
     network = step.network
     network.encoder = torch.nn.Conv2d(3, 8, 8, stride=8)
+    network.encoder.multiple, network.encoder.strides = 8, (8,)
     for level in ("layer1", "layer2", "layer3"):
         setattr(network.decoder, level, getattr(network.decoder, level)[:1])
     batch = inputs(batch=1)
