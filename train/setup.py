@@ -8,7 +8,8 @@ import torch
 
 from train.data import Grid, loaders_of, make_vox_util
 from train.data.config import DataConfig
-from train.model.interface import build_network, complete, find_network, model_arguments, name_of
+from train.model.arguments import model_arguments
+from train.model.interface import build_network, complete, find_network, name_of
 from train.options import Options
 from train.paths import shard_sets
 from train.processes.ranks import say

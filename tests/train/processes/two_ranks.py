@@ -1,4 +1,7 @@
-"""python -m tests.two_ranks PORT…: what may befall one of two processes, on a port each, told as a command tells it."""
+"""python -m tests.train.processes.two_ranks PORT…: what may befall one of two processes, told as a command tells it.
+
+Each case has a port of its own.
+"""
 
 import os
 import signal
