@@ -27,14 +27,14 @@ from train.setup import check_same_network, make_loaders, make_network
 def read_options(given):
     """Options of the command line and --config, over those of the run that --resume continues. Raises ValueError."""
     if given.get("resume"):
-        return Options(**_from_run(given))
+        return Options(**from_run(given))
     if given.get("init_dir") and "interpolation" not in given:
         given["interpolation"] = checkpoint.interpolation(checkpoint.read(given["init_dir"], command="--init_dir"))
         say(f"note: --interpolation {given['interpolation']}, with which {given['init_dir']} was trained")
     return Options(**given)
 
 
-def _from_run(given):
+def from_run(given):
     """The given options over those of the run that `resume` names.
 
     Raises ValueError for an option that would make it another run.

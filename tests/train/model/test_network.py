@@ -21,7 +21,6 @@ from common.vox import VoxUtil
 from tests.conftest import REPOSITORY, call_module
 from tests.processes.client import run
 from train import checkpoint, show
-from train.command import from_run
 from train.evaluating import read_options
 from train.loop import Trainer, is_better
 from train.loss import Normaliser, default_loss
@@ -36,6 +35,7 @@ from train.run import train as train_run
 from train.samples import Samples, network_of
 from train.setup import check_same_network, make_loaders, make_network
 from train.step import LossStep, over_processes, unreached
+from train.training import from_run
 
 PAGE = (REPOSITORY / "train" / "model" / "README.md").read_text()
 EXAMPLE, NOTEBOOK = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
