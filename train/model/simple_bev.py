@@ -1,9 +1,13 @@
 """Simple-BEV as a network of the interface: Segnet on batches, with its learned weights of the losses."""
 
+from dataclasses import dataclass, field
+from typing import Literal
+
 import torch
 
 from train.loss import benchmark_terms
 from train.model.backbone import load_backbone
+from train.model.camera_mean import UNPROJECTIONS
 from train.model.interface import Needs
 from train.model.points import ref_T_cams
 from train.model.segnet import Segnet
@@ -72,16 +76,17 @@ class SimpleBev(Segnet):
         load_backbone(self, options)
 
 
-def build(options, grid):
-    """SimpleBev of the options, weights from torch's generator.
+@dataclass(frozen=True)
+class OwnOptions:
+    """What --model_args may say; the rest are options of the command line."""
 
-    --model_args '{"unprojection": "plain"}' samples every camera's whole volume instead of gathering what cameras see.
-    Raises ValueError for other arguments.
-    """
-    arguments = dict(options.model_args or {})
-    unprojection = arguments.pop("unprojection", "fused")
-    if arguments:
-        raise ValueError(f"--model_args {', '.join(arguments)}: simple_bev knows unprojection; the rest are options")
+    unprojection: Literal[UNPROJECTIONS] = field(
+        default="fused", metadata={"help": "plain: sample each camera's whole volume, not what it sees alone"}
+    )
+
+
+def build(options, grid):
+    """SimpleBev of the options, weights from torch's generator."""
     return SimpleBev(
         grid.Z,
         grid.Y,
@@ -94,5 +99,8 @@ def build(options, grid):
         rand_flip=options.rand_flip,
         latent_dim=options.latent_dim,
         encoder_type=options.encoder_type,
-        unprojection=unprojection,
+        unprojection=options.model_args.unprojection,
     )
+
+
+build.options_class = OwnOptions

@@ -162,7 +162,9 @@ def test_cameras_have_their_own_times(real_shards):
             poses = np.stack([rows[name]["global_T_ego"] for name in batch.cams[b]])
             want = np.linalg.inv(np.array(sample["global_T_ego"])) @ poses
             assert np.abs(batch.ego_T_camego[b, 0].numpy() - want).max() < 1e-5
-            assert np.abs(want[:, :3, 3]).max() > 0.3  # metres that the car drives between a camera's time and the lidar's
+            assert (
+                np.abs(want[:, :3, 3]).max() > 0.3
+            )  # metres that the car drives between a camera's time and the lidar's
             moved = batch.ego_T_camego[b, 0] @ ego_T_cams[b] if true_times else ego_T_cams[b]
             torch.testing.assert_close(ref_T_cams(batch)[b], batch.ref_T_ego[b, 0] @ moved, rtol=1e-6, atol=1e-5)
 
