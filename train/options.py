@@ -31,7 +31,7 @@ _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no"
 
 
 def _option(default, help, group, least=None, secret=False, also=(), typed=True):
-    """also: names that people type for it, whom the right one is told. typed: False for one of Python and config files alone."""
+    """also: names that people type for it, whom the right one is told. typed: False: of Python and config files alone."""
     facts = {"help": help, "group": group, "least": least, "secret": secret, "also": also, "typed": typed}
     return field(default=default, repr=not secret, metadata=facts)
 
