@@ -6,20 +6,17 @@
 import numpy as np
 import torch
 
+from common import rigid
+
 RIGID_TOLERANCE = 1e-5  # of a squared scale: what float32 matrices, multiplied, stay within by far
 
 
 def rigid_inverse(a_T_b):
     """b_T_a of rigid (..., 4, 4), a tensor or an array, by transposing the rotation."""
-    rotation_t = a_T_b[..., :3, :3].swapaxes(-1, -2)
-    if isinstance(a_T_b, torch.Tensor):
-        return _with_last_row(rotation_t, -(rotation_t @ a_T_b[..., :3, 3:]))
-    out = np.zeros_like(a_T_b)
-    out[..., :3, :3] = rotation_t
-    # The order of this sum is in the last bit of every shard that there is; a matrix product would take another.
-    out[..., :3, 3:] = -np.einsum("...ij,...jk->...ik", rotation_t, a_T_b[..., :3, 3:])
-    out[..., 3, 3] = 1.0
-    return out
+    if not isinstance(a_T_b, torch.Tensor):
+        return rigid.rigid_inverse(a_T_b)
+    rotation_t = a_T_b[..., :3, :3].transpose(-1, -2)
+    return _with_last_row(rotation_t, -(rotation_t @ a_T_b[..., :3, 3:]))
 
 
 def similarity_inverse(a_T_b):

@@ -19,9 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from common.record import lidar_member
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY, call_module
+from tests.processes.client import run
 from train import checkpoint, show
-from train.command import from_run
-from train.evaluate import read_options
+from train.evaluating import read_options
 from train.loop import Trainer, is_better
 from train.loss import Normaliser, default_loss
 from train.model import Needs, find_network
@@ -35,6 +35,7 @@ from train.run import train as train_run
 from train.samples import Samples, network_of
 from train.setup import check_same_network, make_loaders, make_network
 from train.step import LossStep, over_processes, unreached
+from train.training import from_run
 
 PAGE = (REPOSITORY / "train" / "model" / "README.md").read_text()
 EXAMPLE, NOTEBOOK = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -65,16 +66,7 @@ def outside(tmp_path_factory):
 
 
 def run_outside(folder, *words, check=True):
-    result = subprocess.run(
-        [sys.executable, "-m", *map(str, words)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert not check or result.returncode == 0, result.stderr
-    return result
+    return run("-m", *words, cwd=folder, env={**os.environ, "PYTHONPATH": REPOSITORY}, check=check)
 
 
 def test_a_network_outside_the_checkout(synth_shards, outside, monkeypatch):
