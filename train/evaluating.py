@@ -30,7 +30,18 @@ from train.processes.ranks import say
 from train.setup import check_same_network, make_loaders, make_network
 
 # What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
-_OF_MODEL = ("sensors", "model", "labels", "grid", "res_scale", "interpolation", "refcam_id")
+_OF_MODEL = (
+    "sensors",
+    "model",
+    "labels",
+    "grid",
+    "res_scale",
+    "interpolation",
+    "refcam_id",
+    "image_size",
+    "crop",
+    "order",
+)
 
 
 def shown(loader, what, progress=True):
@@ -199,8 +210,9 @@ class Parts:
 
     def held(self):
         """(cameras, sensors besides them) of the batches."""
-        sensors = [name for name in ("lidar", "radar") if getattr(self.options, f"use_{name}")]
-        return self.loader.augment.cams if self.network.needs.cameras else (), sensors
+        decode = self.loader.decode
+        sensors = [name for name in ("lidar", "radar") if getattr(decode, f"use_{name}")]
+        return self.loader.augment.cams if decode.use_cameras else (), sensors
 
     def about(self, whole):
         """What eval.json says of where its figures come from."""
@@ -235,7 +247,7 @@ def _prepare(options, world):
     network, options = make_network(options)
     labels = labels_side_by_side(options)
     place = (world.device, False, world.rank, world.size)
-    _, loader, grid = make_loaders(options, *place, network.needs.cameras, labels)
+    _, loader, grid = make_loaders(options, *place, labels=labels, needs=network.needs)
     autocast = options.autocast_on(world.device)
     step = checkpoint.load_weights(path, content, on_device(network, world.device, autocast), options.ignore_load)
     if options.compile:

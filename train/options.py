@@ -80,6 +80,7 @@ class Options:
     seqlen: int = _option(1, "keyframes a sample; the network sees the first", "data", least=1)
     temporal_aug: bool = _option(False, "with seqlen: also windows that skip a keyframe", "data")
     shuffle: bool = _option(True, "a new order each epoch", "data")
+    order: str = _option("shuffled", "shuffled, or streams: a batch's slots play whole scenes in time order", "data")
     nworkers: int = _option(
         12, "loader threads of a machine, at most its cores", "data", least=0, also=("num_workers",)
     )
@@ -103,12 +104,17 @@ class Options:
     ncams: int = _option(6, "cameras of a training sample", "augmentation", least=1)
     do_shuffle_cams: bool = _option(True, "draw the reference camera", "augmentation")
     refcam_id: int = _option(1, "reference camera slot in evaluation", "augmentation")
+    image_size: str = _option("", "of the network's images instead of res_scale's, such as 256x704", "augmentation")
+    crop: str = _option(
+        "", "bottom or centre: images keep their shape; without it, or --image_size, no", "augmentation"
+    )
     interpolation: str = _option("bilinear", "bilinear (antialiased) or nearest (the lineage's)", "augmentation")
     nsweeps: int = _option(3, "lidar and radar sweeps, keyframe included", "sensors", least=1)
     use_radar: bool = _option(False, "radar occupancy", "sensors")
     use_radar_filters: bool = _option(False, "the devkit's default radar filters", "sensors")
     use_metaradar: bool = _option(False, "radar with its 16 features", "sensors")
     use_lidar: bool = _option(False, "lidar occupancy", "sensors")
+    past: int = _option(0, "keyframes before the present, for networks that leave it to this", "sensors", least=0)
     true_times: bool = _option(False, "cameras see from where the car was when each took its picture", "sensors")
     model: str = _option("simple_bev", "the network: simple_bev or package.module:factory", "model")
     model_args: str = _option("", "its own arguments: JSON, or a file of it", "model")
@@ -173,6 +179,12 @@ class Options:
             raise ValueError(f"--ncams {self.ncams}: the car has {len(CAMERAS)} cameras")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"--lr {self.lr} must be positive")
+        if self.order not in ("shuffled", "streams"):
+            raise ValueError(f"--order {self.order}: it is shuffled or streams")
+        if self.crop not in ("", "bottom", "centre"):
+            raise ValueError(f"--crop {self.crop}: it is bottom or centre")
+        if self.image_size and self.image_hw and self.res_scale != Options.res_scale:
+            raise ValueError(f"--image_size {self.image_size} and --res_scale {self.res_scale}; leave one out")
         if self.frame not in ("cam0", "ego"):
             raise ValueError(f"--frame {self.frame}: it is cam0 or ego")
         if class_specs(self.classes) and self.target_categories != Options.target_categories:
@@ -183,8 +195,8 @@ class Options:
             raise ValueError("--bounds takes a lower and a higher number for each axis")
 
     def data_aug_conf(self):
-        """The lineage's data_aug_conf of this res_scale."""
-        height, width = (int(n * self.res_scale) for n in BASE_HW)
+        """Simple-BEV's data_aug_conf of this res_scale or image_size."""
+        height, width = self.image_hw
         crops = self.rand_crop_and_resize
         return {
             "final_dim": (height, width),
@@ -192,7 +204,18 @@ class Options:
             "crop_offset": int(height * (1 - 0.8)) if crops else 0,
             "cams": list(CAMERAS),
             "ncams": self.ncams,
+            "crop": self.crop or ("bottom" if self.image_size else ""),
         }
+
+    @property
+    def image_hw(self):
+        """(height, width) of the network's images. Raises ValueError for an --image_size that is none."""
+        if not self.image_size:
+            return tuple(int(n * self.res_scale) for n in BASE_HW)
+        found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", self.image_size)
+        if not found:
+            raise ValueError(f"--image_size {self.image_size}: it is height x width in pixels, such as 256x704")
+        return int(found[1]), int(found[2])
 
 
 def check_visibility(protocol, min_visibility):

@@ -48,7 +48,8 @@ class Boxes:
 class Frame:
     """One keyframe on the CPU, all but its images; shapes as in Batch without B and T.
 
-    sizes_hw: stored height and width of each camera's image. global_T_ego: float64. lidar: (6, V) x, y, z, intensity, ring,
+    sizes_hw: stored height and width of each camera's image. resize_wh, crop_ltrb: what is done to each, (S,2) and (S,4); set
+    by who loads it. global_T_ego: float64. lidar: (6, V) x, y, z, intensity, ring,
     lag. maps: by label, LabelMaps. box_numbers: of `boxes`. drawn: (n,19) boxes in ref that the first label's maps are of,
     where these are others than `boxes`; else None. categories: of every box of the keyframe, drawn or not.
     """
@@ -69,6 +70,8 @@ class Frame:
     box_numbers: np.ndarray
     drawn: np.ndarray | None
     categories: list
+    resize_wh: np.ndarray | None = None
+    crop_ltrb: np.ndarray | None = None
 
 
 def decode_frame(members, key, cams, config):
@@ -157,6 +160,7 @@ def _facts(key, sample, rows, keep):
         description=scene["description"],
         location=sample["log"]["location"],
         timestamp_us=sample["timestamp_us"],
+        global_T_ego=np.array(sample["global_T_ego"], np.float64),
         categories=tuple(boxes["category"][i] for i in keep),
         instances=tuple(boxes["instance"][i] for i in keep),
         attributes=tuple(tuple(boxes["attributes"][i]) for i in keep),
