@@ -20,7 +20,7 @@ from common.record import lidar_member
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY, call_module
 from tests.processes.client import run
-from train import checkpoint, show
+from train import checkpoint, show, showing
 from train.evaluating import read_options
 from train.loop import Trainer, is_better
 from train.loss import Normaliser, default_loss
@@ -223,7 +223,7 @@ def test_only_what_is_needed_is_read(synth_shards, tmp_path):
     assert train_run(Options(**from_run({"resume": str(path.parent), "max_iters": 3}))).name == "model-000000003.pth"
     # Points asserts that it gets no images: not for a picture either, whose images are the record's.
     shown = network_of(path.parent, torch.device("cpu"))
-    assert show.sheet_of(Samples([synth_shards]), 0, shown, 800).shape[1] == 800
+    assert showing.sheet_of(Samples([synth_shards]), 0, shown, 800).shape[1] == 800
 
 
 class Plain(torch.nn.Module):
