@@ -152,7 +152,7 @@ def from_run(given):
     Raises ValueError for an option that would make it another run.
     """
     run = Path(given["resume"])
-    recorded = checkpoint.read(run, command=f"{spelled('train.run')} --resume").get("options")
+    recorded = checkpoint.peek(run, command=f"{spelled('train.run')} --resume").get("options")
     if recorded is None:
         raise ValueError(f"{run}: its checkpoint records no options; use --init_dir")
     recorded = known_options(recorded, run, strict=False)

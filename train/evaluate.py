@@ -33,7 +33,16 @@ _OF_MODEL = ("sensors", "model", "labels", "grid", "res_scale", "interpolation",
 _SHARDS = ("shards", "val_shards", "data_dir")
 _OF_TRAINING = (
     *("run", "optimisation", "ckpt_dir", "save_freq", "keep_latest", "resume", "load_step", "load_optimizer"),
-    *("sync_bn", "deterministic", "shuffle", "temporal_aug", "nworkers_val", "rand_flip", "rand_crop_and_resize"),
+    *(
+        "sync_bn",
+        "find_unused",
+        "deterministic",
+        "shuffle",
+        "temporal_aug",
+        "nworkers_val",
+        "rand_flip",
+        "rand_crop_and_resize",
+    ),
     *("ncams", "do_shuffle_cams", "no_pretrained", "backbone_weights", "keep_best"),
 )
 _CHOICES = (
@@ -68,7 +77,7 @@ def read_options(given):
     """Options of the command line over those that the checkpoint records. Raises ValueError."""
     if given.get("resume") or not given.get("init_dir"):
         raise ValueError(f"give a run's folder or a checkpoint file: {spelled('train.evaluate')} RUN")
-    content = checkpoint.read(given["init_dir"], command=spelled("train.evaluate"))
+    content = checkpoint.peek(given["init_dir"], command=spelled("train.evaluate"))
     recorded = known_options(content.get("options") or {}, given["init_dir"], strict=False)
     own = [f.name for f in fields(Options) if {f.name, f.metadata["group"]} & set(_OF_MODEL)]
     own = {name: recorded[name] for name in own if name in recorded}
@@ -257,7 +266,7 @@ def _own_version():
 def _prepare(options, world):
     set_precision(options, world.device)
     path = checkpoint.find(options.init_dir)
-    content = checkpoint.read(path)
+    content = checkpoint.read(path, command=spelled("train.evaluate"), check=world.leads)
     check_same_network(path, content, options)
     network, options = make_network(options)
     labels = labels_side_by_side(options.target_categories, options.protocol, options.min_visibility)

@@ -4,8 +4,6 @@ import dataclasses
 import json
 import os
 
-import torch
-
 from common.addresses import join
 from common.shard_set import find_beside, find_shards
 from train.data import LabelSpec, grid_of, loaders_of, make_vox_util
@@ -14,6 +12,7 @@ from train.data.sources import SourceConfig
 from train.model.interface import build_network, complete, find_network, model_arguments, name_of
 from train.options import Options
 from train.processes.distributed import say
+from train.processes.precision import seed_all
 
 DEFAULT = Options().model  # which older runs, that record none, had
 
@@ -27,7 +26,7 @@ def make_network(options, build=None, device="cpu"):
     """
     options = _named_after(build, options)
     grid = make_vox_util(options.grid, device)
-    torch.manual_seed(options.seed)
+    seed_all(options.seed)
     network = build_network(build or find_network(options.model), options, grid)
     needs, options = complete(network.needs, options)
     if needs != network.needs:

@@ -29,9 +29,10 @@ from train.model.interface import check_network, complete, model_arguments, name
 from train.model.simple_bev import SimpleBev
 from train.optim import fetch_optimizer, load_moments, parameter_groups
 from train.options import Options
+from train.processes.gradients import reached
 from train.run import train as train_run
 from train.setup import check_same_network, make_loaders, make_network
-from train.step import LossStep, over_processes, unreached
+from train.step import LossStep
 
 PAGE = (REPOSITORY / "train" / "model" / "README.md").read_text()
 EXAMPLE, NOTEBOOK = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -298,9 +299,8 @@ def test_losses_of_the_same_outputs_are_the_same_under_bf16():
 
 def test_parameters_that_the_loss_does_not_reach_are_found():
     step = LossStep(Plain("seg", "other"), GRID)
-    found = unreached(step, labels())
-    assert {id(p) for p in found} == {id(p) for p in (*step.network.extra.parameters(), step.network.maps["other"])}
-    assert over_processes(step) is step
+    found = reached(step(labels())[0])
+    assert [name for name, p in step.network.named_parameters() if id(p) in found] == ["maps.seg"]
 
 
 class Halved(Plain):
@@ -418,7 +418,7 @@ def test_moments_fit_a_fused_optimizer_and_another_memory_order():
 
 def test_nothing_outside_names_a_network():
     """But for the options' default; the label protocol of the same name is theirs and data/'s."""
-    folders = [REPOSITORY / "train" / name for name in (".", "evaluation", "pictures")]
+    folders = [REPOSITORY / "train" / name for name in (".", "evaluation", "monitor", "pictures")]
     paths = {path for folder in folders for path in folder.glob("*.py")} - {REPOSITORY / "train" / "options.py"}
     names = {path.stem for path in paths}
     assert names >= {"loop", "checkpoint", "console", "writers", "command", "measure", "evaluator", "tensorboard"}
