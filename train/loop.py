@@ -178,7 +178,7 @@ class Trainer:
     def _set_aside(self, step):
         """Set aside what the folder holds of later steps: of this run, which goes back, or of another of its name."""
         for path in checkpoint.set_aside(self.folder, step):
-            say(f"note: {path} is of a step after {step}, from which this run goes on; it will not be used again")
+            say(f"note: {path} was saved after step {step}, from which this run goes on; it will not be used again")
 
     def _curves(self, pools, first_step):
         options = as_dict(self.options)

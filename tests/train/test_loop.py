@@ -124,7 +124,7 @@ def test_a_run_does_not_delete_its_own_checkpoints_beside_later_ones(options, ca
     assert sorted(p.name for p in again.glob("*.pth")) == [
         "abandoned-model-000000002.pth", "abandoned-model-000000003.pth", "model-000000001.pth",
     ]  # fmt: skip
-    assert "is of a step after 0" in capsys.readouterr().err
+    assert "was saved after step 0" in capsys.readouterr().err
 
 
 def test_a_writer_removes_no_later_checkpoint(tmp_path):
