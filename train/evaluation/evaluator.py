@@ -5,7 +5,7 @@ from train.evaluation.measure import measure
 from train.evaluation.samples import Evaluation
 from train.model.finite import finite_outputs
 from train.model.forward import run_network, without_gradients
-from train.processes.distributed import say
+from train.processes.ranks import say
 
 NAMED = 5  # samples, where a network's outputs are not finite
 

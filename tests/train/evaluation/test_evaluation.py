@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.vox import VoxUtil
+from train.evaluation.bins import BINS, RINGS_M, both_predicted_true
 from train.evaluation.compare import differences
-from train.evaluation.counting import BINS, RINGS_M, both_predicted_true, box_cells, histograms, ring_map
+from train.evaluation.counting import box_cells, histograms, ring_map
 from train.evaluation.figures import all_figures, calibration, interval, scene_draws, threshold_curve
 from train.evaluation.files import as_json, read_json, write_csv, write_json
 from train.evaluation.measure import measure
@@ -77,7 +78,7 @@ def test_the_headline_is_the_training_metric(evaluation):
     )
     figures = all_figures(evaluation)
     [iou] = [f for f in figures if (f.group, f.label) == ("iou", "simple_bev")]
-    assert [iou.numerator, iou.denominator] == want.tolist() and iou.low < iou.value < iou.high
+    assert [[iou.numerator, iou.denominator]] == want.tolist() and iou.low < iou.value < iou.high
     rings = [f for f in figures if (f.group, f.label) == ("iou by distance", "simple_bev")]
     assert sum(f.numerator for f in rings) == iou.numerator and sum(f.denominator for f in rings) == iou.denominator
     for part in ("light", "weather", "location", "vehicles in view", "location, light and weather"):
