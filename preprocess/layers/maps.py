@@ -52,7 +52,9 @@ class VectorMap:
             self.layers = {name: MapLayer.of(_polygons(tables, name, polygons, nodes)) for name in POLYGON_LAYERS}
             self.layers |= {name: MapLayer.of(_lines(tables, name, lines, nodes)) for name in LINE_LAYERS}
         except (KeyError, TypeError, ValueError, IndexError, shapely.errors.ShapelyError) as error:
-            raise SourceError(f"{self.file}: not a map of version 1.3 ({type(error).__name__}: {error}); {WHERE}") from None
+            raise SourceError(
+                f"{self.file}: not a map of version 1.3 ({type(error).__name__}: {error}); {WHERE}"
+            ) from None
 
     @cached_property
     def drivable(self):

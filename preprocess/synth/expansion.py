@@ -1,4 +1,4 @@
-"""The streets of a location's scenes -> a map in the form of nuScenes' map expansion, version 1.3, which nuscenes-devkit loads."""
+"""The streets of a location's scenes -> a map as nuScenes' map expansion has it (version 1.3), which nuscenes-devkit loads."""
 
 import json
 
@@ -46,7 +46,9 @@ class Expansion:
 
     def _enter(self, layer, scene, **fields):
         own = self._token(layer, scene)
-        self.tables[layer].append({"token": own, **{k: list(v) if isinstance(v, list) else v for k, v in fields.items()}})
+        self.tables[layer].append(
+            {"token": own, **{k: list(v) if isinstance(v, list) else v for k, v in fields.items()}}
+        )
         return own
 
     def _polygon(self, points, scene):

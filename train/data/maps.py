@@ -1,8 +1,8 @@
 """Layer `map` -> masks in the BEV grid, drawn in the loader's threads as nuscenes-devkit draws its map masks.
 
-The devkit's rules (`NuScenesMap.get_map_mask`, version 1.2): each shape is clipped to the patch first; a polygon's exteriors are
-rounded to whole cells and filled with 1, then its holes with 0, whatever earlier polygons of its layer left there; lines are
-truncated and two cells thick. Here nothing but lines is clipped, since OpenCV clips what it fills and clipping polygons
+The devkit's rules (`NuScenesMap.get_map_mask`, version 1.2): each shape is clipped to the patch first; a polygon's exteriors
+are rounded to whole cells and filled with 1, then its holes with 0, whatever earlier polygons of its layer left there; lines
+are truncated and two cells thick. Here nothing but lines is clipped, since OpenCV clips what it fills and clipping polygons
 takes longer than drawing them. What clipping would change is drawn after: a hole that the edge of the patch cuts becomes part
 of the exterior there, so that its outline stays 1.
 """
@@ -24,8 +24,8 @@ def map_masks(shapes, groups, mem_T_ego, grid_zx):
             y, z. grid_zx: rows Z and columns X of the grid.
     Returns:
         (K, Z, X) uint8. In a grid of the ego frame they equal the devkit's mask of the same patch, rows and columns turned so
-        that Z is forward and X to the right. Its cell i is what lies nearest to i cells from the patch's edge, so that its masks
-        lie half a cell behind and half a cell to the right of the grid's cells; this is kept.
+        that Z is forward and X to the right. The devkit's cell i is what lies nearest to i cells from the patch's edge, so that
+        its masks lie half a cell behind and half a cell to the right of the grid's cells; this is kept.
     """
     rows, columns = grid_zx
     names = tuple(dict.fromkeys(name for group in groups for name in group))
@@ -103,7 +103,9 @@ class _Canvas:
         """
         enters, leaves = np.flatnonzero(is_seen & (first > 0)), np.flatnonzero(is_seen & (last < 1))
         more = np.concatenate([points[n] + share[n, None] * step[n] for n, share in ((enters, first), (leaves, last))])
-        after = np.concatenate([enters, leaves]) + 1  # np.insert keeps their order: what enters comes before what leaves
+        after = (
+            np.concatenate([enters, leaves]) + 1
+        )  # np.insert keeps their order: what enters comes before what leaves
         order = np.argsort(after, kind="stable")
         self.rounded = np.rint(np.insert(points, after[order], more[order], axis=0)).clip(-_FAR, _FAR).astype(np.int32)
         self.ends = ends + np.searchsorted(after[order], ends, side="right")
