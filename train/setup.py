@@ -6,14 +6,13 @@ import os
 
 import torch
 
-from common.addresses import join
-from common.shard_set import find_beside, find_shards
-from train.data import LabelSpec, grid_of, loaders_of, make_vox_util
-from train.data.config import AugmentConfig, DataConfig, DecodeConfig, OrderConfig, StageConfig
-from train.data.sources import SourceConfig
-from train.model.interface import build_network, complete, find_network, model_arguments, name_of
+from train.data import Grid, loaders_of, make_vox_util
+from train.data.config import DataConfig
+from train.model.arguments import model_arguments
+from train.model.interface import build_network, complete, find_network, name_of
 from train.options import Options
-from train.processes.distributed import say
+from train.paths import shard_sets
+from train.processes.ranks import say
 
 DEFAULT = Options().model  # which older runs, that record none, had
 
@@ -26,7 +25,7 @@ def make_network(options, build=None, device="cpu"):
     Raises ValueError: there is no such network, or it contradicts the options.
     """
     options = _named_after(build, options)
-    grid = make_vox_util(options.grid, device)
+    grid = make_vox_util(Grid.of(options), device)
     torch.manual_seed(options.seed)
     network = build_network(build or find_network(options.model), options, grid)
     needs, options = complete(network.needs, options)
@@ -64,76 +63,21 @@ def _share_of_cores(name, wanted):
     return -(-min(wanted, cores) // processes)
 
 
-def _shards(options, want_train):
-    """(train, val) ShardSets of the options; None where they are not wanted."""
-    train, val = None, None
-    if want_train:
-        train = find_shards(options.shards or (join(options.data_dir, "train-*.tar"),), "train", options.stores)
-    if options.do_val:
-        if options.val_shards:
-            val = find_shards(options.val_shards, "val", options.stores)
-        elif want_train:
-            val = find_beside(train, "val")
-        else:
-            val = find_shards(options.shards or (join(options.data_dir, "val-*.tar"),), "val", options.stores)
-        if not val:
-            raise ValueError("no val shards beside the train shards; give --val_shards or --do_val False")
-    for note in (note for shards in (train, val) if shards is not None for note in shards.notes):
-        say(f"note: {note}")
-    return train, val
-
-
 def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras=True, labels=None):
     """(train, val) loaders and VoxUtil on the device; val is None without do_val. Raises ValueError.
 
     cameras: False reads no image, for a network that needs none. labels: LabelSpecs instead of the options' own.
     """
-    train, val = _shards(options, want_train)
+    train, val = shard_sets(options, want_train)
+    for note in (note for shards in (train, val) if shards is not None for note in shards.notes):
+        say(f"note: {note}")
     threads = _share_of_cores("nworkers", options.nworkers)
     # In evaluation there is but one loader, and --nworkers counts its threads, as in the lineage's.
     threads_val = _share_of_cores("nworkers_val", options.nworkers_val) if want_train else threads
-    config = _data_config(options, device, rank, world_size, cameras, labels)
+    config = DataConfig.of(options, device, cameras=cameras, labels=labels, rank=rank, world_size=world_size)
     loaders = loaders_of(train, val, config, threads, threads_val)
     for loader in loaders:
         version = loader.reader.facts["version"] if loader is not None else ""
         if options.dset and version and version != f"v1.0-{options.dset}":
             raise ValueError(f"--dset {options.dset}, but the shards are of {version}; leave it out or give others")
-    return *loaders, make_vox_util(options.grid, device)
-
-
-def _data_config(options, device, rank, world_size, cameras, labels):
-    if labels is None:
-        labels = (LabelSpec("target", "boxes", options.target_categories, options.protocol, options.min_visibility),)
-    augment = AugmentConfig.from_dict(
-        options.data_aug_conf(), shuffle_cams=options.do_shuffle_cams, refcam_id=options.refcam_id
-    )
-    return DataConfig(
-        OrderConfig(
-            options.batch_size,
-            shuffle=options.shuffle,
-            seed=options.seed,
-            rank=rank,
-            world_size=world_size,
-            seqlen=options.seqlen,
-            temporal_aug=options.temporal_aug,
-        ),
-        DecodeConfig(
-            grid_of(*options.grid),
-            options.nsweeps,
-            options.use_radar,
-            options.use_lidar,
-            options.use_radar_filters,
-            tuple(labels),
-            cameras,
-        ),
-        augment,
-        StageConfig(augment.final_hw, device, options.interpolation, decode=options.decode),
-        SourceConfig(
-            options.reader,
-            options.verify_reads,
-            options.cache_dir or None,
-            options.cache_gb,
-            options.stores,
-            max(options.requests, options.nworkers),  # waiting for answers takes no cores
-        ),
-    )
+    return *loaders, make_vox_util(Grid.of(options), device)

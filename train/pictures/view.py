@@ -9,7 +9,6 @@ import numpy as np
 import simplejpeg
 
 from common.cameras import LIDAR_FIELDS, RADAR_FIELDS, RADARS
-from common.geometry import rigid_inverse
 from common.record import (
     BOXES_MEMBER,
     CAMERAS_MEMBER,
@@ -23,6 +22,7 @@ from common.record import (
     parse_sample,
     radar_member,
 )
+from common.rigid import rigid_inverse
 
 # Radar velocities are stored in the radar's own frame and the record holds no mounting: these are the yaws of the nuScenes
 # cars, true to a few degrees, which is enough for an arrow.
