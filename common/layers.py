@@ -1,7 +1,7 @@
 """Layers: members added beside finished shards, in tars of their own that never touch these.
 
-`layers/NAME/train-000.tar`, with an index and a manifest as shards have them, belongs to the `train-000.tar` two folders up. Its
-keys are a subset of that shard's, in its order. shards/README.md is the specification.
+`layers/NAME/train-000.tar`, with an index and a manifest as shards have them, belongs to the `train-000.tar` two folders up.
+Its keys are a subset of that shard's, in its order. shards/README.md is the specification.
 """
 
 import re

@@ -1,9 +1,9 @@
 """What layer `map` holds of one keyframe: polygons and lines around the car, and how they lie in two members.
 
 shards/README.md is the specification. Coordinates are metres in the keyframe's ego frame turned level: x forward, y left, the
-yaw of the ego pose alone, as nuscenes-devkit turns its map patches. A polygon's rings follow one another, its exteriors first
-(a clipped polygon may have several) and then its holes, and polygons follow one another in the order of the map's records:
-drawn in this order, one map layer at a time, they give the devkit's masks.
+yaw of the ego pose alone, as nuscenes-devkit turns its map patches. A polygon is its exterior and, after it, its holes;
+polygons follow one another in the order of the map's records. Drawn in this order, one map layer at a time, they give the
+devkit's masks.
 """
 
 from dataclasses import dataclass

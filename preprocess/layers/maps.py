@@ -113,20 +113,16 @@ def _lines(tables, name, lines, nodes):
 
 
 def _rings(geometries):
-    """Kinds (r,), numbers of points (r,) and points (n, 2) of polygons: of each its exteriors, then its holes."""
-    parts, owner = shapely.get_parts(geometries, return_index=True)
-    is_polygon = shapely.get_type_id(parts) == POLYGON
-    parts, owner = parts[is_polygon], owner[is_polygon]
-    rings, part = shapely.get_rings(parts, return_index=True)
-    is_hole = np.ones(len(rings), bool)
-    is_hole[np.unique(part, return_index=True)[1]] = False  # the first ring of a part is its exterior
-    order = np.lexsort((np.arange(len(rings)), is_hole, owner[part]))
-    rings, is_hole = rings[order], is_hole[order]
+    """Kinds (r,), numbers of points (r,) and points (n, 2) of polygons: of each its exterior, then its holes."""
+    parts = shapely.get_parts(geometries)
+    rings, part = shapely.get_rings(parts[shapely.get_type_id(parts) == POLYGON], return_index=True)
+    kinds = np.full(len(rings), HOLE)
+    kinds[np.unique(part, return_index=True)[1]] = EXTERIOR
     counts = shapely.get_num_coordinates(rings)
     points = shapely.get_coordinates(rings)
     is_repeated = np.zeros(len(points), bool)
     is_repeated[np.cumsum(counts) - 1] = True  # a ring ends where it begins
-    return np.where(is_hole, HOLE, EXTERIOR), counts - 1, points[~is_repeated]
+    return kinds, counts - 1, points[~is_repeated]
 
 
 def _line_parts(geometries):

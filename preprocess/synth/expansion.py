@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
+
 from preprocess.synth.roads import AREAS, LINES
 
 VERSION = "1.3"
+STEP_M = 5.0  # between the nodes of a line, at most
 # What the form has besides the layers that are drawn here; the devkit wants each, if only empty.
 _EMPTY = ("road_block", "traffic_light", "lane_connector")
 _EMPTY_DICTS = ("arcline_path_3", "connectivity")
@@ -30,7 +33,7 @@ class Expansion:
         for layer in LINES:
             for element in roads.layer(layer):
                 line = self._token("line", scene)
-                self.tables["line"].append({"token": line, "node_tokens": self._nodes(element.points, scene)})
+                self.tables["line"].append({"token": line, "node_tokens": self._nodes(_dense(element.points), scene)})
                 self._enter(layer, scene, line_token=line, **_FIELDS[layer])
 
     def dump(self):
@@ -67,6 +70,13 @@ class Expansion:
     def _token(self, layer, scene):
         number = self._counts[layer, scene] = self._counts.get((layer, scene), -1) + 1
         return self._name("map", layer, scene, number)
+
+
+def _dense(points):
+    """Points of a line with more between them, at most STEP_M apart, as real maps have them."""
+    steps = np.ceil(np.linalg.norm(np.diff(points, axis=0), axis=1) / STEP_M).astype(int)
+    pieces = [np.linspace(a, b, n, endpoint=False) for a, b, n in zip(points, points[1:], steps, strict=False)]
+    return np.concatenate([*pieces, points[-1:]])
 
 
 # The fields that records of each layer have besides token and geometry; what this world does not know is empty.

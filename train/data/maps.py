@@ -2,9 +2,8 @@
 
 The devkit's rules (`NuScenesMap.get_map_mask`, version 1.2): each shape is clipped to the patch first; a polygon's exteriors
 are rounded to whole cells and filled with 1, then its holes with 0, whatever earlier polygons of its layer left there; lines
-are truncated and two cells thick. Here nothing but lines is clipped, since OpenCV clips what it fills and clipping polygons
-takes longer than drawing them. What clipping would change is drawn after: a hole that the edge of the patch cuts becomes part
-of the exterior there, so that its outline stays 1.
+are truncated and two cells thick. A hole that the edge of the patch cuts is part of the exterior from then on: it erases
+nothing, and its outline stays 1. Only what crosses the edge is clipped, by the few lines of NumPy in `_cut`.
 """
 
 import cv2
@@ -13,7 +12,6 @@ import numpy as np
 from common.map_shapes import EXTERIOR, HOLE, LINE, MAP_LAYERS
 
 THICKNESS = 2  # cells, of lines
-_FAR = 1 << 20  # cells
 
 
 def map_masks(shapes, groups, mem_T_ego, grid_zx):
@@ -72,57 +70,114 @@ class _Canvas:
     """
 
     def __init__(self, points, rings, size):
-        self.size, self.far = size, np.array(size[::-1], float)
+        self.size, self.far, self.points = size, np.array(size[::-1], float), points
         self.layers, self.kinds = rings["layer"], rings["kind"]
-        ends = np.cumsum(rings["points"], dtype=np.int64)
-        starts = ends - rings["points"]
-        least, most = (r.reduceat(points, starts) if len(rings) else np.empty((0, 2)) for r in (np.minimum, np.maximum))
-        self.is_near = ((most >= -1) & (least <= self.far + 1)).all(1)
-        self.is_cut = ((least < 0) | (most > self.far)).any(1)
-        following = np.arange(1, len(points) + 1)
-        following[ends - 1] = starts
-        step = points[following] - points
-        first, last, is_seen = _clipped(points, step, self.far)
-        is_closing = np.zeros(len(points), bool)
-        is_closing[ends - 1] = True
-        is_line = np.repeat(self.kinds == LINE, rings["points"])
-        self.segments = self._segments(points, step, first, last, is_seen & is_line & ~is_closing)
-        self.segment_layers = np.repeat(self.layers, rings["points"])[is_seen & is_line & ~is_closing]
-        self._round(points, step, first, last, is_seen & ~is_line, ends)
+        self.ends = np.cumsum(rings["points"], dtype=np.int64)
+        self.starts = self.ends - rings["points"]
+        both = (np.minimum, np.maximum)
+        least, most = (r.reduceat(points, self.starts) if len(rings) else np.empty((0, 2)) for r in both)
+        self.is_near = ((most >= 0) & (least <= self.far)).all(1)
+        self.crosses = np.stack([least < 0, most > self.far], 2)  # (r, axis, which end)
+        self.rounded = np.rint(points.clip(-self.far, 2 * self.far)).astype(np.int32)
+        self.segments, self.segment_layers = self._segments(rings)
 
-    def _segments(self, start, step, first, last, kept):
-        """(s, 2, 2) int32: what of the lines lies on the canvas, truncated."""
+    def _segments(self, rings):
+        """(s, 2, 2) int32: what of the lines lies on the canvas, segment by segment, truncated; and (s,) their layers."""
+        is_start = np.repeat((self.kinds == LINE) & self.is_near, rings["points"])
+        is_start[self.ends - 1] = False
+        start = self.points[is_start]
+        step = self.points[np.flatnonzero(is_start) + 1] - start
+        first, last, kept = _clipped(start, step, self.far)
         share = np.stack([first, last], 1)[kept]
         cut = start[kept, None] + share[..., None] * step[kept, None]
-        return cut.clip(0, self.far).astype(np.int32)
-
-    def _round(self, points, step, first, last, is_seen, ends):
-        """Round the rings, with a corner more wherever one crosses the canvas's edge, as clipping would make it.
-
-        Without it the rounding of a corner far away would turn the whole edge that leads there.
-        """
-        enters, leaves = np.flatnonzero(is_seen & (first > 0)), np.flatnonzero(is_seen & (last < 1))
-        more = np.concatenate([points[n] + share[n, None] * step[n] for n, share in ((enters, first), (leaves, last))])
-        after = (
-            np.concatenate([enters, leaves]) + 1
-        )  # np.insert keeps their order: what enters comes before what leaves
-        order = np.argsort(after, kind="stable")
-        self.rounded = np.rint(np.insert(points, after[order], more[order], axis=0)).clip(-_FAR, _FAR).astype(np.int32)
-        self.ends = ends + np.searchsorted(after[order], ends, side="right")
-        self.starts = np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
+        return cut.clip(0, self.far).astype(np.int32), np.repeat(self.layers, rings["points"])[is_start][kept]
 
     def draw(self, layer):
         """(rows, columns) uint8 mask of one map layer."""
         mask = np.zeros(self.size, np.uint8)
-        for number in np.flatnonzero((self.layers == layer) & self.is_near & (self.kinds != LINE)):
-            ring = self.rounded[self.starts[number] : self.ends[number]]
-            if self.kinds[number] == EXTERIOR:
-                cv2.fillPoly(mask, [ring], 1)
-            elif self.kinds[number] == HOLE:
-                cv2.fillPoly(mask, [ring], 0)
-                if self.is_cut[number]:
-                    cv2.polylines(mask, [ring], True, 1)
+        for exterior in np.flatnonzero((self.layers == layer) & (self.kinds == EXTERIOR) & self.is_near):
+            filled, emptied = self._polygon(exterior)
+            cv2.fillPoly(mask, filled, 1)
+            cv2.fillPoly(mask, emptied, 0)
         lines = self.segments[self.segment_layers == layer]
         if len(lines):
             cv2.polylines(mask, list(lines), False, 1, THICKNESS)
         return mask
+
+    def _polygon(self, exterior):
+        """Rounded rings (n, 2) of a polygon on the canvas: a list of what is filled, and a list of its holes."""
+        cut, emptied, number = [exterior], [], exterior + 1
+        while number < len(self.kinds) and self.kinds[number] == HOLE:
+            if self.crosses[number].any():
+                cut.append(number)
+            elif self.is_near[number]:
+                emptied.append(self.rounded[self.starts[number] : self.ends[number]])
+            number += 1
+        if not self.crosses[exterior].any():
+            return [self.rounded[self.starts[exterior] : self.ends[exterior]]], emptied
+        rings = [_turned(self.points[self.starts[n] : self.ends[n]], n == exterior) for n in cut if self.is_near[n]]
+        for axis, end in np.argwhere(self.crosses[exterior]):
+            rings = _cut(rings, axis, self.far[axis] * end, 1 - 2 * end)
+        return [np.rint(ring).astype(np.int32) for ring in rings], emptied
+
+
+def _turned(ring, is_exterior):
+    """A ring (n, 2) in the sense in which exteriors go round here, or holes, which go the other way."""
+    x, y = ring.T
+    area = np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))
+    return ring if (area > 0) == is_exterior else ring[::-1]
+
+
+def _cut(rings, axis, limit, sign):
+    """Clip a polygon to the half plane sign * (p[axis] - limit) >= 0; it may fall into several.
+
+    Where it crosses the limit it goes on along it, from each place where it leaves to the neighbouring one where it comes back;
+    these come in pairs, as they lie along the limit, since the polygon is inside between the two of a pair and outside between
+    pairs (Weiler and Atherton 1977, for one straight edge).
+
+    Args:
+        rings: list of (n, 2), exteriors and holes in opposite senses.
+    Returns:
+        List of (n, 2).
+    """
+    whole, chains = [], []
+    for ring in rings:
+        inside = sign * (ring[:, axis] - limit) >= 0
+        if inside.all():
+            whole.append(ring)
+        elif inside.any():
+            chains += _chains(ring, inside, axis, limit)
+    along = 1 - axis
+    places = sorted(
+        [(c[0, along], n, 0) for n, c in enumerate(chains)] + [(c[-1, along], n, 1) for n, c in enumerate(chains)]
+    )
+    following = {}  # chain -> the one that it goes on in
+    for one, other in zip(places[::2], places[1::2], strict=True):
+        (_, enters, _), (_, leaves, _) = sorted((one, other), key=lambda place: place[2])
+        following[leaves] = enters
+    while following:
+        number, parts = next(iter(following)), []
+        while number in following:
+            parts.append(chains[number])
+            number = following.pop(number)
+        whole.append(np.concatenate(parts))
+    return whole
+
+
+def _chains(ring, inside, axis, limit):
+    """The parts of a ring that lie inside, each from where it enters to where it leaves: list of (n, 2)."""
+    following = np.roll(ring, -1, 0)
+    is_crossing = inside != np.roll(inside, -1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = (limit - ring[:, axis]) / (following[:, axis] - ring[:, axis])
+    crossings = ring + np.where(is_crossing, share, 0)[:, None] * (following - ring)
+    crossings[:, axis] = limit
+    enters = np.flatnonzero(is_crossing & ~inside)
+    leaves = np.flatnonzero(is_crossing & inside)
+    out = []
+    for start in enters:
+        place = np.searchsorted(leaves, start)
+        end = leaves[place % len(leaves)]
+        own = np.arange(start + 1, end + 1 + (len(ring) if end < start else 0)) % len(ring)
+        out.append(np.concatenate([crossings[start][None], ring[own], crossings[end][None]]))
+    return out
