@@ -136,7 +136,9 @@ def unreached(step, batch):
     wanted = {id(p): p for p in step.parameters() if p.requires_grad}
     kept = [b.clone() for b in step.buffers()]
     devices = [batch.rots.device] if batch.rots.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    # Not compiled: what is compiled outside DistributedDataParallel stays one graph, whose gradients all come at its end; what
+    # is compiled first within it is split by its buckets, which then travel while the backward pass goes on.
+    with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
         loss = step(batch)[0]
     for buffer, value in zip(step.buffers(), kept, strict=True):
         buffer.data.copy_(value)
