@@ -15,7 +15,6 @@ from train.launch import launch
 from train.model import Needs
 from train.options import Options
 from train.run import train
-from train.step import LossStep, unreached
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="Inductor needs a C++ compiler"
@@ -116,18 +115,6 @@ def test_training_validation_and_evaluation_run_compiled_by_the_option(small_sha
     for part in "tv":
         for (mine, _), (other, _) in zip(ours["pools"][part], theirs["pools"][part], strict=True):
             assert mine["total_loss"] == pytest.approx(other["total_loss"], rel=1e-4)
-
-
-def test_what_the_loss_reaches_is_found_out_without_compiling():
-    """What is compiled before DistributedDataParallel's forward runs, it would use as one graph, not split by its buckets."""
-    counter, network = CompileCounterWithBackend("aot_eager"), Tiny(GRID[1])
-    step = LossStep(network, grid()).train()
-    network.compile(backend=counter)
-    batch = inputs()[0]
-    batch.indices, batch.epoch = [0, 1], 0
-    assert unreached(step, batch) == [] and counter.frame_count == 0
-    step(batch)[0].backward()
-    assert counter.frame_count == 1 and network.conv.weight.grad.any()
 
 
 def figures(path):
