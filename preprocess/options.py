@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.cameras import CAMERAS, LIDAR, LIDAR_FIELDS, RADARS
+from preprocess.nuscenes import CAMERAS, LIDAR, LIDAR_FIELDS, RADARS
 from preprocess.errors import SourceError
 from preprocess.pointclouds import LIDAR_COLUMNS
 

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from common.cameras import LIDAR_FIELDS, MIN_DISTANCE_M, RADAR_FIELDS
+from preprocess.nuscenes import LIDAR_FIELDS, MIN_DISTANCE_M, RADAR_FIELDS
 from preprocess.errors import SourceError
 
 LIDAR_COLUMNS = (4, 5, 6)  # x, y, z, intensity; and ring; and one more, which is dropped

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from common import addresses
-from common.cameras import CAMERAS
 from common.keys import scene_key
 from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, image_member, lidar_member, radar_member
 from common.shard_set import find_shards
@@ -27,10 +26,6 @@ from train.options import Options
 from train.processes.precision import full_float32
 from train.runs import find_run
 from train.setup import make_network
-
-# All that a picture can show of a record.
-_MEMBERS = (SAMPLE, CAMERAS_MEMBER, BOXES_MEMBER, *map(image_member, CAMERAS), lidar_member(0), radar_member(0))
-
 
 class Samples:
     """The keyframes of shards, numbered in order; a folder's splits one after another.
@@ -80,7 +75,8 @@ class Samples:
     def members(self, number):
         """Dict from name to bytes of all that a picture can show of a keyframe."""
         source, own = self.source_of(number)
-        return source.read(own, _MEMBERS)
+        images = map(image_member, source.rig.camera_names)
+        return source.read(own, (SAMPLE, CAMERAS_MEMBER, BOXES_MEMBER, *images, lidar_member(0), radar_member(0)))
 
     def decoded(self, number, decode):
         """decode() of a keyframe's members; a damaged one raises ValueError with shard and key."""
@@ -124,9 +120,9 @@ def network_of(run, device):
     return Network(options, model.eval(), step, device)
 
 
-def options_without_run(facts):
+def options_without_run():
     """Options that any shards can serve: images at half size and the labels of the default grid."""
-    return Options(nsweeps=1, res_scale=1.0, **({"refcam_id": 0} if len(facts.get("cameras", CAMERAS)) < 2 else {}))
+    return Options(nsweeps=1, res_scale=1.0)
 
 
 def window_of(samples, number, options, is_train=False):
@@ -175,7 +171,7 @@ def batch_of(samples, number, options, device="cpu", epoch=None):
 
 def _loader_of(source, options, device, is_train):
     chosen = {"shuffle_cams": options.do_shuffle_cams, "refcam_id": options.refcam_id}
-    augment = AugmentConfig.from_dict(options.data_aug_conf(), **chosen).of_those_held(source.facts.get("cameras"))
+    augment = AugmentConfig.from_dict(options.data_aug_conf(), **chosen).of_rig(source.rig)
     windows_of = {"seqlen": options.seqlen, "temporal_aug": options.temporal_aug and is_train}
     order = OrderConfig(1, is_train, shuffle=False, seed=options.seed, **windows_of)
     labels = (LabelSpec("target", "boxes", options.target_categories, options.protocol, options.min_visibility),)

@@ -98,7 +98,7 @@ def _view(samples, number, network, width=None):
     members = samples.members(number)
     view = samples.decoded(number, lambda: view_of_record(samples.keys[number], members, width))
     if network is None:
-        options, device = options_without_run(samples.source_of(number)[0].facts), "cpu"
+        options, device = options_without_run(), "cpu"
     else:
         options, device = network.options, network.device
     batch, _, grid = batch_of(samples, number, options, device)
@@ -118,7 +118,7 @@ def _draws(samples, number, network, width):
     """The sheet of DRAWS epochs' draws of one sample."""
     members = samples.members(number)
     view = samples.decoded(number, lambda: view_of_record(samples.keys[number], members, width // 6))
-    options = network.options if network else options_without_run(samples.source_of(number)[0].facts)
+    options = network.options if network else options_without_run()
     drawn = []
     for epoch in range(DRAWS):
         batch, chosen, grid = batch_of(samples, number, options, epoch=epoch)

@@ -9,7 +9,7 @@ import simplejpeg
 from PIL import Image
 from pyquaternion import Quaternion
 
-from common.cameras import CAMERAS, LIDAR, RADARS
+from preprocess.nuscenes import CAMERAS, LIDAR, RADARS
 from common.geometry import rigid_inverse
 from preprocess.synth import cameras, sensors
 from preprocess.synth.look import Look

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from common.cameras import CAMERAS
+from preprocess.nuscenes import CAMERAS
 from common.record import image_member
 from common.vox import VoxUtil
 from tests.bench.loader_bench import GRID

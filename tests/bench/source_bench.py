@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.cameras import CAMERAS
+from preprocess.nuscenes import CAMERAS
 from common.shard_index import ABSENT, build_index, dump_index
 from common.stores import open_store
 from tests.bench.measure import Row, best_ms, paired_ms

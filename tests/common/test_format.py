@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from common.cameras import CAMERAS, RADAR_FIELDS, RADARS
+from preprocess.nuscenes import CAMERAS, RADAR_FIELDS, RADARS
 from common.record import (
     BOX_DTYPE,
     CAMERA_DTYPE,

@@ -66,7 +66,7 @@ def test_nearest_equals_the_lineage(real_shards, golden, plan):
 
 @pytest.mark.parametrize("plan", range(4))
 def test_intrinsics_follow_the_crop(real_shards, golden, plan):
-    from common.cameras import CAMERAS
+    from preprocess.nuscenes import CAMERAS
     from common.record import CAMERA_DTYPE, CAMERAS_MEMBER, decode_rows
 
     arrays = golden("augment.npz")

@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.cameras import CAMERAS, RADARS
+from preprocess.nuscenes import CAMERAS, RADARS
 from common.record import (
     BOX_DTYPE,
     BOXES_MEMBER,

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from common.cameras import RADARS
+from preprocess.nuscenes import RADARS
 from preprocess.left_out import MAX_LINES, by_scene
 from preprocess.verify import verify
 from tests.index_files import load_index

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from common.cameras import RADARS
+from preprocess.nuscenes import RADARS
 from common.shard_index import build_index
 from common.stores import open_store
 from preprocess.errors import SourceError

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from common.cameras import CAMERAS
+from preprocess.nuscenes import CAMERAS
 from common.geometry import rigid_inverse
 from preprocess.synth import cameras, sensors
 from preprocess.synth.conditions import LOCATIONS, Conditions

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.cameras import LIDAR_FIELDS, RADAR_FIELDS
 from common.geometry import rigid_inverse, transform_lrtlist
 from common.record import (
     BOXES_MEMBER,

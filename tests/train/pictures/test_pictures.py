@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pyquaternion import Quaternion
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from common.cameras import CAMERAS
+from preprocess.nuscenes import CAMERAS
 from common.record import (
     BOX_DTYPE,
     BOXES_MEMBER,

@@ -1,6 +1,6 @@
 """Sources: bytes of these members of keyframe n, from local files, remote stores or commands.
 
-A source has shards (a ShardSet), keys, tokens, scene_of, scene_names, facts, bytes_read, samples_sha256 (see KeyframeTable),
+A source has shards (a ShardSet), keys, tokens, scene_of, scene_names, facts, rig, bytes_read, samples_sha256 (see KeyframeTable),
 is_stream and
 
     order(windows, seed, epoch, shuffle)   window numbers of an epoch, the same from every source that is no stream
