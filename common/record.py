@@ -161,7 +161,7 @@ def parse_sample(data, what=SAMPLE):
     Of schema 2, `conditions` are read from the scene's description.
 
     Raises RecordError, naming the field, for another schema, a missing or wrongly typed field, a pose that is not a finite
-    (4, 4) transform, sensors that the rig does not have, sweeps without a finite lag, or columns of boxes that differ in length.
+    (4, 4) transform, sensors that the rig does not have, sweeps without a finite lag, columns of boxes that differ in length.
     """
     sample = decode_json(data, what)
     try:

@@ -27,6 +27,51 @@ class RigError(ValueError):
     """A rig that cannot be; the message says what of it."""
 
 
+def _want(true, what):
+    if not true:
+        raise RigError(f"rig: {what}")
+
+
+def _freeze(item, *names):
+    """Make lists tuples. A text is none: it would become its letters."""
+    for name in names:
+        value = getattr(item, name)
+        _want(isinstance(value, (tuple, list)), f"{name} of {type(item).__name__.lower()} are no list")
+        object.__setattr__(item, name, tuple(value))
+
+
+def _is_number(value):
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _check_name(name, what):
+    sound = isinstance(name, str) and len(name) <= MAX_NAME and _NAME.fullmatch(name)
+    _want(sound, f"{what} {name!r:.60} is no name of up to {MAX_NAME} letters, digits, _ and -")
+
+
+def _check_text(text, what, most, may_be_empty=False):
+    sound = isinstance(text, str) and (text or may_be_empty) and len(text) <= most and (text.isprintable() or not text)
+    _want(sound, f"{what} {text!r:.60} is no printable text of up to {most} characters")
+
+
+def _check_kinds(values, kind, what, most):
+    _want(len(values) <= most, f"{len(values)} {what}s, more than {most}")
+    _want(all(isinstance(value, kind) for value in values), f"a {what} is no {kind.__name__}")
+
+
+def _check_different(names, what):
+    seen = set()
+    for name in names:
+        _want(name not in seen, f"{what}: {name!r:.60} is there twice")
+        seen.add(name)
+
+
+def _check_fields(fields, what, first):
+    _check_kinds(fields, Field, f"{what} field", MAX_FIELDS)
+    _want(fields[: len(first)] == first, f"{what} fields do not begin with {', '.join(f.name for f in first)}")
+    _check_different([field.name for field in fields], f"{what} fields")
+
+
 @dataclass(frozen=True)
 class Distortion:
     """How a camera's lens bends: coefficients in OpenCV's order.
@@ -40,7 +85,9 @@ class Distortion:
     def __post_init__(self):
         _freeze(self, "coefficients")
         _want(self.model in DISTORTIONS, f"distortion {self.model!r} is none of {', '.join(DISTORTIONS)}")
-        _want(len(self.coefficients) in DISTORTIONS[self.model], f"{self.model} of {len(self.coefficients)} coefficients")
+        _want(
+            len(self.coefficients) in DISTORTIONS[self.model], f"{self.model} of {len(self.coefficients)} coefficients"
+        )
         sound = all(_is_number(value) and abs(value) <= MAX_COEFFICIENT for value in self.coefficients)
         _want(sound, f"{self.model} has a coefficient that is not finite")
 
@@ -262,7 +309,7 @@ def _of_schema_2(text):
 def parse_rig(value):
     """Rig of what as_dict gives, after JSON. Raises RigError for anything that is missing, unknown, mistyped or too large."""
     try:
-        return _parsed(_members(value, Rig, "rig"))
+        return _parsed(_members(value, Rig, "it"))
     except (TypeError, ValueError, OverflowError) as error:
         raise error if isinstance(error, RigError) else RigError(f"rig: {error}") from None
 
@@ -288,7 +335,9 @@ def _members(value, kind, what):
     names = set(kind.__dataclass_fields__)
     _want(isinstance(value, dict), f"{what} is no JSON object")
     odd = sorted(names ^ set(value))
-    _want(not odd, f"{what}: the field {odd and odd[0]!r:.60} is {'missing' if odd and odd[0] in names else 'not known'}")
+    _want(
+        not odd, f"{what}: the field {odd and odd[0]!r:.60} is {'missing' if odd and odd[0] in names else 'not known'}"
+    )
     return value
 
 
@@ -297,58 +346,25 @@ def _each(values, kind, what):
     return [_members(value, kind, what) for value in values[: MAX_SENSORS + 1]]
 
 
-def _want(true, what):
-    if not true:
-        raise RigError(what if what.startswith("rig") else f"rig: {what}")
-
-
-def _freeze(item, *names):
-    """Make lists tuples. A text is none: it would become its letters."""
-    for name in names:
-        value = getattr(item, name)
-        _want(isinstance(value, (tuple, list)), f"{name} of {type(item).__name__.lower()} are no list")
-        object.__setattr__(item, name, tuple(value))
-
-
-def _is_number(value):
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _check_name(name, what):
-    sound = isinstance(name, str) and len(name) <= MAX_NAME and _NAME.fullmatch(name)
-    _want(sound, f"{what} {name!r:.60} is no name of up to {MAX_NAME} letters, digits, _ and -")
-
-
-def _check_text(text, what, most, may_be_empty=False):
-    sound = isinstance(text, str) and (text or may_be_empty) and len(text) <= most and (text.isprintable() or not text)
-    _want(sound, f"{what} {text!r:.60} is no printable text of up to {most} characters")
-
-
-def _check_kinds(values, kind, what, most):
-    _want(len(values) <= most, f"{len(values)} {what}s, more than {most}")
-    _want(all(isinstance(value, kind) for value in values), f"a {what} is no {kind.__name__}")
-
-
-def _check_different(names, what):
-    seen = set()
-    for name in names:
-        _want(name not in seen, f"{what}: {name!r:.60} is there twice")
-        seen.add(name)
-
-
-def _check_fields(fields, what, first):
-    _check_kinds(fields, Field, f"{what} field", MAX_FIELDS)
-    _want(fields[: len(first)] == first, f"{what} fields do not begin with {', '.join(f.name for f in first)}")
-    _check_different([field.name for field in fields], f"{what} fields")
-
-
 _NUSCENES_RADAR_FIELDS = (
-    *("x m", "y m", "z m", "dyn_prop", "id", "rcs dBsm", "vx m/s", "vy m/s", "vx_comp m/s", "vy_comp m/s", "is_quality_valid"),
+    *(
+        "x m",
+        "y m",
+        "z m",
+        "dyn_prop",
+        "id",
+        "rcs dBsm",
+        "vx m/s",
+        "vy m/s",
+        "vx_comp m/s",
+        "vy_comp m/s",
+        "is_quality_valid",
+    ),
     *("ambig_state", "x_rms", "y_rms", "invalid_state", "pdh0", "vx_rms", "vy_rms"),
 )
 
-# The car of nuScenes (https://www.nuscenes.org/nuscenes#data-collection), in the orders of Simple-BEV: cameras by slot before the
-# reference camera is swapped into slot 0, radars as it concatenates them, the 18 fields of a radar PCD in file order. Its
+# The car of nuScenes (https://www.nuscenes.org/nuscenes#data-collection), in the orders of Simple-BEV: cameras by slot before
+# the reference camera is swapped into slot 0, radars as it concatenates them, the 18 fields of a radar PCD in file order. Its
 # categories are those of the tables that shards were made from.
 NUSCENES = Rig(
     dataset="nuScenes",

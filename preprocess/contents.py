@@ -29,10 +29,11 @@ _READ_TOGETHER = 1 << 20  # sample.json and boxes lie side by side; a read of bo
 class Contents:
     """Counts over all shards that were looked at.
 
-    splits: name -> {shards, scenes, samples, bytes, seconds}. options: what the shards were made with. sensors: channel ->
-    {samples, sweeps}: in how many samples it is, and how many sweeps of it these hold together. boxes: category -> counts
-    by visibility 0-4. bytes_by_kind: of members. keyframes_by_scene: name -> keyframes. places, descriptions, conditions (such as
-    "light night"): -> scenes. rigs: the different ones, as JSON has them. layers: name -> {shards, bytes}. skipped: what --on-error skip left out.
+    splits: name -> {shards, scenes, samples, bytes, seconds}. options: what the shards were made with. rigs: the
+    different ones, as JSON has them. sensors: channel -> {samples, sweeps}: in how many samples it is, and how many sweeps
+    of it these hold together. boxes: category -> counts by visibility 0-4. bytes_by_kind: of members. keyframes_by_scene:
+    name -> keyframes. places, descriptions, conditions (such as "light night"): -> scenes. layers: name -> {shards, bytes}.
+    skipped: what --on-error skip left out.
     """
 
     splits: dict = field(default_factory=dict)

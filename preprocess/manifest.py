@@ -9,6 +9,7 @@ from common.shard_index import parse_index
 from preprocess.errors import SourceError
 from preprocess.shard_writer import skipped_name
 
+
 def write_manifests(store, recipes, version, options):
     """Write <split>.manifest.json of each split of the recipes, all of whose shards are finished or came out empty."""
     for split in dict.fromkeys(r.facts["split"] for r in recipes):

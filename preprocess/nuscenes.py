@@ -1,4 +1,4 @@
-"""Names and constants of nuScenes' own sensors, by which its tables are read; what shards say of them is common.rig.NUSCENES."""
+"""Names and constants of nuScenes' sensors, by which its tables are read; shards say them as common.rig.NUSCENES has them."""
 
 from common.rig import NUSCENES
 

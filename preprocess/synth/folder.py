@@ -9,8 +9,8 @@ import simplejpeg
 from PIL import Image
 from pyquaternion import Quaternion
 
-from preprocess.nuscenes import CAMERAS, LIDAR, RADARS
 from common.geometry import rigid_inverse
+from preprocess.nuscenes import CAMERAS, LIDAR, RADARS
 from preprocess.synth import cameras, sensors
 from preprocess.synth.look import Look
 from preprocess.synth.things import ATTRIBUTES, BUILDING, KINDS

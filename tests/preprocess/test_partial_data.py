@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from preprocess.nuscenes import RADARS
 from preprocess.left_out import MAX_LINES, by_scene
+from preprocess.nuscenes import RADARS
 from preprocess.verify import verify
 from tests.index_files import load_index
 from tests.preprocess.test_preprocess import leave_out, loaders

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from pyquaternion import Quaternion
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from preprocess.nuscenes import CAMERAS
 from common.record import (
     BOX_DTYPE,
     BOXES_MEMBER,
@@ -32,6 +31,7 @@ from common.record import (
 )
 from common.shard_index import build_index, dump_index
 from preprocess import show as preprocess_show
+from preprocess.nuscenes import CAMERAS
 from preprocess.shard_writer import skipped_name
 from tests.conftest import REPOSITORY, run_module
 from tests.index_files import index_path
