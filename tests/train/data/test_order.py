@@ -68,7 +68,7 @@ def test_draws_stay_in_bounds(seed, ncams, seqlen, shuffle_cams):
 
 
 def test_reference_camera_never_comes_from_slot_0():
-    conf = AugmentConfig((224, 400))
+    conf = AugmentConfig((224, 400)).of_rig(NUSCENES)
     seen = {draw_augmentation(sample_rng(0, 0, i), conf, 1).cams[0] for i in range(200)}
     assert seen == set(conf.cams[1:])
 
