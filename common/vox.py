@@ -123,7 +123,7 @@ class VoxUtil:
         is always empty.
         """
         voxel = self._voxel_of(xyz, valid)
-        out = torch.zeros((len(xyz), self.Z * self.Y * self.X + 1), device=xyz.device)
+        out = torch.zeros((xyz.shape[0], self.Z * self.Y * self.X + 1), device=xyz.device)
         return self._grid(out.scatter_(1, voxel, 1.0)[:, :-1, None])
 
     def voxelize_xyz_and_feats(self, xyz, feats, valid=None):

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 
-from common.geometry import rigid_inverse
 from common.record import (
     BOX_DTYPE,
     BOXES_MEMBER,
@@ -23,6 +22,7 @@ from common.record import (
     radar_member,
 )
 from common.rig import rig_of
+from common.rigid import rigid_inverse
 from preprocess.errors import SourceError
 from preprocess.frames import rotation_matrix
 from preprocess.images import check_image, reencode

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from common.conditions import conditions_of
-from common.geometry import rigid_inverse
 from common.keys import keyframe_key, scene_key
 from common.progress import Progress
 from common.record import SCHEMA_VERSION
 from common.rig import NUSCENES, RigError
+from common.rigid import rigid_inverse
 from preprocess.annotations import Annotations
 from preprocess.errors import SourceError
 from preprocess.frames import transform

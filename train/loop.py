@@ -17,8 +17,9 @@ from train.monitor.writers import open_wandb
 from train.optim import fetch_optimizer, parameter_groups
 from train.options import Options, as_dict
 from train.processes import signals
-from train.processes.distributed import World, saving, say
+from train.processes.distributed import World, saving
 from train.processes.precision import on_device, peak_memory_gb
+from train.processes.ranks import say
 from train.step import LossStep, over_processes, validate
 
 LOST = 255  # no signal's number: rank 0 could not write a checkpoint, or curves

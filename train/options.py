@@ -4,14 +4,13 @@ import math
 import re
 from dataclasses import dataclass, field, fields
 
-import torch
-
 from common.addresses import recordable
 from common.record import MOST_VISIBLE
 from common.stores import parse_options
-from train.model.encoders import ENCODERS
 from train.runs import CKPT_DIR
 
+ENCODERS = ("res101", "res50", "effb0", "effb4")  # that train.model.encoders makes
+SHARDS = ("shards", "val_shards", "data_dir")  # the options that name shards
 BASE_HW = (224, 400)  # of the network's images at res_scale 1
 GROUPS = {
     "run": "Run",
@@ -29,10 +28,10 @@ _ITEMS = {"device_ids": int}  # items of list options whose default is empty and
 _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def _option(default, help, group, least=None, secret=False):
-    return field(
-        default=default, repr=not secret, metadata={"help": help, "group": group, "least": least, "secret": secret}
-    )
+def _option(default, help, group, least=None, secret=False, also=()):
+    """also: names that people type for it, whom the right one is told."""
+    facts = {"help": help, "group": group, "least": least, "secret": secret, "also": also}
+    return field(default=default, repr=not secret, metadata=facts)
 
 
 @dataclass
@@ -43,7 +42,7 @@ class Options:
     run_name: str = _option(
         "", "of the run's folder: dated (a date, no colon) or a name; without it Simple-BEV's", "run"
     )
-    max_iters: int = _option(25000, "optimizer updates", "run", least=1)
+    max_iters: int = _option(25000, "optimizer updates", "run", least=1, also=("steps", "iterations"))
     log_freq: int = _option(1000, "updates between TensorBoard's pictures", "run", least=1)
     do_val: bool = _option(True, "validate while training", "run")
     val_freq: int = _option(100, "updates between validations", "run", least=1)
@@ -79,7 +78,9 @@ class Options:
     seqlen: int = _option(1, "keyframes a sample; the network sees the first", "data", least=1)
     temporal_aug: bool = _option(False, "with seqlen: also windows that skip a keyframe", "data")
     shuffle: bool = _option(True, "a new order each epoch", "data")
-    nworkers: int = _option(12, "loader threads of a machine; no more than its cores are used", "data", least=0)
+    nworkers: int = _option(
+        12, "loader threads of a machine, at most its cores", "data", least=0, also=("num_workers",)
+    )
     nworkers_val: int = _option(1, "the same for validation", "data", least=0)
     reader: str = _option("auto", "indexed (byte ranges), stream (front to back), auto (stream for pipe:)", "data")
     verify_reads: bool = _option(False, "compare checksums while reading", "data")
@@ -88,9 +89,9 @@ class Options:
     requests: int = _option(16, "range requests in flight, at least, of a process's loader", "data", least=0)
     cache_dir: str = _option("", "folder of a node for what was read from afar, used members only", "data")
     cache_gb: float = _option(100.0, "most that cache_dir may hold", "data", least=0.0)
-    batch_size: int = _option(8, "samples over all devices", "optimisation", least=1)
+    batch_size: int = _option(8, "samples over all devices", "optimisation", least=1, also=("bs",))
     grad_acc: int = _option(5, "batches an update", "optimisation", least=1)
-    lr: float = _option(3e-4, "peak learning rate", "optimisation")
+    lr: float = _option(3e-4, "peak learning rate", "optimisation", also=("learning_rate",))
     use_scheduler: bool = _option(True, "AdamW with OneCycle, else Adam", "optimisation")
     weight_decay: float = _option(1e-7, "of AdamW, or Adam", "optimisation", least=0.0)
     grad_clip: float = _option(5.0, "largest norm of the gradient", "optimisation", least=0.0)
@@ -108,7 +109,7 @@ class Options:
     use_lidar: bool = _option(False, "lidar occupancy", "sensors")
     model: str = _option("simple_bev", "the network: simple_bev or package.module:factory", "model")
     model_args: str = _option("", "its own arguments: JSON, or a file of it", "model")
-    encoder_type: str = _option("res101", f"one of {', '.join(ENCODERS)}", "model")
+    encoder_type: str = _option("res101", f"one of {', '.join(ENCODERS)}", "model", also=("backbone",))
     do_rgbcompress: bool = _option(True, "compress height by convolution, else by sum", "model")
     latent_dim: int = _option(128, "channels of the features", "model", least=1)
     no_pretrained: bool = _option(False, "random backbone weights", "model")
@@ -129,6 +130,8 @@ class Options:
 
     def autocast_on(self, device):
         """The dtype of a training network's arithmetic on that device; None for float32."""
+        import torch  # here, since options are read before anything heavy is loaded
+
         precision = self.precision or ("bf16" if device.type == "cuda" else "fp32")
         return torch.bfloat16 if precision == "bf16" else None
 

@@ -12,7 +12,7 @@ from train.loss import Normaliser, default_loss
 from train.metrics import intersection_union
 from train.model.float32 import in_float32
 from train.model.forward import run_on_voxels, with_voxels, without_gradients
-from train.model.interface import Flips, takes_flips
+from train.model.interface import Flips, loss_of, takes_flips
 
 TOTAL = "total_loss"
 
@@ -37,7 +37,7 @@ class LossStep(nn.Module):
         self.network, self.grid, self.autocast = network, grid, autocast
         self.world, self.seed = world, seed
         self.flips = rand_flip and takes_flips(network)
-        self.loss = getattr(network, "loss", default_loss)
+        self.loss = loss_of(network, default_loss, grid)
         self._names = {}
 
     def names(self, training):

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from common.geometry import rigid_inverse
+from common.rigid import rigid_inverse
 from preprocess.nuscenes import CAMERAS
 from preprocess.synth.look import CAMERA_HEIGHT_M
 from preprocess.synth.things import BUILDING

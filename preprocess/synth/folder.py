@@ -9,7 +9,7 @@ import simplejpeg
 from PIL import Image
 from pyquaternion import Quaternion
 
-from common.geometry import rigid_inverse
+from common.rigid import rigid_inverse
 from preprocess.nuscenes import CAMERAS, LIDAR, RADARS
 from preprocess.synth import cameras, sensors
 from preprocess.synth.look import Look

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from common.geometry import rigid_inverse
+from common.rigid import rigid_inverse
 from preprocess.nuscenes import RADAR_FIELDS, RADARS
 from preprocess.synth.things import BUILDING
 from preprocess.synth.world import planar

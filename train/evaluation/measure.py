@@ -4,7 +4,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from train.evaluation.counting import RINGS_M, both_predicted_true, box_cells, histograms, ring_names
+from train.evaluation.bins import RINGS_M, both_predicted_true, ring_names
+from train.evaluation.counting import box_cells, histograms
 from train.evaluation.samples import (
     LENGTH_M,
     LIDAR_POINTS,

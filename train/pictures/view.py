@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import simplejpeg
 
-from common.geometry import rigid_inverse
 from common.record import (
     BOXES_MEMBER,
     CAMERAS_MEMBER,
@@ -23,6 +22,7 @@ from common.record import (
     radar_member,
 )
 from common.rig import Rig, rig_of
+from common.rigid import rigid_inverse
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.vox import VoxUtil
+from train.evaluation.bins import BINS, RINGS_M, both_predicted_true
 from train.evaluation.compare import differences
-from train.evaluation.counting import BINS, RINGS_M, both_predicted_true, box_cells, histograms, ring_map
+from train.evaluation.counting import box_cells, histograms, ring_map
 from train.evaluation.figures import all_figures, calibration, interval, scene_draws, threshold_curve
 from train.evaluation.files import as_json, read_json, write_csv, write_json
 from train.evaluation.measure import measure

@@ -1,0 +1,18 @@
+"""A command's work in a process per device."""
+
+from train.command import fail_in_one_line
+from train.processes import distributed
+
+
+def launch(target, options):
+    """Run target(options, world) in a process per device, as the options say; see distributed.launch.
+
+    Raises ValueError: options that do not fit together, or this machine.
+    """
+    size = distributed.count_processes(options.device, options.device_ids)
+    options.validate(size)
+    device = distributed.pick_device(options.device, options.device_ids)
+    if options.sync_bn and device.type != "cuda":
+        raise ValueError("--sync_bn needs CUDA devices; leave it out")
+    devices = distributed.Devices(options.device, options.device_ids, size, options.timeout_min)
+    return distributed.launch(target, (options,), devices, fail_in_one_line)
