@@ -176,7 +176,7 @@ def test_what_is_hidden_is_dimmed():
 
 def test_cameras_stand_in_surround_order():
     cameras = [camera(name, np.full((224, 400, 3), 40 * n + 20, np.uint8)) for n, name in enumerate(CAMERAS)]
-    image = mosaic(cameras[::-1], NO_BOXES, 606, gap=3)
+    image = mosaic(cameras[::-1], NO_BOXES, 606, gap=3, names=CAMERAS)
     middles = image[[image.shape[0] // 4, 3 * image.shape[0] // 4]][:, [100, 303, 506], 0]
     assert middles.ravel().tolist() == [20, 60, 100, 140, 180, 220]
 
