@@ -80,7 +80,7 @@ def test_the_headline_is_the_training_metric(evaluation):
     )
     figures = all_figures(evaluation)
     [iou] = [f for f in figures if (f.group, f.label) == ("iou", "simple_bev")]
-    assert [iou.numerator, iou.denominator] == want.tolist() and iou.low < iou.value < iou.high
+    assert [[iou.numerator, iou.denominator]] == want.tolist() and iou.low < iou.value < iou.high
     rings = [f for f in figures if (f.group, f.label) == ("iou by distance", "simple_bev")]
     assert sum(f.numerator for f in rings) == iou.numerator and sum(f.denominator for f in rings) == iou.denominator
     for part in ("light", "weather", "location", "vehicles in view", "location, light and weather"):
