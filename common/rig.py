@@ -269,8 +269,8 @@ class Rig:
         )
 
     def as_dict(self):
-        """Plain values for JSON, which parse_rig reads."""
-        return asdict(self)
+        """Plain values as JSON has them, which parse_rig reads."""
+        return json.loads(json.dumps(asdict(self)))
 
 
 def rig_of(facts, schema):
