@@ -455,7 +455,7 @@ def test_show_draws_eight_draws(synth_shards, tmp_path):
     picture = picture_at(out)
     assert picture.shape[1] == 1400
     samples = Samples([synth_shards])
-    batch, _, grid = batch_of(samples, 2, options_without_run(samples.sources[0].facts), epoch=0)
+    batch, _, grid = batch_of(samples, 2, options_without_run(), epoch=0)
     one = DrawnSample(view_of_batch(batch, 0, maps_of_batch(batch, 0, grid)), (False,) * 6, "")
     pitch = np.diff([augmentation_sheet(one.view, [one] * n, 1400).shape[0] for n in (1, 2)]).item()
     rest = picture.shape[0] - 8 * pitch  # title and legend, about as high
