@@ -32,7 +32,7 @@ def rows(shard, decode_ms, device="cpu", repeats=20):
     frame = decode_frame(members, reader.keys[number], CAMERAS, config)
     images = [decode_jpeg(members[image_member(c)], c) for c in CAMERAS]
     lrt = _boxes()
-    polygons = footprints(lrt, config.grid.mem_T_cam)
+    polygons = footprints(lrt, config.grid.mem_T_ref)
     numbers, valid = draw_maps(polygons, np.ones(BOXES, bool), GRID[2][::2])
 
     def on(array):
@@ -49,7 +49,7 @@ def rows(shard, decode_ms, device="cpu", repeats=20):
     pix_T_cam[..., :2, 2] = torch.tensor([50.0, 28.0], device=device)
     cam_T_ref = torch.eye(4, device=device).repeat(batch, 6, 1, 1)
     pieces = {
-        "labels: polygons drawn in the threads": (lambda: draw_maps(footprints(lrt, config.grid.mem_T_cam),
+        "labels: polygons drawn in the threads": (lambda: draw_maps(footprints(lrt, config.grid.mem_T_ref),
                                                   np.ones(BOXES, bool), GRID[2][::2]), "<= 0.5 ms"),
         f"labels: all maps, {BOXES} boxes": (lambda: bev_targets(numbers_d, valid_d, lrt_d, counts, vox), "<= 3 ms"),
         "images: crop and resize to 448x800, bilinear": (lambda: crop_and_resize(images, matrices, sizes, crops,
