@@ -15,7 +15,7 @@ from train.pictures import palette
 SUFFIXES = (".webm", ".gif")
 
 
-def write_video(path, pictures, frames_per_s=2.0):
+def write_video(path, pictures, frames_per_s):
     """Write (H, W, 3) uint8 RGB pictures of one size; the file gets its name when it is whole. Returns their number.
 
     Raises:

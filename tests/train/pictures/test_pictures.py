@@ -490,9 +490,9 @@ def test_a_video_that_fails_leaves_nothing(tmp_path):
 
     for name in ("a.webm", "a.gif"):
         with pytest.raises(ValueError, match="damaged"):
-            write_video(tmp_path / name, pictures())
+            write_video(tmp_path / name, pictures(), 2.0)
     with pytest.raises(ValueError, match="ends in"):
-        write_video(tmp_path / "a.mp4", pictures())
+        write_video(tmp_path / "a.mp4", pictures(), 2.0)
     assert not list(tmp_path.iterdir())
 
 
