@@ -20,10 +20,12 @@ from train.data.order import FLIP_STREAM, sample_rng
 from train.data.sources import open_source
 from train.data.windows import windows
 from train.errors import DataError
+from train.model.finite import finite_outputs
 from train.model.forward import run_network
 from train.model.interface import Flips
 from train.options import Options
 from train.processes.precision import full_float32
+from train.processes.ranks import say
 from train.runs import find_run
 from train.setup import make_network
 
@@ -193,4 +195,7 @@ def predict(network, batch, grid):
         outputs = run_network(network.model, batch, grid)
     if "seg" not in outputs:
         raise ValueError(f"{type(network.model).__name__} gives no seg: there is no map to show; leave out --run")
+    outputs, not_finite = finite_outputs(outputs)
+    if not_finite[0]:
+        say(f"note: {batch.facts[0][0].key}: outputs that are not finite, and predict nothing")
     return outputs["seg"][0, 0].sigmoid().cpu()

@@ -56,10 +56,18 @@ class World:
         return tensor
 
     def follow_leader(self, tensors):
-        """Overwrite the tensors with rank 0's."""
-        if self.size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, 0)
+        """Overwrite the tensors, and their shapes where these differ, with rank 0's."""
+        if self.size == 1:
+            return
+        tensors = [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
+        shapes = self.gather([tuple(tensor.shape) for tensor in tensors])[0]
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            if tuple(tensor.shape) != shape:  # a bank of features, say, that has grown otherwise
+                tensor.data = tensor.new_empty(shape)
+            sent = tensor.contiguous()
+            dist.broadcast(sent, 0)
+            if sent is not tensor:
+                tensor.copy_(sent)
 
     def gather(self, value):
         """List of the ranks' values, any that can be serialised, in the order of ranks."""
