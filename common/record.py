@@ -290,7 +290,9 @@ def decode_cameras(data, sample):
     if (sides[0] * sides[1]).max(initial=0) > MAX_IMAGE_PIXELS:
         raise RecordError(f"{CAMERAS_MEMBER}: an image of more than {MAX_IMAGE_PIXELS} pixels")
     for name, limit in (("intrinsics", MAX_EGO_M), ("ego_T_cam", MAX_EGO_M), ("global_T_ego", MAX_GLOBAL_M)):
-        _check_range(rows[name], limit, f"{CAMERAS_MEMBER}: {name}")
+        if not (np.abs(rows[name]) < limit).all():
+            for values, camera in zip(rows[name], sample["cameras"], strict=True):
+                _check_range(values, limit, f"{CAMERAS_MEMBER}: {name} of {camera['channel']}")
     return rows
 
 

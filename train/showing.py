@@ -15,7 +15,7 @@ from train.pictures.layout import encode, sheet
 from train.pictures.recording import write_recording
 from train.pictures.video import write_video
 from train.pictures.view import maps_of_batch, view_of_batch, view_of_record
-from train.processes.distributed import pick_device
+from train.processes.distributed import own_device
 from train.samples import Samples, batch_of, flips_of, network_of, options_without_run, predict, window_of
 
 
@@ -27,7 +27,7 @@ def show(shards, what, run, device, wanted):
     samples = Samples(shards)
     number = samples.find(what or "0")[0]
     scene = samples.find(samples.keys[number].rpartition("_")[0])
-    network = network_of(run, pick_device(device)) if run else None
+    network = network_of(run, own_device(device)) if run else None
     scene = _served(samples, scene, network)
     if wanted["predictions"]:
         numbers = scene if what else _served(samples, range(len(samples)), network)

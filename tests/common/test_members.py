@@ -219,6 +219,23 @@ def test_training_and_verify_name_shard_key_and_member(recipe, small_world, tmp_
         assert tar.name in text and "scene-0061_0001" in text and member in text and "\n" not in text
 
 
+@pytest.mark.parametrize("name", ["intrinsics", "ego_T_cam", "global_T_ego"])
+def test_a_calibration_that_is_not_finite_names_sample_and_camera(recipe, small_world, tmp_path, name):
+    """On a device it would be an index of nowhere."""
+
+    def change(data):
+        rows = np.frombuffer(bytearray(decode_rows(data, CAMERA_DTYPE, "x").tobytes()), CAMERA_DTYPE)
+        rows[name][2, 0, 0] = np.nan
+        return encode_rows(rows)
+
+    write(recipe, tmp_path, small_world, "scene-0061_0001", CAMERAS_MEMBER, change)
+    with pytest.raises(RuntimeError) as caught:
+        list(compile_data(f"{tmp_path}/train-*.tar", None, CONF, **GRID, bsz=1, nworkers=0, nsweeps=2)[0])
+    text = str(caught.value)
+    camera = parse_sample(build_record(small_world, recipe.keyframes[1], recipe.facts)[0][SAMPLE])["cameras"][2]
+    assert "scene-0061_0001" in text and f"{CAMERAS_MEMBER}: {name} of {camera['channel']}" in text and "\n" not in text
+
+
 def later(files, seconds=3600):
     """Files of sample.json, so much later; their lags fit on."""
     for file in files:
