@@ -149,6 +149,8 @@ class DeviceStage:
             parcel.copy("num_lidar", [np.array(f.lidar.shape[1]) for f in frames])
             parcel.pad("lidar_data", [f.lidar[:3] for f in frames], axis=1)
             parcel.pad("lidar_extra", [f.lidar[3:] for f in frames], -1, axis=1)
+            if frames[0].lidar_index is not None:
+                parcel.pad("lidar_index", [f.lidar_index for f in frames], -1)
         if frames[0].radar is not None:
             parcel.copy("num_radar", [np.array(f.radar.shape[1]) for f in frames])
             parcel.pad("radar_data", [f.radar for f in frames], axis=1)
@@ -239,7 +241,7 @@ class DeviceStage:
 
 
 def _points(frames, sent):
-    names = ("lidar_data", "lidar_extra", "num_lidar0", "num_lidar", "radar_data", "num_radar")
+    names = ("lidar_data", "lidar_extra", "lidar_index", "num_lidar0", "num_lidar", "radar_data", "num_radar")
     longest = max(max(f.num_lidar0 for f in frames), 1)
     return {name: sent.get(name) for name in names} | {"longest_lidar0": longest}
 
