@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from common import addresses
-from common.cameras import CAMERAS
 from common.keys import scene_key
 from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, image_member, lidar_member, radar_member
 from common.shard_set import find_shards
@@ -18,16 +17,14 @@ from train.data.config import DataConfig, Wanted
 from train.data.order import FLIP_STREAM, sample_rng
 from train.data.sources import open_source
 from train.errors import DataError
+from train.model.finite import finite_outputs
 from train.model.forward import run_network
 from train.model.interface import Flips
 from train.options import Options
 from train.processes.precision import full_float32
+from train.processes.ranks import say
 from train.runs import find_run
 from train.setup import make_network
-
-# All that a picture can show of a record.
-_MEMBERS = (SAMPLE, CAMERAS_MEMBER, BOXES_MEMBER, *map(image_member, CAMERAS), lidar_member(0), radar_member(0))
-
 
 PRESENT = Wanted(frames=1)  # images of the present
 
@@ -80,7 +77,8 @@ class Samples:
     def members(self, number):
         """Dict from name to bytes of all that a picture can show of a keyframe."""
         source, own = self.source_of(number)
-        return source.read(own, _MEMBERS)
+        images = map(image_member, source.rig.camera_names)
+        return source.read(own, (SAMPLE, CAMERAS_MEMBER, BOXES_MEMBER, *images, lidar_member(0), radar_member(0)))
 
     def decoded(self, number, decode):
         """decode() of a keyframe's members; a damaged one raises ValueError with shard and key."""
@@ -124,9 +122,9 @@ def network_of(run, device):
     return Network(options, model.eval(), step, device)
 
 
-def options_without_run(facts):
+def options_without_run():
     """Options that any shards can serve: images at half size and the labels of the default grid."""
-    return Options(nsweeps=1, res_scale=1.0, **({"refcam_id": 0} if len(facts.get("cameras", CAMERAS)) < 2 else {}))
+    return Options(nsweeps=1, res_scale=1.0)
 
 
 def batch_of(samples, number, options, device="cpu", epoch=None, wanted=PRESENT):
@@ -160,7 +158,7 @@ def _loader_of(source, options, device, is_train, wanted):
     options = dataclasses.replace(options, batch_size=1, shuffle=False, decode="auto", order="shuffled")
     config = DataConfig.of(options, device, wanted=wanted, is_train=is_train)
     config = config if is_train else config.of_evaluation
-    augment = config.augment.of_those_held(source.facts.get("cameras"))
+    augment = config.augment.of_rig(source.rig)
     return Loader(source, config.order, config.decode, augment, config.stage, 0)
 
 
@@ -179,4 +177,7 @@ def predict(network, batch, grid):
         outputs = run_network(network.model, batch, grid)
     if "seg" not in outputs:
         raise ValueError(f"{type(network.model).__name__} gives no seg: there is no map to show; leave out --run")
+    outputs, not_finite = finite_outputs(outputs)
+    if not_finite[0]:
+        say(f"note: {batch.facts[0][0].key}: outputs that are not finite, and predict nothing")
     return outputs["seg"][0, 0].sigmoid().cpu()

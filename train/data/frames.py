@@ -7,7 +7,6 @@ import numpy as np
 
 from common.geometry import rigid_inverse
 
-KEYFRAME_INTERVAL_S = 0.5  # nuScenes'
 GAP = 1.5  # keyframe intervals between two keyframes, from which on they do not follow each other
 
 

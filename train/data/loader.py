@@ -15,7 +15,7 @@ from train.data.buffers import Pools
 from train.data.categories import check_met
 from train.data.decode import decode_frame
 from train.data.device_stage import DeviceStage, Loaded
-from train.data.frames import KEYFRAME_INTERVAL_S, are_real
+from train.data.frames import are_real
 from train.data.images import EncodedImages, encoded_images, images_of
 from train.data.order import num_batches, num_stream_batches, rank_batch, sample_rng, stream_batches, stream_slots
 from train.data.prefetch import Prefetch
@@ -228,7 +228,7 @@ class Loader:
         """The Loaded once its frames are there. Raises what loading one of them did."""
         loaded.windows = [[wait() for wait in window] for window in loaded.windows]
         times = [[frame.facts.timestamp_us for frame in window] for window in loaded.windows]
-        loaded.is_real = [are_real(own, KEYFRAME_INTERVAL_S) for own in times]
+        loaded.is_real = [are_real(own, self.reader.rig.keyframe_interval_s) for own in times]
         return loaded
 
     def _staged(self, loaded, ahead):

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.rig import NUSCENES
 from train.data import compile_data
 from train.data.augmentation import draw_augmentation, placed
 from train.data.config import AugmentConfig
@@ -114,6 +115,7 @@ def test_every_slot_plays_whole_scenes_in_time_order(lengths, share, world_size,
 @given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 3), st.booleans())
 def test_draws_stay_in_bounds(seed, ncams, seqlen, shuffle_cams):
     conf = AugmentConfig((224, 400), (0.8, 1.2), 44, ncams=ncams, shuffle_cams=shuffle_cams, refcam_id=0)
+    conf = conf.of_rig(NUSCENES)
     drawn = draw_augmentation(sample_rng(seed, 0, 0), conf, seqlen)
     assert len(set(drawn.cams)) == ncams
     assert drawn.resize_wh.shape == (seqlen, ncams, 2)
@@ -123,7 +125,7 @@ def test_draws_stay_in_bounds(seed, ncams, seqlen, shuffle_cams):
 
 @given(st.integers(0, 2**31), st.integers(1, 6), st.integers(0, 3))
 def test_the_present_is_drawn_alike_whatever_the_past(seed, ncams, past):
-    conf = AugmentConfig((224, 400), (0.8, 1.2), 44, ncams=ncams)
+    conf = AugmentConfig((224, 400), (0.8, 1.2), 44, ncams=ncams).of_rig(NUSCENES)
     alone, drawn = (draw_augmentation(sample_rng(seed, 0, 0), conf, 1, n) for n in (0, past))
     assert drawn.cams == alone.cams and drawn.resize_wh.shape == (1 + past, ncams, 2)
     assert (drawn.resize_wh[:1] == alone.resize_wh).all() and (drawn.crop_ltrb[:1] == alone.crop_ltrb).all()
@@ -134,7 +136,7 @@ sizes = st.tuples(st.integers(20, 2000), st.integers(20, 2000))
 
 @given(st.integers(0, 2**31), sizes, sizes, st.sampled_from(["bottom", "centre"]), st.booleans())
 def test_cropped_images_keep_their_shape(seed, stored_hw, final_hw, crop, train):
-    conf = AugmentConfig(final_hw, (0.8, 1.2), 10, ncams=2, refcam_id=0, crop=crop)
+    conf = AugmentConfig(final_hw, (0.8, 1.2), 10, ncams=2, refcam_id=0, crop=crop).of_rig(NUSCENES)
     drawn = draw_augmentation(sample_rng(seed, 0, 0) if train else None, conf, 1)
     sizes_hw = [stored_hw] * len(drawn.cams)
     resize_wh, crop_ltrb = placed(drawn.resize_wh[0], drawn.crop_ltrb[0], sizes_hw, conf)
@@ -154,7 +156,7 @@ def test_cropped_images_keep_their_shape(seed, stored_hw, final_hw, crop, train)
 
 
 def test_reference_camera_never_comes_from_slot_0():
-    conf = AugmentConfig((224, 400))
+    conf = AugmentConfig((224, 400)).of_rig(NUSCENES)
     seen = {draw_augmentation(sample_rng(0, 0, i), conf, 1).cams[0] for i in range(200)}
     assert seen == set(conf.cams[1:])
 
@@ -349,8 +351,7 @@ def test_image_sizes_are_options(synth_shards):
     options.validate()
     assert options.image_hw == (256, 704) and options.data_aug_conf()["crop"] == "bottom"
     assert Options().data_aug_conf() == {
-        "final_dim": (448, 800), "resize_lim": [0.8, 1.2], "crop_offset": 89, "cams": list(AugmentConfig.cams), "ncams": 6,
-        "crop": "",
+        "final_dim": (448, 800), "resize_lim": [0.8, 1.2], "crop_offset": 89, "ncams": 0, "crop": "",
     }  # fmt: skip
     for wrong, told in (
         (dict(image_size="256"), "height x width"),
