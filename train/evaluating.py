@@ -119,7 +119,7 @@ class Evaluation:
     def __call__(self, options, world):
         parts = world.together(lambda: _prepare(options, world))
         out = Path(self.choices["out"] or parts.folder / "eval")
-        world.together(lambda: world.leads and _check_folder(out))
+        world.together(lambda: world.leads and _check_folders(out, _curves(parts)))
         if world.leads:
             say(_opening(parts, world))
         baseline = world.together(self._baseline)
@@ -267,19 +267,24 @@ def _opening(parts, world):
     )
 
 
-def _check_folder(out):
-    """Make the folder of the results. Raises ValueError where nothing can be written in it: before the work, not after."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise ValueError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+def _check_folders(out, curves):
+    """Make the folders of the results. Raises ValueError where nothing can be written in one: before the work, not after."""
+    for folder, option in ((out, "--out"), (curves, "--log_dir")):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot be written ({error.strerror}); give another {option}") from None
+
+
+def _curves(parts):
+    return Path(parts.options.log_dir, parts.folder.name, "eval")
 
 
 def _write_scalars(parts, figures):
     from train.monitor.writers import Recorder
 
-    recorder = Recorder(f"{parts.options.log_dir}/{parts.folder.name}/eval", "eval")
+    recorder = Recorder(_curves(parts), "eval", replaces=f".step-{parts.step}")
     for tag, value in scalars(figures).items():
         recorder.add_scalar(tag, value, parts.step)
     recorder.close()

@@ -186,6 +186,8 @@ class Options:
             if least is not None and not value >= least:  # NaN too
                 raise ValueError(f"--{item.name} {value} must be at least {least}")
         check_visibility(self.protocol, self.min_visibility)
+        if self.no_pretrained and self.backbone_weights:
+            raise ValueError("--no_pretrained and --backbone_weights FILE contradict each other; leave one out")
         if self.seed >= 2**64:
             raise ValueError(f"--seed {self.seed}: it has 64 bits at most")
         if not (self.lr > 0 and math.isfinite(self.lr)):
@@ -272,10 +274,19 @@ def of_today(recorded, strict):
         else:
             notes.append(f"{name} is no option of this version and is left out")
     out = {name: coerce(name, value) for name, value in out.items()}
+    if not strict and out.get("no_pretrained") and out.pop("backbone_weights", ""):
+        notes.append(
+            "backbone_weights had no meaning with no_pretrained"
+        )  # which versions before this one took beside it
     # Versions before this one took it beside a protocol that does not look at it, from files and in Python.
     if not strict and out.get("protocol") == "simple_bev" and out.get("min_visibility", 1) != 1:
         notes.append(f"min_visibility {out.pop('min_visibility')} has no meaning with protocol simple_bev")
     return out, notes
+
+
+def is_bool(text):
+    """Whether a word is a value of a BOOL option."""
+    return text.lower() in _BOOLS
 
 
 def coerce(name, value):

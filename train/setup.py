@@ -29,7 +29,12 @@ def make_network(options, build=None, device="cpu"):
     network = build_network(build or find_network(options.model), options, grid)
     needs, options = complete(network.needs, options)
     if needs != network.needs:
-        network.needs = needs
+        try:
+            network.needs = needs
+        except AttributeError:  # of a property
+            raise ValueError(
+                f"{type(network).__name__}.needs leaves lidar or radar to the options, and cannot be set: name both there"
+            ) from None
     return network.to(device), options
 
 

@@ -32,6 +32,11 @@ def run_on_voxels(network, batch, grid, flips=None, autocast=None):
         raise ValueError(
             f"{type(network).__name__} returned a {type(outputs).__name__}; it is a mapping of names to tensors"
         )
+    outputs = {name: value for name, value in outputs.items() if value is not None}
+    if not isinstance(outputs.get("seg", batch.rots), torch.Tensor):
+        raise ValueError(
+            f"{type(network).__name__} returned a seg that is a {type(outputs['seg']).__name__}, no tensor"
+        )
     # Here, since losses and counts would stretch a map of another shape over the labels in silence.
     if "seg" in outputs and tuple(outputs["seg"].shape[1:]) != (1, grid.Z, grid.X):
         raise ValueError(

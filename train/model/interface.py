@@ -115,6 +115,10 @@ def _place(build):
 
 def build_network(build, options, grid):
     """What the factory gives, checked to be a network; it finds --model_args in options.model_args, see arguments_of."""
+    if not _binds(build, 2):
+        raise ValueError(
+            f"{name_of(build)} takes {inspect.signature(build)}; a network's factory is build(options, grid)"
+        )
     network = build(dataclasses.replace(options, model_args=arguments_of(build, options.model_args)), grid)
     check_network(network)
     return network
@@ -129,6 +133,11 @@ def check_network(network):
         network.needs = Needs(lidar=False, radar=False)
     if not isinstance(network.needs, Needs):
         raise ValueError(f"{name} has no `needs = Needs(…)`; see train/model/README.md")
+    for part, value in (*network.named_parameters(), *network.named_buffers()):
+        if nn.parameter.is_lazy(value):
+            raise ValueError(
+                f"{name}.{part} has no shape yet; give its layer sizes, or let build() run the network once"
+            )
     taken = inspect.signature(network.forward).parameters
     if len(taken) < 2:
         raise ValueError(f"{name}.forward takes ({', '.join(taken)}); it is forward(batch, grid, flips=None)")
