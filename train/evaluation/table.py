@@ -2,6 +2,7 @@
 
 import math
 
+from common.plain import one_line
 from train.evaluation.figures import CALIBRATION, all_figures
 
 NAME_COLUMNS = 30
@@ -40,6 +41,7 @@ def lines_of(evaluation, headline, figures=None, seed=0):
 
 def fitted(name, columns):
     """The name in so many columns: it loses its beginning, since what tells it from its neighbours is at the end."""
+    name = one_line(name)
     return name if len(name) <= columns else f"...{name[3 - columns :]}"
 
 
