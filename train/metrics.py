@@ -96,18 +96,15 @@ def iou(counts):
     return sum(both / either if either else 0.0 for both, either in pairs) / len(pairs)
 
 
-def metrics_of(network, outputs):
-    """Fresh metrics for what a network gives: Segmentation where there is a seg, then the network's own.
-
-    network: its `metrics()`, if it has that, gives a list of new ones.
+def metrics_of(network):
+    """A network's own metrics, new ones: what its `metrics()` gives, if it has that.
 
     Raises:
         ValueError: `metrics` is something else.
     """
-    found = [Segmentation()] if "seg" in outputs else []
     own = getattr(network, "metrics", None)
     if own is None:
-        return found
+        return []
     name = type(network).__name__
     if not callable(own):
         raise ValueError(f"{name}.metrics is {own!r}; it is a method that gives a list of new metrics")
@@ -118,7 +115,7 @@ def metrics_of(network, outputs):
             raise ValueError(
                 f"{name}.metrics() gave a {type(metric).__name__}, which has no {' and no '.join(missing)}"
             )
-    return found + own
+    return own
 
 
 def merged(parts):

@@ -18,6 +18,7 @@ class Difference:
     b: float
     low: float
     high: float
+    of_class: str = ""
 
     @property
     def difference(self):
@@ -53,14 +54,18 @@ def differences(a, b, seed=0):
         pair = [_ratios(f, place, draws) for f, place in zip((figure, other), places, strict=True)]
         (value_a, drawn_a), (value_b, drawn_b) = pair
         between = bounds(drawn_b - drawn_a) if len(common) > 1 else (np.nan, np.nan)
-        out.append(Difference(figure["group"], figure["name"], figure["label"], value_a, value_b, *between))
+        out.append(
+            Difference(
+                figure["group"], figure["name"], figure["label"], value_a, value_b, *between, figure.get("class", "")
+            )
+        )
     return out, common
 
 
 def _identity(figure):
     # The best threshold differs from run to run: its name is its value.
     name = "best" if figure["group"] == "iou at best threshold" else figure["name"]
-    return figure["group"], name, figure["label"]
+    return figure["group"], name, figure["label"], figure.get("class", "")
 
 
 def _ratios(figure, places, draws):
