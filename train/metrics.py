@@ -86,14 +86,15 @@ def intersection_union(seg_logits, seg_bev, valid_bev):
 
 
 def iou(counts):
-    """Mean over classes of the IoU of summed counts (K,2), in any shape; of a class 0 where nothing was predicted or true.
+    """IoU of summed counts (K,2), in any shape: of several classes the mean of those of which anything was predicted or true.
 
-    NaN of no counts.
+    0 where there is none of them, NaN of no counts.
     """
     pairs = torch.as_tensor(counts).reshape(-1, 2).tolist()
     if not pairs:
         return math.nan
-    return sum(both / either if either else 0.0 for both, either in pairs) / len(pairs)
+    found = [both / either for both, either in pairs if either]
+    return sum(found) / len(found) if found else 0.0
 
 
 def metrics_of(network):
