@@ -10,7 +10,11 @@ from train.evaluation.counting import ring_map
 from train.evaluation.measure import measure
 from train.evaluation.samples import Evaluation
 from train.metrics import metrics_of, read
+from train.model.finite import finite_outputs
 from train.model.forward import run_network, without_gradients
+from train.processes.ranks import say
+
+NAMED = 5  # samples, where a network's outputs are not finite
 
 RESERVED = ("eval",)  # names of files that an evaluation writes itself
 
@@ -19,7 +23,8 @@ def evaluate(network, batches, grid, world, autocast=None, change=None):
     """The Evaluation over every batch of every rank, on rank 0; None on the others.
 
     One forward pass a batch serves all labels. The result does not depend on how many ranks share the batches, but for what the
-    network itself makes of another batch size. Its own metrics and what it collects are kept where nothing is changed.
+    network itself makes of another batch size. Outputs that are not finite are told with their samples, and predict nothing.
+    The network's own metrics and what it collects are kept where nothing is changed.
 
     Args:
         network: see train/model/README.md; left in evaluation mode. batches: iterable of this rank's Batch objects.
@@ -29,15 +34,22 @@ def evaluate(network, batches, grid, world, autocast=None, change=None):
         ValueError: what the network's metrics or its `collect` give is no metric or nothing that can be kept.
     """
     rings = ring_map(grid).to(world.device)
-    own = Evaluation()
+    own, wrong = Evaluation(), []
 
     def run(batch):
         return run_network(network, change(batch) if change else batch, grid, autocast=autocast)
 
     for batch, outputs in without_gradients(network, run, batches):
+        outputs, not_finite = finite_outputs(outputs)
         own.add(*measure(outputs, batch, rings))
         if change is None:
             _add_own(own, network, outputs, batch, grid)
+        if not_finite is not None:
+            wrong += [f.key for (f, *_), bad in zip(batch.facts, not_finite.tolist(), strict=True) if bad]
+    wrong = sorted(key for part in world.gather(wrong) for key in part)
+    if wrong:
+        more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+        say(f"note: outputs that are not finite, and predict nothing, in {', '.join(wrong[:NAMED])}{more}")
     whole = Evaluation()
     for part in world.gather(own):
         whole.merge(part)
