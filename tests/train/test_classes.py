@@ -12,8 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import call_module
 from train import checkpoint, show
-from train.classes import ClassSpec
-from train.evaluation.figures import MEAN
+from train.classes import MEAN, ClassSpec
 from train.evaluation.files import read_json
 from train.loss import CE_FACTOR, POS_WEIGHT, Normaliser, benchmark_terms
 from train.metrics import Segmentation, iou

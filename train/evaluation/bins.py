@@ -15,17 +15,6 @@ def ring_names():
     return (*(f"{a:g}-{b:g} m" for a, b in zip(inner, RINGS_M, strict=True)), f"beyond {RINGS_M[-1]:g} m")
 
 
-def key_of(protocol, of_class=""):
-    """What counts are kept under: of one class the protocol's name alone."""
-    return f"{protocol}, {of_class}" if of_class else protocol
-
-
-def parts_of(key):
-    """(protocol, class or "") of key_of."""
-    protocol, _, of_class = key.partition(", ")
-    return protocol, of_class
-
-
 def both_predicted_true(histogram, threshold=0.5):
     """(…,3) int64 NumPy of (…,2,P) histograms on the CPU: cells predicted and true, predicted, true, at one threshold."""
     histogram = np.asarray(histogram)

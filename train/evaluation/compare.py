@@ -33,7 +33,8 @@ class Difference:
 def differences(a, b, seed=0):
     """Differences of the figures that two eval.json objects share.
 
-    The same scenes are drawn for both, so that what makes a scene hard cancels out.
+    The same scenes are drawn for both, so that what makes a scene hard cancels out. Metrics that networks bring
+    have no intervals.
 
     Returns:
         (list of Difference, scenes in common).
@@ -59,7 +60,16 @@ def differences(a, b, seed=0):
                 figure["group"], figure["name"], figure["label"], value_a, value_b, *between, figure.get("class", "")
             )
         )
-    return out, common
+    return [*out, *_own_metrics(a, b)], common
+
+
+def _own_metrics(a, b):
+    """Differences of the metrics that networks bring, which are of all scenes together: where both have the same ones."""
+    theirs = b.get("metrics", {}) if a["scenes"] == b["scenes"] else {}
+    for name, score in a.get("metrics", {}).items():
+        values = [np.nan if s["value"] is None else s["value"] for s in (score, theirs.get(name, {"value": None}))]
+        if name in theirs:
+            yield Difference("metrics", name, "the network's own", *values, np.nan, np.nan)
 
 
 def _identity(figure):

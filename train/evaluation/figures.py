@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train.evaluation.bins import BINS, both_predicted_true, key_of, parts_of, ring_names
+from train.classes import MEAN, key_of, parts_of
+from train.evaluation.bins import BINS, both_predicted_true, ring_names
 from train.evaluation.samples import LENGTH_M, LIDAR_POINTS, VEHICLES_IN_VIEW, VISIBILITY, bucket
 
 RESAMPLES = 1000
 LEVEL = 0.95
 CALIBRATION, CALIBRATION_BINS = "calibration error", 10
 CONDITIONS = "location, light and weather"
-MEAN = "mean of classes"
 
 
 @dataclass(frozen=True)

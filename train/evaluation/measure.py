@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from common.geometry import similarity_inverse
-from train.evaluation.bins import RINGS_M, both_predicted_true, key_of, ring_names
+from train.classes import key_of
+from train.evaluation.bins import RINGS_M, both_predicted_true, ring_names
 from train.evaluation.counting import box_cells, histograms
 from train.evaluation.samples import (
     LENGTH_M,

@@ -2,7 +2,8 @@
 
 import math
 
-from train.evaluation.figures import CALIBRATION, MEAN, all_figures, headline_of, labels_of
+from train.classes import MEAN
+from train.evaluation.figures import CALIBRATION, all_figures, headline_of, labels_of
 
 NAME_COLUMNS = 30
 

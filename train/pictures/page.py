@@ -5,8 +5,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from train.evaluation.bins import key_of, parts_of
-from train.evaluation.figures import MEAN
+from train.classes import MEAN, key_of, parts_of
 from train.pictures import charts
 
 MOST_BYTES = 5_000_000  # of a page

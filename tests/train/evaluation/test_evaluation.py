@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.vox import VoxUtil
+from train.classes import MEAN
 from train.evaluation.bins import BINS, RINGS_M, both_predicted_true
 from train.evaluation.compare import differences
 from train.evaluation.counting import box_cells, histograms, ring_map
 from train.evaluation.figures import (
-    MEAN,
     all_figures,
     calibration,
     headline_of,
@@ -187,6 +187,9 @@ def test_classes_are_counted_apart_and_their_mean_is_the_training_metric():
     assert "class" not in json.dumps(as_json(alone["car"]))
     same, common = differences(content, content)
     assert len(same) == len(figures) and all(one.a == one.b or np.isnan(one.a) for one in same)
+    scores = {"error": {"value": 2.0, "higher_is_better": False}, "absent": {"value": None, "higher_is_better": True}}
+    own, _ = differences(content | {"metrics": scores}, content | {"metrics": {"error": {"value": 1.5}}})
+    assert [(one.name, one.difference) for one in own[len(figures) :]] == [("error", -0.5)]
     text = "\n".join([*lines_of(found, "simple_bev", figures), *comparison_lines(same, common, ("a", "b"))])
     assert all(f"  {name}" in text for name in NAMES) and max(map(len, text.splitlines())) <= 79
 
