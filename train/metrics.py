@@ -48,9 +48,13 @@ class Sums:
 
     def of(self, counts):
         """One of this kind with these counts."""
-        out = copy.copy(self)
-        out.counts = counts
+        out = object.__new__(type(self))
+        out.__dict__ |= vars(self) | {"counts": counts}
         return out
+
+    def __getstate__(self):
+        """What is sent to another process: counts are on the CPU there."""
+        return vars(self) | {"counts": None if self.counts is None else self.counts.cpu()}
 
 
 class Segmentation(Sums):
@@ -98,7 +102,7 @@ def iou(counts):
 
 
 def metrics_of(network):
-    """A network's own metrics, new ones: what its `metrics()` gives, if it has that.
+    """A network's own metrics, new ones: what its `metrics()` gives, or copies of those in a list of that name.
 
     Raises:
         ValueError: `metrics` is something else.
@@ -107,16 +111,14 @@ def metrics_of(network):
     if own is None:
         return []
     name = type(network).__name__
-    if not callable(own):
-        raise ValueError(f"{name}.metrics is {own!r}; it is a method that gives a list of new metrics")
-    own = list(own())
+    own = own() if callable(own) else copy.deepcopy(own)
+    if not isinstance(own, (list, tuple)):
+        raise ValueError(f"{name}.metrics is {own!r}; it is a list of metrics, or a method that gives new ones")
     for metric in own:
         missing = [method for method in METHODS if not callable(getattr(metric, method, None))]
         if missing:
-            raise ValueError(
-                f"{name}.metrics() gave a {type(metric).__name__}, which has no {' and no '.join(missing)}"
-            )
-    return own
+            raise ValueError(f"{name}.metrics hold a {type(metric).__name__}, which has no {' and no '.join(missing)}")
+    return list(own)
 
 
 def merged(parts):

@@ -52,7 +52,7 @@ def _widened(value):
 
 
 def with_voxels(batch, needs, grid):
-    """The batch with radar_voxels (B,T,1 or 16,Z,Y,X) and lidar_voxels (B,T,1,Z,Y,X), float32 in cam0; the rest is shared.
+    """The batch with radar_voxels (B,T,1 or 16,Z,Y,X) and lidar_voxels (B,T,1,Z,Y,X), float32; the rest is shared.
 
     T is that of needs: the present and its past. Each is None where `needs` takes other than voxels, or the batch holds none.
     """

@@ -154,12 +154,14 @@ def test_two_processes_count_and_keep_what_one_does_and_resume(small_shards, tmp
 
 def test_metrics_that_are_none_are_told():
     network = torch.nn.Module()
-    network.metrics = [Within()]
-    with pytest.raises(ValueError, match="Module.metrics is .* it is a method that gives a list of new metrics"):
+    network.metrics = "iou"
+    with pytest.raises(ValueError, match="Module.metrics is 'iou'; it is a list of metrics, or a method that gives"):
         metrics_of(network)
     network.metrics = lambda: [Within(), object()]
-    with pytest.raises(ValueError, match="gave a object, which has no update and no merge and no figures"):
+    with pytest.raises(ValueError, match="hold a object, which has no update and no merge and no figures"):
         metrics_of(network)
+    network.metrics = [Within()]
+    assert metrics_of(network)[0] is not network.metrics[0]
     network.metrics = lambda: [MeanError(), MeanError()]
     one, other = metrics_of(network)
     one.counts = other.counts = torch.tensor([1.0, 2.0])
