@@ -123,7 +123,7 @@ def made_once(tmp_path_factory):
 
 
 def split_file(folder, dataroot):
-    """--split-file, and a file in `folder` that splits the v1.0-mini of `dataroot` as the devkit does, which is not asked then."""
+    """--split-file, and a file in `folder` that splits the v1.0-mini of `dataroot` as the devkit does, which is not asked."""
     names = [row["name"] for row in json.loads((dataroot / "v1.0-mini" / "scene.json").read_text())]
     path = folder / "splits.json"
     path.write_text(json.dumps({"train": sorted(set(names) - {VAL_SCENE}), "val": sorted({VAL_SCENE} & set(names))}))
