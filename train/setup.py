@@ -135,5 +135,6 @@ def _data_config(options, device, rank, world_size, cameras, labels):
             options.cache_gb,
             options.stores,
             max(options.requests, options.nworkers),  # waiting for answers takes no cores
+            retry_minutes=options.retry_minutes,
         ),
     )

@@ -1,11 +1,12 @@
 """Sources: bytes of these members of keyframe n, from local files, remote stores or commands.
 
-A source has shards (a ShardSet), keys, tokens, scene_of, scene_names, facts, bytes_read, samples_sha256 (see KeyframeTable),
-is_stream and
+A source has shards (a ShardSet), keys, tokens, scene_of, scene_names, facts, bytes_read, samples_sha256, identity (see
+KeyframeTable), is_stream and
 
     order(windows, seed, epoch, shuffle)   window numbers of an epoch, the same from every source that is no stream
     begin(frames, members=None)            an epoch starts: `frames` come in this order; with an iterable of what will be
-                                           read of each they may be fetched ahead, in threads; without, there is none
+                                           read of each (and nothing else) they may be fetched ahead, in threads; without,
+                                           there is none
     read(number, members)                  dict from member to bytes-like; from many threads; waits; raises ShardError
     interrupt()  close()                   waiting reads raise; everything is given back, a later begin starts anew
 
@@ -21,6 +22,7 @@ from train.data.sources.cache import Cache
 from train.data.sources.local import LocalSource
 from train.data.sources.ranges import RangeSource
 from train.data.sources.stream import PipeSource
+from train.processes.distributed import say
 
 __all__ = ["READERS", "LocalSource", "PipeSource", "RangeSource", "SourceConfig", "open_source"]
 
@@ -38,7 +40,7 @@ class SourceConfig:
         cache_dir, cache_gb: where a node keeps what was read by range requests, and at most how much; None keeps nothing.
         store_options: of the stores, see common.stores.open_store; never printed.
         requests: in flight at once where the members are known ahead.
-        attempts, pause_s, stall_s: see common.retries.Retry.
+        attempts, pause_s, stall_s, retry_minutes: see common.retries.Retry.
     """
 
     reader: str = "auto"
@@ -50,6 +52,7 @@ class SourceConfig:
     attempts: int = 5
     pause_s: float = 0.5
     stall_s: float = 30.0
+    retry_minutes: float = 15.0
 
     def __post_init__(self):
         if self.reader not in READERS:
@@ -62,7 +65,7 @@ class SourceConfig:
     @property
     def retry(self):
         """Retry of remote reads."""
-        return Retry(self.attempts, self.pause_s, self.stall_s)
+        return Retry(self.attempts, self.pause_s, self.stall_s, self.retry_minutes)
 
 
 def open_source(patterns, config=None, split=None):
@@ -75,6 +78,9 @@ def open_source(patterns, config=None, split=None):
     """
     config = config or SourceConfig()
     shards = find_shards(patterns, split, config.store_options, config.retry)
+    if shards is not patterns:
+        for note in shards.notes:
+            say(f"note: {note}")
     commands = [tar for tar in shards if addresses.is_pipe(tar)]
     if config.reader == "indexed" and commands:
         raise ValueError(f"{commands[0]} can only be streamed; give reader stream or auto")
