@@ -16,7 +16,7 @@ from common.spelling import spelled
 from common.stores import parse_options
 from train import checkpoint
 from train.command import commands_among, from_config, known_options, launch, options_command
-from train.data.config import labels_side_by_side
+from train.data.label_spec import labels_side_by_side
 from train.evaluation.evaluator import evaluate
 from train.evaluation.figures import all_figures
 from train.evaluation.files import read_json, write_csv, write_json

@@ -125,11 +125,6 @@ class Options:
     X: int = _option(200, "voxels to the right", "grid", least=1)
 
     @property
-    def grid(self):
-        """(centroid, bounds, (Z, Y, X)), as compile_data takes it."""
-        return self.centroid, self.bounds, (self.Z, self.Y, self.X)
-
-    @property
     def stores(self):
         """Dict of --store_options, or None. Raises ValueError, which shows nothing of what they hold."""
         return parse_options(self.store_options)

@@ -16,7 +16,7 @@ from train import checkpoint
 from train.command import known_options
 from train.data import Loader
 from train.data.augmentation import draw_augmentation
-from train.data.config import AugmentConfig, DecodeConfig, Grid, LabelSpec, OrderConfig, StageConfig
+from train.data.config import DataConfig
 from train.data.order import FLIP_STREAM, sample_rng
 from train.data.sources import open_source
 from train.data.windows import windows
@@ -145,11 +145,11 @@ def _windows_by_first(source, seqlen, temporal_aug):
     return {frames[0]: (n, frames) for n, frames in reversed(found)}
 
 
-def batch_of(samples, number, options, device="cpu", epoch=None):
+def batch_of(samples, number, options, device="cpu", epoch=None, cameras=True):
     """The Batch of the sample that begins at a keyframe, as a network of these Options gets it; its Augmentation; the grid.
 
     Args:
-        epoch: of training, whose draws are taken; None for evaluation, which draws nothing.
+        epoch: of training, whose draws are taken; None for evaluation, which draws nothing. cameras: False reads no image.
     Returns:
         (Batch, its Augmentation, VoxUtil).
     Raises:
@@ -163,7 +163,7 @@ def batch_of(samples, number, options, device="cpu", epoch=None):
             f"{samples.where(number)}: fewer than {options.seqlen} keyframes from here on; name an earlier one"
         )
     sample, frames = window
-    loader = _loader_of(source, options, device, is_train)
+    loader = _loader_of(source, options, device, is_train, cameras)
     loader.load_state_dict({"epoch": epoch or 0, "position": 0})
     try:
         batch = loader.batch_of([sample], augment=is_train)
@@ -173,22 +173,19 @@ def batch_of(samples, number, options, device="cpu", epoch=None):
     return batch, draw_augmentation(rng, loader.augment, len(frames)), loader.stage.vox_util
 
 
-def _loader_of(source, options, device, is_train):
-    chosen = {"shuffle_cams": options.do_shuffle_cams, "refcam_id": options.refcam_id}
-    augment = AugmentConfig.from_dict(options.data_aug_conf(), **chosen).of_those_held(source.facts.get("cameras"))
-    windows_of = {"seqlen": options.seqlen, "temporal_aug": options.temporal_aug and is_train}
-    order = OrderConfig(1, is_train, shuffle=False, seed=options.seed, **windows_of)
-    labels = (LabelSpec("target", "boxes", options.target_categories, options.protocol, options.min_visibility),)
-    sensors = (options.nsweeps, options.use_radar, options.use_lidar, options.use_radar_filters)
-    decode = DecodeConfig(Grid(*options.grid), *sensors, labels)
-    return Loader(source, order, decode, augment, StageConfig(augment.final_hw, device, options.interpolation), 0)
+def _loader_of(source, options, device, is_train, cameras):
+    windows_of = {"shuffle": False, "temporal_aug": options.temporal_aug and is_train}
+    options = dataclasses.replace(options, batch_size=1, decode="auto", **windows_of)
+    config = DataConfig.of(options, device, cameras=cameras, is_train=is_train)
+    augment = config.augment.of_those_held(source.facts.get("cameras"))
+    return Loader(source, config.order, config.decode, augment, config.stage, 0)
 
 
 def flips_of(batch, options):
     """The Flips that training draws for this Batch of one sample; None without rand_flip."""
     if not options.rand_flip:
         return None
-    uniform = sample_rng(options.seed, batch.epoch, batch.indices[0], FLIP_STREAM).random(2 + batch.imgs.shape[2])
+    uniform = sample_rng(options.seed, batch.epoch, batch.indices[0], FLIP_STREAM).random(2 + batch.rots.shape[2])
     return Flips.of(torch.from_numpy(uniform[None]))
 
 

@@ -8,9 +8,8 @@ import torch
 
 from common.addresses import join
 from common.shard_set import find_beside, find_shards
-from train.data import LabelSpec, grid_of, loaders_of, make_vox_util
-from train.data.config import AugmentConfig, DataConfig, DecodeConfig, OrderConfig, StageConfig
-from train.data.sources import SourceConfig
+from train.data import Grid, loaders_of, make_vox_util
+from train.data.config import DataConfig
 from train.model.interface import build_network, complete, find_network, model_arguments, name_of
 from train.options import Options
 from train.processes.distributed import say
@@ -26,7 +25,7 @@ def make_network(options, build=None, device="cpu"):
     Raises ValueError: there is no such network, or it contradicts the options.
     """
     options = _named_after(build, options)
-    grid = make_vox_util(options.grid, device)
+    grid = make_vox_util(Grid.of(options), device)
     torch.manual_seed(options.seed)
     network = build_network(build or find_network(options.model), options, grid)
     needs, options = complete(network.needs, options)
@@ -92,49 +91,10 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras
     threads = _share_of_cores("nworkers", options.nworkers)
     # In evaluation there is but one loader, and --nworkers counts its threads, as in the lineage's.
     threads_val = _share_of_cores("nworkers_val", options.nworkers_val) if want_train else threads
-    config = _data_config(options, device, rank, world_size, cameras, labels)
+    config = DataConfig.of(options, device, cameras=cameras, labels=labels, rank=rank, world_size=world_size)
     loaders = loaders_of(train, val, config, threads, threads_val)
     for loader in loaders:
         version = loader.reader.facts["version"] if loader is not None else ""
         if options.dset and version and version != f"v1.0-{options.dset}":
             raise ValueError(f"--dset {options.dset}, but the shards are of {version}; leave it out or give others")
-    return *loaders, make_vox_util(options.grid, device)
-
-
-def _data_config(options, device, rank, world_size, cameras, labels):
-    if labels is None:
-        labels = (LabelSpec("target", "boxes", options.target_categories, options.protocol, options.min_visibility),)
-    augment = AugmentConfig.from_dict(
-        options.data_aug_conf(), shuffle_cams=options.do_shuffle_cams, refcam_id=options.refcam_id
-    )
-    return DataConfig(
-        OrderConfig(
-            options.batch_size,
-            shuffle=options.shuffle,
-            seed=options.seed,
-            rank=rank,
-            world_size=world_size,
-            seqlen=options.seqlen,
-            temporal_aug=options.temporal_aug,
-        ),
-        DecodeConfig(
-            grid_of(*options.grid),
-            options.nsweeps,
-            options.use_radar,
-            options.use_lidar,
-            options.use_radar_filters,
-            tuple(labels),
-            cameras,
-        ),
-        augment,
-        StageConfig(augment.final_hw, device, options.interpolation, decode=options.decode),
-        SourceConfig(
-            options.reader,
-            options.verify_reads,
-            options.cache_dir or None,
-            options.cache_gb,
-            options.stores,
-            max(options.requests, options.nworkers),  # waiting for answers takes no cores
-            retry_minutes=options.retry_minutes,
-        ),
-    )
+    return *loaders, make_vox_util(Grid.of(options), device)

@@ -101,7 +101,8 @@ def _view(samples, number, network, width=None):
         options, device = options_without_run(samples.source_of(number)[0].facts), "cpu"
     else:
         options, device = network.options, network.device
-    batch, _, grid = batch_of(samples, number, options, device)
+    cameras = network is not None and network.model.needs.cameras  # the pictures' own images are the record's
+    batch, _, grid = batch_of(samples, number, options, device, cameras=cameras)
     maps = maps_of_batch(batch, 0, grid, predict(network, batch, grid) if network else None)
     if samples.source_of(number)[0].facts.get("annotated") is False:
         maps = replace(maps, truth=None, valid=None)
@@ -115,7 +116,9 @@ def sheet_of(samples, number, network=None, width=SHEET_PX):
 
 
 def _draws(samples, number, network, width):
-    """The sheet of DRAWS epochs' draws of one sample."""
+    """The sheet of DRAWS epochs' draws of one sample. Raises ValueError for a network that gets no images."""
+    if network is not None and not network.model.needs.cameras:
+        raise ValueError("--augment draws a network's images, and the run's takes none; leave out --run")
     members = samples.members(number)
     view = samples.decoded(number, lambda: view_of_record(samples.keys[number], members, width // 6))
     options = network.options if network else options_without_run(samples.source_of(number)[0].facts)
@@ -175,7 +178,8 @@ def _write_predictions(path, samples, numbers, network):
             shape = (len(numbers), network.options.Z, network.options.X)
             np.lib.format.write_array_header_1_0(member, {"descr": "<f2", "fortran_order": False, "shape": shape})
             for number in progress(numbers, "keyframes", "predictions"):
-                batch, _, grid = batch_of(samples, number, network.options, network.device)
+                cameras = network.model.needs.cameras
+                batch, _, grid = batch_of(samples, number, network.options, network.device, cameras=cameras)
                 maps = maps_of_batch(batch, 0, grid, predict(network, batch, grid))
                 member.write(maps.prediction.astype("<f2").tobytes())
                 places.append(maps.ego_T_cam0)

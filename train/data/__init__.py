@@ -1,21 +1,25 @@
 """Shards -> batches on the device."""
 
+from types import SimpleNamespace
+
 from common.record import lidar_member, radar_member
 from train.data.batch import Batch, FrameFacts
 from train.data.categories import check_categories
-from train.data.config import AugmentConfig, DataConfig, DecodeConfig, Grid, LabelSpec, OrderConfig, StageConfig
+from train.data.config import DataConfig
+from train.data.grid import Grid
+from train.data.label_spec import LabelSpec
 from train.data.loader import Loader
-from train.data.sources import SourceConfig, open_source
+from train.data.sources import open_source
 from train.errors import DataError
 
 __all__ = [
     "Batch",
     "DataError",
     "FrameFacts",
+    "Grid",
     "LabelSpec",
     "Loader",
     "compile_data",
-    "grid_of",
     "loaders_of",
     "make_loader",
     "make_vox_util",
@@ -84,16 +88,17 @@ def compile_data(
         ValueError (ShardError for a shard): what is wrong and the remedy, also where target categories match no box; of a
             stream its loader raises that at the end of its first epoch.
     """
-    if labels is None:
-        labels = (LabelSpec("target", "boxes", tuple(target_categories), protocol, min_visibility),)
-    decoding = DecodeConfig(
-        grid_of(centroid, bounds, res_3d), nsweeps, use_radar, use_lidar, use_radar_filters, tuple(labels), use_cameras
-    )
-    augment = AugmentConfig.from_dict(data_aug_conf, shuffle_cams=do_shuffle_cams, refcam_id=refcam_id)
-    order = OrderConfig(bsz, True, shuffle, seed, rank, world_size, seqlen, temporal_aug)
-    stage = StageConfig(augment.final_hw, device, interpolation, get_tids, decode)
-    source = SourceConfig(reader, verify_reads, cache_dir, cache_gb, store_options, max(requests, nworkers))
-    return loaders_of(shards, val_shards, DataConfig(order, decoding, augment, stage, source), nworkers, nworkers_val)
+    options = SimpleNamespace(
+        batch_size=bsz, shuffle=shuffle, seed=seed, seqlen=seqlen, temporal_aug=temporal_aug,
+        centroid=centroid, bounds=bounds, **dict(zip("ZYX", res_3d, strict=True)),
+        nsweeps=nsweeps, use_radar=use_radar, use_lidar=use_lidar, use_radar_filters=use_radar_filters,
+        target_categories=tuple(target_categories), protocol=protocol, min_visibility=min_visibility,
+        data_aug_conf=lambda: data_aug_conf, do_shuffle_cams=do_shuffle_cams, refcam_id=refcam_id,
+        interpolation=interpolation, decode=decode, reader=reader, verify_reads=verify_reads,
+        cache_dir=cache_dir, cache_gb=cache_gb, stores=store_options, requests=requests, nworkers=nworkers,
+    )  # fmt: skip
+    chosen = {"cameras": use_cameras, "labels": labels, "get_tids": get_tids, "rank": rank, "world_size": world_size}
+    return loaders_of(shards, val_shards, DataConfig.of(options, device, **chosen), nworkers, nworkers_val)
 
 
 def loaders_of(shards, val_shards, config, nworkers, nworkers_val):
@@ -147,11 +152,6 @@ def _check_modalities(reader, config):
         )
 
 
-def grid_of(centroid, bounds, zyx):
-    """Grid; without a centroid Simple-BEV's."""
-    return Grid((0.0, 1.0, 0.0) if centroid is None else centroid, bounds, zyx)
-
-
 def make_vox_util(grid, device="cpu"):
-    """VoxUtil of (centroid, bounds, (Z, Y, X)), its constants made on the device rather than copied there."""
-    return grid_of(*grid).vox_util().to(device)
+    """VoxUtil of a Grid, its constants made on the device rather than copied there."""
+    return grid.vox_util().to(device)

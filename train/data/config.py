@@ -1,101 +1,17 @@
 """What each stage of the data path is told, built and checked once: order, augmentation, decoding, device stage."""
 
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
 
-import numpy as np
 import torch
 
 from common.cameras import CAMERAS
-from common.record import (
-    BOXES_MEMBER,
-    CAMERAS_MEMBER,
-    MOST_VISIBLE,
-    SAMPLE,
-    image_member,
-    lidar_member,
-    radar_member,
-)
-from common.vox import VoxUtil
+from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, image_member, lidar_member, radar_member
 from train.augment import INTERPOLATIONS
+from train.data.grid import Grid
+from train.data.label_spec import LabelSpec
+from train.data.sources import SourceConfig
 
-PROTOCOLS = ("simple_bev", "min_visibility")
-LABEL_SOURCES = ("boxes",)
 DECODERS = ("auto", "host", "device")
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The BEV grid: centroid (3,) metres in cam0, bounds XMIN XMAX YMIN YMAX ZMIN ZMAX around it, zyx cells."""
-
-    centroid: tuple
-    bounds: tuple
-    zyx: tuple
-
-    def __post_init__(self):
-        for name, cast in (("centroid", float), ("bounds", float), ("zyx", int)):
-            object.__setattr__(self, name, tuple(cast(v) for v in np.asarray(getattr(self, name)).reshape(-1)))
-
-    @property
-    def zx(self):
-        """Rows and columns of the BEV maps."""
-        return self.zyx[0], self.zyx[2]
-
-    def vox_util(self):
-        """VoxUtil of the grid; it follows its arguments to their devices."""
-        return VoxUtil(*self.zyx, scene_centroid=np.array([self.centroid], np.float32), bounds=self.bounds)
-
-    @cached_property
-    def mem_T_cam(self):
-        """(4, 4) float32, from cam0 to voxel coordinates."""
-        ends = self.vox_util().ref_to_mem(torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])).numpy()
-        out = np.diag([*(ends[1] - ends[0]), 1.0]).astype(np.float32)
-        out[:3, 3] = ends[0]
-        return out
-
-
-@dataclass(frozen=True)
-class LabelSpec:
-    """One pair of label maps, seg and valid.
-
-    name: key in Batch.labels. source: "boxes". categories: prefixes of the categories drawn. protocol: "simple_bev" draws every
-    box and masks those of visibility 1 out of loss and IoU; "min_visibility" leaves boxes under `min_visibility` out and
-    masks nothing. A visibility of 0, not annotated, counts as seen.
-
-    Raises ValueError, also for a `min_visibility` that the protocol does not look at or that leaves every box out.
-    """
-
-    name: str = "vehicle"
-    source: str = "boxes"
-    categories: tuple = ("vehicle",)
-    protocol: str = "simple_bev"
-    min_visibility: int = 1
-
-    def __post_init__(self):
-        object.__setattr__(self, "categories", tuple(self.categories))
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol {self.protocol!r}; it is one of {', '.join(PROTOCOLS)}")
-        if not 0 <= self.min_visibility <= MOST_VISIBLE:
-            raise ValueError(f"min_visibility {self.min_visibility}; it is 0 to {MOST_VISIBLE}, nuScenes' levels")
-        if self.protocol == "simple_bev" and self.min_visibility > 1:
-            raise ValueError(
-                f"min_visibility {self.min_visibility} belongs to the protocol min_visibility, not simple_bev"
-            )
-        if self.source not in LABEL_SOURCES:
-            raise ValueError(f"labels {self.name} from {self.source!r}; they come from {', '.join(LABEL_SOURCES)}")
-        if not self.categories:
-            raise ValueError(f"labels {self.name} name no category; give one, such as vehicle")
-
-
-def labels_side_by_side(categories, protocol, min_visibility):
-    """LabelSpecs under every protocol that papers use, for one pass: the chosen one first, then Simple-BEV's, then the filters
-    of visibility 1 (none) and 2."""
-    chosen = [(protocol, min_visibility), ("simple_bev", 1), ("min_visibility", 1), ("min_visibility", 2)]
-    specs = {}
-    for kind, least in chosen:
-        name = kind if kind == "simple_bev" else f"visibility >= {least}"
-        specs.setdefault(name, LabelSpec(name, "boxes", categories, kind, least))
-    return tuple(specs.values())
 
 
 @dataclass(frozen=True)
@@ -250,15 +166,49 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The whole data path of an experiment: order, decode, augment, stage; source: train.data.sources.SourceConfig."""
+    """The whole data path of an experiment."""
 
     order: OrderConfig
     decode: DecodeConfig
     augment: AugmentConfig
     stage: StageConfig
-    source: object
+    source: SourceConfig
+
+    @classmethod
+    def of(
+        cls, options, device="cpu", *, cameras=True, labels=None, get_tids=False, rank=0, world_size=1, is_train=True
+    ):
+        """The data path that options describe. Raises ValueError for what cannot be.
+
+        An option goes to the config that has a field of its name: a new one is added there and to the options alone.
+
+        Args:
+            options: train.options.Options, or any object with its names; one that it lacks keeps the config's default.
+            device: where batches live. cameras: False reads no image. labels: LabelSpecs instead of the options' own.
+            get_tids: number tracks. is_train: see OrderConfig.
+        """
+        augment = AugmentConfig.from_dict(
+            options.data_aug_conf(), shuffle_cams=options.do_shuffle_cams, refcam_id=options.refcam_id
+        )
+        labels = tuple(labels) if labels is not None else (LabelSpec.of(options),)
+        requests = max(options.requests, options.nworkers)  # waiting for answers takes no cores
+        return cls(
+            _named(OrderConfig, options, rank=rank, world_size=world_size, is_train=is_train),
+            _named(DecodeConfig, options, grid=Grid.of(options), labels=labels, use_cameras=cameras),
+            augment,
+            _named(StageConfig, options, final_hw=augment.final_hw, device=device, get_tids=get_tids),
+            _named(SourceConfig, options, store_options=options.stores, requests=requests),
+        )
 
     @property
     def of_evaluation(self):
         """The same in the order of evaluation: every window of consecutive keyframes once, as they lie in the shards."""
         return replace(self, order=replace(self.order, is_train=False, shuffle=False, temporal_aug=False))
+
+
+def _named(config, options, **chosen):
+    """The config of the options that are named as its fields are; `chosen` are the other fields."""
+    found = {
+        f.name: getattr(options, f.name) for f in fields(config) if f.name not in chosen and hasattr(options, f.name)
+    }
+    return config(**found, **chosen)

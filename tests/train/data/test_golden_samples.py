@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common.geometry import apply_4x4, cam0_T_cams, merge_rt, rigid_inverse
-from train.data import compile_data, make_vox_util
+from train.data import Grid, compile_data, make_vox_util
 from train.data.sources import LocalSource
 from train.data.windows import windows
 from train.model.forward import lidar_occupancy, radar_features, radar_occupancy
@@ -88,7 +88,7 @@ def test_sensor_voxels_equal_lineage_but_for_its_padding(real_shards, golden):
     ego_T_cam = merge_rt(batch.rots[:, 0], batch.trans[:, 0])
     np.testing.assert_allclose(batch.intrins[:, 0], arrays["pix_T_cams"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(cam0_T_cams(ego_T_cam), arrays["cam0_T_camXs"], rtol=1e-5, atol=1e-5)
-    vox = make_vox_util((grid["centroid"], grid["bounds"], grid["res_3d"]))
+    vox = make_vox_util(Grid(grid["centroid"], grid["bounds"], grid["res_3d"]))
     cam0_T_ego = rigid_inverse(ego_T_cam[:, 0])
     x, y, z = vox.ref_to_mem(cam0_T_ego[0, :3, 3]).round().int().tolist()
     for make, name in ((radar_occupancy, "radar_occ"), (lidar_occupancy, "lidar_occ")):

@@ -20,8 +20,8 @@ from tests.train.test_resume import arguments, run_folder, start
 from train import checkpoint
 from train import evaluate as evaluate_command
 from train.command import launch
-from train.data import compile_data, make_vox_util
-from train.data.config import LabelSpec
+from train.data import Grid, compile_data, make_vox_util
+from train.data.label_spec import LabelSpec
 from train.evaluate import _check_folder, read_options
 from train.evaluation.counting import BINS
 from train.evaluation.evaluator import evaluate
@@ -171,7 +171,10 @@ def loader(synth_shards):
 
 
 def test_robustness_is_a_table_against_the_clean_run(loader):
-    grid, world = make_vox_util((GRID["centroid"], GRID["bounds"], GRID["res_3d"])), World(0, 1, torch.device("cpu"))
+    grid, world = (
+        make_vox_util(Grid(GRID["centroid"], GRID["bounds"], GRID["res_3d"])),
+        World(0, 1, torch.device("cpu")),
+    )
     clean = evaluate(Oracle(), loader, grid, world)
     made = []
 
@@ -241,7 +244,10 @@ def test_a_baseline_that_nothing_can_be_compared_with_is_refused_before_any_pass
 
 def test_validation_and_evaluation_count_the_same_cells(loader):
     network, _ = make_network(Options(encoder_type="effb0", no_pretrained=True, latent_dim=8, Z=50, Y=2, X=50))
-    grid, world = make_vox_util((GRID["centroid"], GRID["bounds"], GRID["res_3d"])), World(0, 1, torch.device("cpu"))
+    grid, world = (
+        make_vox_util(Grid(GRID["centroid"], GRID["bounds"], GRID["res_3d"])),
+        World(0, 1, torch.device("cpu")),
+    )
     _, (both, either), _ = validate(LossStep(network, grid), loader, world)
     counts = sum(row.counts["simple_bev"] for row in evaluate(network, loader, grid, world).rows)
     intersection, predicted, truth = counts.sum(0).tolist()
@@ -307,7 +313,7 @@ def whole_loader(small_shards):
 
 
 def test_a_sensor_that_is_gone_leaves_padding_and_the_other_one(whole_loader):
-    batch, grid = next(iter(whole_loader)), make_vox_util((GRID["centroid"], GRID["bounds"], GRID["res_3d"]))
+    batch, grid = next(iter(whole_loader)), make_vox_util(Grid(GRID["centroid"], GRID["bounds"], GRID["res_3d"]))
     needs = Needs(lidar="voxels", radar="metaradar")
     both = with_voxels(batch, needs, grid)
     for sensor, other in (("lidar", "radar"), ("radar", "lidar")):
@@ -331,7 +337,7 @@ def test_damage_leaves_the_reference_camera_and_the_labels(loader):
     torch.testing.assert_close(cosine.clamp(-1, 1).acos().rad2deg(), torch.full_like(cosine, 2.0), rtol=0, atol=0.05)
     away = (moved.trans - batch.trans)[:, :, 1:].norm(dim=-1)
     torch.testing.assert_close(away, torch.full_like(away, 0.1), rtol=0, atol=1e-4)
-    grid = make_vox_util((GRID["centroid"], GRID["bounds"], GRID["res_3d"]))
+    grid = make_vox_util(Grid(GRID["centroid"], GRID["bounds"], GRID["res_3d"]))
     camera = batch.cams[0][2]
     intrins = without_camera(batch, camera).intrins
     slots = torch.tensor([[name == camera for name in names] for names in batch.cams])

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from tests.fake_cuda import Watch, fake_mode, faked, host
 from tests.small_step import GRID, SmallStep, grid, inputs
-from train.data import make_vox_util
+from train.data import Grid, make_vox_util
 from train.model import Flips
 from train.step import LossStep
 
@@ -71,7 +71,7 @@ def test_the_training_step_with_its_flips_and_figures_never_waits():
 
 def test_the_grid_is_set_up_without_waiting():
     with fake_mode(), Watch() as watch:
-        vox_util = make_vox_util((None, (-24, 24, -4, 4, -16, 16), GRID), "cuda")
+        vox_util = make_vox_util(Grid((0, 1, 0), (-24, 24, -4, 4, -16, 16), GRID), "cuda")
         assert vox_util.ref_to_mem(torch.empty((5, 3), device="cuda")).is_cuda
     assert watch.faults == [] and watch.count > 0
 

@@ -30,6 +30,7 @@ from train.model.simple_bev import SimpleBev
 from train.optim import fetch_optimizer, load_moments, parameter_groups
 from train.options import Options
 from train.run import train as train_run
+from train.samples import Samples, network_of
 from train.setup import check_same_network, make_loaders, make_network
 from train.step import LossStep, over_processes, unreached
 
@@ -223,6 +224,9 @@ def test_only_what_is_needed_is_read(synth_shards, tmp_path):
     recorded = yaml.safe_load((path.parent / "config.yaml").read_text())
     assert recorded == checkpoint.read(path)["options"] and recorded["model"] == "tests.train.model.test_network:Points"
     assert train_run(Options(**from_run({"resume": str(path.parent), "max_iters": 3}))).name == "model-000000003.pth"
+    # Points asserts that it gets no images: not for a picture either, whose images are the record's.
+    shown = network_of(path.parent, torch.device("cpu"))
+    assert show.sheet_of(Samples([synth_shards]), 0, shown, 800).shape[1] == 800
 
 
 class Plain(torch.nn.Module):
