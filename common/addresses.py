@@ -74,13 +74,19 @@ def without_slash(folder):
     return (base if base.endswith("://") else base.removesuffix("/")) + query
 
 
+def plain_folder(address):
+    """A folder's address as split gives it."""
+    base, query = _without_query(str(address))
+    return address if is_remote(base) and base.endswith("//") else without_slash(address)
+
+
 def split(address):
     """(folder, name) of a file's address; a query stays with the folder. The folder is "" for a bare local name."""
     base, query = _without_query(str(address))
     folder, slash, name = base.rpartition("/")
     if slash and not folder:
         folder = "/"
-    if is_remote(folder) and folder.endswith("/") and not folder.endswith("://"):
+    if is_remote(folder) and folder.endswith("/"):
         folder += "/"
     return folder + query, name
 

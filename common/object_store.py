@@ -17,7 +17,9 @@ from common.retry_after import ask_retry_after
 
 # Of a whole request: an upload of a large part over a thin line. What stalls is found by read_timeout long before.
 LONGEST_REQUEST_S = 15 * 60
-SMALL_BYTES = 64 << 10  # of the parts that the most impatient client asks for; each further client is for four times as much
+SMALL_BYTES = (
+    64 << 10
+)  # of the parts that the most impatient client asks for; each further client is for four times as much
 _CLIENT_OPTIONS = "client_options"
 _WITHOUT_HEAD = (400, 403, 405, 501)  # a HEAD's answers that say nothing of what a GET is answered
 _made_in = None  # the process whose obstore runtime has started; it does not live on in a forked child
@@ -212,7 +214,9 @@ class ObjectStore(RemoteStore):
         if refused or status in (401, 403):
             remedy = "check the credentials"
             if self.is_http:
-                remedy = "a signed address needs its query, and one with a password the password, which are never recorded: "
+                remedy = (
+                    "a signed address needs its query, and one with a password the password, which are never recorded: "
+                )
                 remedy += "give the whole of it again"
             kind = CannotList if not name or name.endswith("/") else Refused
             raise kind(f"{where}: access is refused ({text}); {remedy}") from None
@@ -231,7 +235,7 @@ class ObjectStore(RemoteStore):
         where = self.path(name)
         fault = certificate_fault(whole)
         if fault:
-            hint = 'have its issuer among the system\'s certificates, or give --store_options \'{"client_options": '
+            hint = "have its issuer among the system's certificates, or give --store_options '{\"client_options\": "
             hint += '{"allow_invalid_certificates": true}}\''
             raise StoreError(f"{where}: {fault}{self._proxy()}; {hint}") from None
         if "NoSuchBucket" in whole or "ContainerNotFound" in whole or "specified bucket does not exist" in whole:

@@ -1,7 +1,7 @@
 """How often, and after which pauses, a remote operation is tried again.
 
-A store that has never answered is most likely mis-named or out of reach for good, so that is found out within half a minute. One that
-has answered before is most likely back soon: it is waited for in minutes, and the user is told meanwhile.
+A store that has never answered is most likely mis-named or out of reach for good, so that is found out within half a
+minute. One that has answered before is most likely back soon: it is waited for in minutes, and the user is told meanwhile.
 """
 
 import random

@@ -169,7 +169,8 @@ class _Folders:
 
     def __init__(self, options, retry, strict=True):
         self.options, self.retry, self.strict = options, retry, strict
-        self._stores, self._manifests, self.refused = {}, {}, {}
+        self._stores, self._manifests = {}, {}
+        self.refused = {}  # folder -> the error that says why what is in it cannot be told
         self.gone = {}  # the keys are tars that are listed and covered, but not there
 
     def store(self, folder):
@@ -231,7 +232,7 @@ def _resolve(pattern, split, folders):
     if name.endswith(SUFFIX) and not _MAGIC.search(name):
         return _of_manifest(folder, name, folders)
     if is_folder(pattern):
-        folder = addresses.without_slash(pattern)
+        folder = addresses.plain_folder(pattern)
         found = _of_folder(folder, split, folders)
         if not found:
             if folder in folders.refused:
@@ -257,7 +258,7 @@ def is_folder(pattern):
     if not addresses.is_remote(pattern):
         return os.path.isdir(pattern.removeprefix("file://"))
     _, name = addresses.split(pattern)
-    return not name or not (_MAGIC.search(name) or _RANGE.search(name) or name.endswith((".tar", ".json")))
+    return not name or not (re.search(r"[*?]", name) or _RANGE.search(name) or name.endswith((".tar", ".json")))
 
 
 def _exists_here(pattern):
@@ -281,7 +282,8 @@ def _of_folder(folder, split, folders):
             continue
         try:
             names = folders.names(folder)
-        except CannotList:
+        except CannotList as error:
+            folders.refused.setdefault(folder, error)
             continue
         found += [addresses.join(folder, n) for n in in_number_order(names) if fnmatchcase(n, f"{own}-*.tar")]
     if not split and not found:
@@ -347,10 +349,10 @@ def _matches_in(folder, wanted, folders):
         there = {name for name in folders.names(folder) if covered(name)}
     except CannotList:
         there = set(listed) or _found_by_name(folder, wanted, folders)
-        if globs and not there:
-            raise
         if not there and folder in folders.refused:
             raise folders.refused[folder] from None
+        if globs and not there:
+            raise
     gone = [name for name in listed if name not in there]
     if gone and folders.strict:
         others = f", nor are {len(gone) - 1} others" if len(gone) > 1 else ""

@@ -8,6 +8,7 @@ import click
 import torch
 import yaml
 
+from common.addresses import is_remote
 from common.spelling import EITHER, spelled
 from train import checkpoint
 from train.errors import DataError, Interrupted, NotFinite, PeerFailed, PeersLost, Stopped
@@ -199,7 +200,10 @@ def launch(target, options):
     device = distributed.pick_device(options.device, options.device_ids)
     if options.sync_bn and device.type != "cuda":
         raise ValueError("--sync_bn needs CUDA devices; leave it out")
-    devices = distributed.Devices(options.device, options.device_ids, size, options.timeout_min)
+    from_afar = any(map(is_remote, (*options.shards, *options.val_shards, options.data_dir)))
+    # A rank that waits for a store keeps the others waiting, which are not lost.
+    timeout_min = options.timeout_min + options.retry_minutes * from_afar
+    devices = distributed.Devices(options.device, options.device_ids, size, timeout_min)
     return distributed.launch(target, (options,), devices, fail_in_one_line)
 
 

@@ -26,7 +26,7 @@ from train.gallery import write_gallery
 from train.options import Options, as_dict
 from train.processes.distributed import say
 from train.processes.precision import on_device, set_precision
-from train.setup import check_same_network, make_loaders, make_network
+from train.setup import check_same_network, check_same_shards, make_loaders, make_network
 
 # What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
 _OF_MODEL = ("sensors", "model", "labels", "grid", "res_scale", "interpolation", "refcam_id")
@@ -127,6 +127,7 @@ class Evaluation:
 
     def __call__(self, options, world):
         parts = world.together(lambda: _prepare(options, world))
+        world.together(lambda: check_same_shards((None, parts.loader), world))
         out = Path(self.choices["out"] or parts.folder / "eval")
         world.together(lambda: world.leads and _check_folder(out))
         if world.leads:

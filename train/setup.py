@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import socket
 
 import torch
 
@@ -82,6 +83,24 @@ def _shards(options, want_train):
     return train, val
 
 
+def check_same_shards(loaders, world):
+    """Raise ValueError on every rank where not all ranks read copies of one set: the order of samples is one for all.
+
+    loaders: (train, val), None where there is none.
+    """
+    for loader, split in zip(loaders, ("train", "val"), strict=True):
+        own = (None, None) if loader is None else (loader.reader.identity, str(loader.reader.indexes[0].tar))
+        places = world.gather((f"{socket.gethostname()} (rank {world.rank})", *own))
+        host, first, where = places[0]
+        for other, identity, there in places:
+            if identity != first:
+                what = "other samples" if identity[:2] != first[:2] else "shards made with other options"
+                raise ValueError(
+                    f"the {split} shards differ: {other} has {what} ({there} and on: {identity[0]} samples) than {host} "
+                    f"({where} and on: {first[0]} samples); copy one set to every machine"
+                )
+
+
 def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras=True, labels=None):
     """(train, val) loaders and VoxUtil on the device; val is None without do_val. Raises ValueError.
 
@@ -89,7 +108,7 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras
     """
     train, val = _shards(options, want_train)
     threads = _share_of_cores("nworkers", options.nworkers)
-    # In evaluation there is but one loader, and --nworkers counts its threads, as in the lineage's.
+    # In evaluation there is but one loader, and --nworkers counts its threads, as in Simple-BEV's.
     threads_val = _share_of_cores("nworkers_val", options.nworkers_val) if want_train else threads
     config = DataConfig.of(options, device, cameras=cameras, labels=labels, rank=rank, world_size=world_size)
     loaders = loaders_of(train, val, config, threads, threads_val)

@@ -122,7 +122,9 @@ class Cache:
             told, self._told = self._told, True
         if not told:
             reason = error.strerror or error
-            note = f"--cache_dir cannot be written ({reason}); what it lacks is fetched each time, which costs speed alone"
+            note = (
+                f"--cache_dir cannot be written ({reason}); what it lacks is fetched each time, which costs speed alone"
+            )
             say(f"note: {self.root.parent}: {note}", "node")
 
     def say(self, whose=""):

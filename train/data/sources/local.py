@@ -43,8 +43,8 @@ class LocalSource(KeyframeTable):
 
         A shard that is no longer the file whose index was read is held against its checksums from then on.
 
-        Raises ShardError, naming shard and key, if a read fails, comes up short, or has another checksum (where verify_reads, or
-        the shard was changed).
+        Raises ShardError, naming shard and key, if a read fails, comes up short, or (with verify_reads, and where the shard was
+        changed) has another checksum.
         """
         shard, row = self._locate(number)
         out = {}

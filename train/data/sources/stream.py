@@ -164,8 +164,8 @@ class PipeSource(KeyframeTable):
 
         Args:
             frames: the keyframes wanted, in order, with repeats.
-            members: what will be read of each of them, an iterable in the same order: of a keyframe, that is kept alone. Without
-                it no thread reads ahead, and all that comes is kept.
+            members: what will be read of each of them, an iterable in the same order; nothing else is kept. Without it no
+                thread reads ahead, and all that comes is kept.
         """
         self.close()
         self._session = _Session(self, frames, self._shard_order, members)
