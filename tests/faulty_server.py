@@ -30,11 +30,19 @@ class FaultyServer:
         self.requests, self.query, self.authorization, self.head = [], "", "", 0
         self.at_once, self.most_at_once, self._held = 0, 0, None
         self._counting = threading.Lock()
-        self._closed = threading.Event()
+        self._closed, self._connections = threading.Event(), set()
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self):
+                super().setup()
+                outer._connections.add(self.connection)
+
+            def finish(self):
+                outer._connections.discard(self.connection)
+                super().finish()
 
             def do_GET(self):
                 with outer._counted():
@@ -70,10 +78,15 @@ class FaultyServer:
         self.lasting = ""
 
     def close(self):
-        """Stop answering."""
+        """Stop answering, on connections that are open too."""
         self._closed.set()
         self._httpd.shutdown()
         self._httpd.server_close()
+        for connection in list(self._connections):
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it has ended by itself
 
     @contextmanager
     def _counted(self):
