@@ -161,7 +161,9 @@ def server(synth_shards):
 def test_a_server_that_fails_for_good_ends_a_run_in_one_line(synth_shards, tmp_path):
     server = FaultyServer(synth_shards)
     try:
-        process = start(*words(f"{server.address}/train.manifest.json", tmp_path, "--do_val", "False"))
+        process = start(
+            *words(f"{server.address}/train.manifest.json", tmp_path, "--do_val", "False", "--retry_minutes", 0)
+        )
         while process.poll() is None and not any(".tar" in path and kind for _, path, kind in server.requests):
             time.sleep(0.02)
         server.lasting = "reset"

@@ -94,7 +94,7 @@ class KeyframeTable:
         if zlib.crc32(data) != index.crc32[row, column]:
             raise ShardError(
                 f"{index.tar}: the file is damaged: {index.members[column]} of {index.keys[row]} is not what was written; "
-                f"copy the file anew (what else is damaged: {spelled('preprocess.verify')} {index.tar})"
+                f"copy the file anew ({spelled('preprocess.verify')} finds all that is damaged)"
             )
 
     def _count(self, size):
