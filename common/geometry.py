@@ -6,19 +6,35 @@
 import numpy as np
 import torch
 
+from common import rigid
+
+RIGID_TOLERANCE = 1e-5  # of a squared scale: what float32 matrices, multiplied, stay within by far
+
 
 def rigid_inverse(a_T_b):
     """b_T_a of rigid (..., 4, 4), a tensor or an array, by transposing the rotation."""
-    rotation_t = a_T_b[..., :3, :3].swapaxes(-1, -2)
-    if isinstance(a_T_b, torch.Tensor):
-        out, moved = torch.zeros_like(a_T_b), rotation_t @ a_T_b[..., :3, 3:]
-    else:
-        # The order of this sum is in the last bit of every shard that there is; a matrix product would take another.
-        out, moved = np.zeros_like(a_T_b), np.einsum("...ij,...jk->...ik", rotation_t, a_T_b[..., :3, 3:])
-    out[..., :3, :3] = rotation_t
-    out[..., :3, 3:] = -moved
-    out[..., 3, 3] = 1.0
-    return out
+    if not isinstance(a_T_b, torch.Tensor):
+        return rigid.rigid_inverse(a_T_b)
+    rotation_t = a_T_b[..., :3, :3].transpose(-1, -2)
+    return _with_last_row(rotation_t, -(rotation_t @ a_T_b[..., :3, 3:]))
+
+
+def similarity_inverse(a_T_b):
+    """b_T_a of tensors (..., 4, 4) that turn, mirror, move and scale all axes alike.
+
+    A scale that rounding alone sets apart from 1 is 1: of a rigid transform this is rigid_inverse, to the last bit.
+    """
+    rotation_t = a_T_b[..., :3, :3].transpose(-1, -2)
+    squared = a_T_b[..., :3, 0].square().sum(-1)[..., None, None]
+    rotation_t = rotation_t / torch.where((squared - 1).abs() < RIGID_TOLERANCE, 1.0, squared)
+    return _with_last_row(rotation_t, -(rotation_t @ a_T_b[..., :3, 3:]))
+
+
+def _with_last_row(rotation, translation):
+    """(..., 3, 3) and (..., 3, 1) tensors -> (..., 4, 4); joined, since what fills a matrix in place cannot be exported."""
+    upper = torch.cat([rotation, translation], -1)
+    zeros = torch.zeros_like(upper[..., :1, :3])
+    return torch.cat([upper, torch.cat([zeros, zeros[..., :1] + 1], -1)], -2)
 
 
 def apply_4x4(a_T_b, xyz):
@@ -28,18 +44,14 @@ def apply_4x4(a_T_b, xyz):
 
 def merge_rt(rotation, translation):
     """(..., 3, 3) and (..., 3) -> (..., 4, 4)."""
-    out = torch.zeros((*rotation.shape[:-2], 4, 4), dtype=rotation.dtype, device=rotation.device)
-    out[..., :3, :3] = rotation
-    out[..., :3, 3] = translation
-    out[..., 3, 3] = 1.0
-    return out
+    return _with_last_row(rotation, translation[..., None])
 
 
 def scale_intrinsics(pix_T_cam, sx, sy):
     """(..., 4, 4) intrinsics for an image scaled by sx along columns and sy along rows."""
-    scale = torch.ones(4, dtype=pix_T_cam.dtype, device=pix_T_cam.device)
-    scale[0], scale[1] = sx, sy
-    return pix_T_cam * scale[:, None]
+    # Filled on the device: a tensor made from a list would be sent there.
+    rows = [torch.full((), v, dtype=pix_T_cam.dtype, device=pix_T_cam.device) for v in (sx, sy, 1.0, 1.0)]
+    return pix_T_cam * torch.stack(rows)[:, None]
 
 
 def cam0_T_cams(ego_T_cam):

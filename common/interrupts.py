@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from common.spelling import Command
+
 CODE = 128 + signal.SIGINT
 _LINE = "stopped by SIGINT"
 
@@ -21,7 +23,7 @@ def _end(_number, _frame):
     os._exit(CODE)
 
 
-class Interruptible(click.Command):
+class Interruptible(Command):
     """For click.command's `cls`."""
 
     def invoke(self, context):

@@ -1,19 +1,23 @@
 """Options and commands as people type them."""
 
+import difflib
 import os
+
+import click
 
 # For a click command's context_settings: _ and - are one in options' names.
 EITHER = {"token_normalize_func": lambda name: name.replace("_", "-")}
 
 # Of `bevshards COMMAND`: module and meaning.
 COMMANDS = {
+    "demo": ("train.demo", "a generated world to a trained network, without any data"),
+    "doctor": ("train.doctor", "what this machine can do, and whether a batch fits"),
     "train": ("train.run", "shards -> a trained network"),
     "evaluate": ("train.evaluate", "IoU of a checkpoint"),
     "compare": ("train.compare", "two evaluations beside each other"),
     "show": ("train.show", "pictures of a sample"),
     "report": ("train.report", "a run as a page"),
     "export": ("train.export", "a network for other runtimes"),
-    "demo": ("train.demo", "a small training, before and after"),
     "shards": ("preprocess.run", "nuScenes -> shards"),
     "verify": ("preprocess.verify", "read all of some shards again"),
     "index": ("preprocess.index", "rebuild the index of a shard"),
@@ -21,6 +25,8 @@ COMMANDS = {
     "synth": ("preprocess.synth", "a generated nuScenes folder"),
 }
 BY_NAME = "BEVSHARDS_BY_NAME"  # in the environment, so that processes which a command starts know it too
+_LIKE_ENOUGH = 0.8  # of difflib's ratio; less is another word
+_PREFIX = 3  # letters that say which word is meant
 
 
 def spelled(module):
@@ -30,3 +36,41 @@ def spelled(module):
     """
     names = {place: name for name, (place, _) in COMMANDS.items()} if BY_NAME in os.environ else {}
     return f"bevshards {names[module]}" if module in names else f"python -m {module}"
+
+
+def nearest(word, known):
+    """The name that is meant by a word, or None where none is like it.
+
+    known: mapping from a spelling, any of several for one name, to the name.
+    """
+    plain = {_plain(spelling): name for spelling, name in known.items()}
+    word = _plain(word)
+    if found := difflib.get_close_matches(word, plain, 1, _LIKE_ENOUGH):
+        return plain[found[0]]
+    begun = {name for spelling, name in plain.items() if len(word) >= _PREFIX and spelling.startswith(word)}
+    return begun.pop() if len(begun) == 1 else None
+
+
+def _plain(word):
+    return word.replace("-", "").replace("_", "").lower()
+
+
+class Command(click.Command):
+    """A click command that answers a mistyped option with the nearest one, spelled as in its help."""
+
+    def parse_args(self, ctx, args):
+        """As click.Command."""
+        words = list(args)  # which the parser empties
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            known = {}
+            for option in (p for p in self.get_params(ctx) if isinstance(p, click.Option)):
+                known |= dict.fromkeys((*option.opts, *getattr(option, "also", ())), option.opts[0])
+            # The parser has made one of _ and -.
+            typed = {EITHER["token_normalize_func"](word.partition("=")[0]): word.partition("=")[0] for word in words}
+            meant = nearest(error.option_name, known)
+            message = f"no such option {typed.get(error.option_name, error.option_name)}"
+            if meant:
+                message += f"; did you mean {meant}?"
+            raise click.NoSuchOption(error.option_name, message, ctx=ctx) from None

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 
 from common.cameras import LIDAR_FIELDS, RADARS
-from common.geometry import rigid_inverse
 from common.record import (
     BOX_DTYPE,
     BOXES_MEMBER,
@@ -23,6 +22,7 @@ from common.record import (
     parse_sample,
     radar_member,
 )
+from common.rigid import rigid_inverse
 from preprocess.errors import SourceError
 from preprocess.frames import rotation_matrix
 from preprocess.images import check_image, reencode

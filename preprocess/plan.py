@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from common.cameras import CAMERAS, LIDAR, MIN_DISTANCE_M, RADARS, REFERENCE_RADAR
-from common.geometry import rigid_inverse
 from common.keys import keyframe_key, scene_key
 from common.progress import Progress
 from common.record import SCHEMA_VERSION
+from common.rigid import rigid_inverse
 from preprocess.annotations import Annotations
 from preprocess.errors import SourceError
 from preprocess.frames import transform

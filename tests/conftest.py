@@ -1,17 +1,25 @@
-"""Fixtures: the real keyframe and the golden arrays where they lie beside the checkout."""
+"""Fixtures: the real keyframe and the golden arrays where they lie beside the checkout, small worlds and their shards."""
 
+import fcntl
 import importlib
 import io
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 from unittest.mock import patch
+
+import pytest
+
+from tests.processes import client
+from tests.processes.client import REPOSITORY, Process
+
+SHARED = REPOSITORY.parent / "shared"
 
 # OpenMP reads these once, when torch is imported, here and in the processes that tests start. Tests that run side by side
 # have more threads than there are cores: one that spins while it waits for another takes the core which that one needs
@@ -20,37 +28,34 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
 
-from preprocess.synth.folder import Folder  # noqa: E402
-
-REPOSITORY = Path(__file__).parent.parent
-SHARED = REPOSITORY.parent / "shared"
-
-torch.set_num_threads(2)
+def pytest_configure(config):
+    """Start the server of processes before pytest's workers, which share it; without workers it starts when it is needed."""
+    workers = getattr(config.option, "numprocesses", None) or 0
+    if not hasattr(config, "workerinput") and workers:
+        client.begin_server(**({"OMP_NUM_THREADS": "1"} | os.environ if workers > 1 else {}))
 
 
-def run_module(*arguments, check=True, timeout=300):
-    """Run `python -m ...` in the repository; the finished process with its text."""
-    result = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    if check and result.returncode:
-        raise AssertionError(f"{arguments}: exit {result.returncode}\n{result.stdout}\n{result.stderr}")
-    return result
+@pytest.fixture(scope="session", autouse=True)
+def threads():
+    """Of torch; it is imported here, not above, since pytest's own process needs none of it where it has workers."""
+    import torch
+
+    torch.set_num_threads(2)
+
+
+def run_module(*arguments, check=True, timeout=300, **options):
+    """Run `python -m ...` in the repository; the finished process with its text. options: see tests.processes.client."""
+    return client.run("-m", *arguments, check=check, timeout=timeout, **options)
 
 
 def call_module(name, *arguments, check=True):
-    """run_module in this process, for what is not about processes: importing torch anew takes four seconds of CPU.
+    """run_module in this process, for what is not about processes.
 
     An exception that would be a traceback there is raised here.
     """
+    import torch
+
     module, deterministic = importlib.import_module(name), torch.are_deterministic_algorithms_enabled()
     out, err, code = io.StringIO(), io.StringIO(), 0
     with patch.object(sys, "argv", [module.__file__, *map(str, arguments)]), redirect_stdout(out), redirect_stderr(err):
@@ -81,6 +86,8 @@ def golden():
     if not (SHARED / "golden").is_dir():
         pytest.skip("../shared/golden is not there")
 
+    import numpy as np
+
     def load(name):
         path = SHARED / "golden" / name
         return np.load(path) if path.suffix == ".npz" else path.read_text()
@@ -89,47 +96,70 @@ def golden():
 
 
 @pytest.fixture(scope="session")
-def real_shards(realframe, tmp_path_factory):
+def made_once(tmp_path_factory):
+    """Function (name, make) to the folder that make(folder) has filled, once for all of pytest's workers."""
+    own = tmp_path_factory.getbasetemp()
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def folder_of(name, make):
+        folder = root / f"session-{name}"
+        with open(root / f".{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the other worker waits, then finds it
+            if not folder.exists():
+                half = root / f"half-{name}"
+                shutil.rmtree(half, ignore_errors=True)
+                half.mkdir()
+                make(half)
+                half.rename(folder)
+        return folder
+
+    return folder_of
+
+
+def preprocess(version, dataroot, out, *options):
+    run_module("preprocess.run", "--version", version, "--dataroot", dataroot, "--out", out, *options)
+
+
+@pytest.fixture(scope="session")
+def real_shards(realframe, made_once):
     """Folder with train-000.tar and val-000.tar of the real keyframes."""
-    out = tmp_path_factory.mktemp("real-shards")
-    run_module("preprocess.run", "--version", "v1.0-mini", "--dataroot", realframe, "--out", out, "--workers", 1)
-    return out
+    return made_once("real-shards", lambda out: preprocess("v1.0-mini", realframe, out, "--workers", 1))
 
 
 @pytest.fixture(scope="session")
-def small_world(tmp_path_factory):
+def small_world(made_once):
     """nuScenes folder of four small scenes of three keyframes with one sweep between; the last is a val scene."""
-    folder = Folder(tmp_path_factory.mktemp("small-world"), "v1.0-mini", 5, image_hw=(90, 160))
-    for number, name in enumerate(("scene-0061", "scene-0553", "scene-0655", "scene-0103")):
-        folder.add_scene(number, name, 3, 1)
-    folder.close()
-    return folder.out
+
+    def make(out):
+        from preprocess.synth.folder import Folder
+
+        folder = Folder(out, "v1.0-mini", 5, image_hw=(90, 160))
+        for number, name in enumerate(("scene-0061", "scene-0553", "scene-0655", "scene-0103")):
+            folder.add_scene(number, name, 3, 1)
+        folder.close()
+
+    return made_once("small-world", make)
 
 
 @pytest.fixture(scope="session")
-def small_shards(small_world, tmp_path_factory):
+def small_shards(small_world, made_once):
     """Folder of shards of the small world: nine train samples and three val samples, whose images cost next to nothing."""
-    out = tmp_path_factory.mktemp("small-shards")
     options = "--sweeps 2 --train-shards 1 --workers 1".split()
-    run_module("preprocess.run", "--version", "v1.0-mini", "--dataroot", small_world, "--out", out, *options)
-    return out
+    return made_once("small-shards", lambda out: preprocess("v1.0-mini", small_world, out, *options))
 
 
 @pytest.fixture(scope="session")
-def synth_world(tmp_path_factory):
+def synth_world(made_once):
     """nuScenes folder of the generated world: five train scenes and a val scene of four keyframes, two sweeps between."""
-    out = tmp_path_factory.mktemp("world")
-    run_module("preprocess.synth", "--out", out, "--version", "v1.0-mini", *"--scenes 6 --samples 4 --sweeps 2".split())
-    return out
+    words = "--version v1.0-mini --scenes 6 --samples 4 --sweeps 2".split()
+    return made_once("synth-world", lambda out: run_module("preprocess.synth", "--out", out, *words))
 
 
 @pytest.fixture(scope="session")
-def synth_shards(synth_world, tmp_path_factory):
+def synth_shards(synth_world, made_once):
     """Two train shards and one val shard of the generated world, three sweeps each."""
-    out = tmp_path_factory.mktemp("synth-shards")
     options = "--sweeps 3 --train-shards 2 --val-shards 1 --workers 1".split()
-    run_module("preprocess.run", "--version", "v1.0-mini", "--dataroot", synth_world, "--out", out, *options)
-    return out
+    return made_once("synth-shards", lambda out: preprocess("v1.0-mini", synth_world, out, *options))
 
 
 class S3Server:
@@ -142,9 +172,8 @@ class S3Server:
             self.endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
         self._log = folder / "requests.log"
         port = self.endpoint.rpartition(":")[2]
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port]
         with open(self._log, "wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            self.process = Process("-m", "moto.server", "-H", "127.0.0.1", "-p", port, stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -184,6 +213,5 @@ def s3(tmp_path_factory):
 def s3_shards(s3, synth_world):
     """Address of the shards of synth_shards, written by preprocess.run."""
     out = f"s3://{s3.bucket}/shards"
-    options = "--sweeps 3 --train-shards 2 --val-shards 1 --workers 2".split()
-    run_module("preprocess.run", "--version", "v1.0-mini", "--dataroot", synth_world, "--out", out, *options)
+    preprocess("v1.0-mini", synth_world, out, *"--sweeps 3 --train-shards 2 --val-shards 1 --workers 2".split())
     return out

@@ -12,7 +12,23 @@ FORBIDDEN = {
     "train": {"preprocess", "nuscenes", "pyquaternion"},
 }
 # What a module or folder of train/ must not know: everything that stands above it.
-COMMANDS = {"run", "evaluate", "compare", "show", "report", "demo", "command", "setup", "samples", "gallery"}
+COMMANDS = {
+    *(
+        "run",
+        "evaluate",
+        "compare",
+        "show",
+        "report",
+        "demo",
+        "command",
+        "launch",
+        "paths",
+        "setup",
+        "samples",
+        "gallery",
+    ),
+    *("training", "evaluating", "showing", "demo_run"),  # what the first ones do once torch is loaded
+}
 RUNNING = COMMANDS | {"loop", "monitor.console"}
 EVALUATING = {"evaluation", "step", "model.forward"}
 ABOVE = {
@@ -31,7 +47,8 @@ ABOVE = {
 ONLY = {
     "errors": set(),
     "processes.signals": {"errors"},
-    "processes.distributed": {"errors", "processes.first_error", "processes.signals"},
+    "processes.ranks": set(),
+    "processes.distributed": {"errors", "processes.first_error", "processes.ranks", "processes.signals"},
     "processes.first_error": set(),
     "processes.precision": set(),
     "monitor.writers": set(),

@@ -5,20 +5,17 @@ from dataclasses import fields
 from pathlib import Path
 
 import click
-import torch
 import yaml
 
-from common.addresses import is_remote
-from common.spelling import EITHER, spelled
-from train import checkpoint
+from common.spelling import EITHER, Command, spelled
 from train.errors import DataError, Interrupted, NotFinite, PeerFailed, PeersLost, Stopped
-from train.options import FREE_ON_RESUME, GROUPS, Options, check_visibility, coerce, of_today
-from train.processes import distributed, signals
-from train.processes.distributed import say
+from train.options import GROUPS, Options, check_visibility, coerce, of_today
+from train.processes import ranks, signals
+from train.processes.ranks import say
 from train.runs import find_run
 
 
-class GroupedCommand(click.Command):
+class GroupedCommand(Command):
     """A command whose help lists the options by group, each in one spelling."""
 
     def format_options(self, ctx, formatter):
@@ -43,7 +40,7 @@ class OptionOfGroup(click.Option):
         kind = {"is_flag": False, "flag_value": bare} if bare else {}
         several = field.name in ("shards", "val_shards")
         super().__init__([f"--{field.name}", field.name], default=None, hidden=hidden, multiple=several, **kind)
-        self.field, self.group = field, field.metadata["group"]
+        self.field, self.group, self.also = field, field.metadata["group"], field.metadata["also"]
 
     def spelling(self):
         """Name and what it takes, for the help."""
@@ -72,7 +69,7 @@ def options_command(hide=(), argument=None, extra=()):
     def decorate(function):
         def callback(**values):
             own = {option.name: values.pop(option.name) for option in extra}
-            fail_in_one_line(lambda: function(_given(values, argument), **own))
+            function(fail_in_one_line(lambda: _given(values, argument)), **own)
 
         words = [click.Argument([argument[0].lower()], required=False)] if argument else []
         command = GroupedCommand(
@@ -82,7 +79,11 @@ def options_command(hide=(), argument=None, extra=()):
             context_settings={**EITHER, "max_content_width": 100},
             params=[
                 *words,
-                *(OptionOfGroup(f, f.name in hide or f.metadata["group"] in hide) for f in fields(Options)),
+                *(
+                    OptionOfGroup(f, f.name in hide or f.metadata["group"] in hide)
+                    for f in fields(Options)
+                    if f.metadata["typed"]
+                ),
                 *extra,
             ],
         )
@@ -123,8 +124,12 @@ def join_words(arguments):
     return out
 
 
-def from_config(given):
-    """The given options over those of the file that `config` names, with runs found where they lie. Raises ValueError."""
+def from_config(given, called=None):
+    """The given options over those of the file that `config` names, with runs found where they lie.
+
+    called: name of an option -> what a user gave it as, where that is not the option. Raises ValueError.
+    """
+    called = called or {}
     path = given.get("config")
     if path:
         path = Path(path, "config.yaml") if Path(path).is_dir() else path
@@ -143,33 +148,10 @@ def from_config(given):
             )
     runs = given.get("ckpt_dir", Options.ckpt_dir)
     return given | {
-        name: find_run(given[name], runs, f"--{name}") for name in ("resume", "init_dir") if given.get(name)
+        name: find_run(given[name], runs, called.get(name, f"--{name}"))
+        for name in ("resume", "init_dir")
+        if given.get(name)
     }
-
-
-def from_run(given):
-    """The given options over those of the run that `resume` names.
-
-    Raises ValueError for an option that would make it another run.
-    """
-    run = Path(given["resume"])
-    recorded = checkpoint.read(run, command=f"{spelled('train.run')} --resume").get("options")
-    if recorded is None:
-        raise ValueError(f"{run}: its checkpoint records no options; use --init_dir")
-    recorded = known_options(recorded, run, strict=False)
-    for name in ("shards", "val_shards", "data_dir"):
-        commands = commands_among({name: recorded.get(name, ())})
-        if commands and name not in given:
-            raise ValueError(
-                f"{run}: a checkpoint may not say which commands to run; if {commands[0]!r} is meant, name it again: --{name} …"
-            )
-    for name, value in given.items():
-        if name not in FREE_ON_RESUME and recorded.get(name, value) != value:
-            raise ValueError(
-                f"--{name} {value}: the run to resume has {recorded[name]}; leave it out, or begin another run with "
-                "--init_dir and --load_step"
-            )
-    return {**recorded, **given}
 
 
 def commands_among(recorded):
@@ -190,23 +172,6 @@ def known_options(recorded, source, strict):
     return known
 
 
-def launch(target, options):
-    """Run target(options, world) in a process a device, as the options say; see distributed.launch.
-
-    Raises ValueError: options that do not fit together, or this machine.
-    """
-    size = distributed.count_processes(options.device, options.device_ids)
-    options.validate(size)
-    device = distributed.pick_device(options.device, options.device_ids)
-    if options.sync_bn and device.type != "cuda":
-        raise ValueError("--sync_bn needs CUDA devices; leave it out")
-    from_afar = any(map(is_remote, (*options.shards, *options.val_shards, options.data_dir)))
-    # A rank that waits for a store keeps the others waiting, which are not lost.
-    timeout_min = options.timeout_min + options.retry_minutes * from_afar
-    devices = distributed.Devices(options.device, options.device_ids, size, timeout_min)
-    return distributed.launch(target, (options,), devices, fail_in_one_line)
-
-
 def fail_in_one_line(action):
     """Run action(); bad input ends with one line and exit code 1, a signal with its own code.
 
@@ -218,20 +183,28 @@ def fail_in_one_line(action):
     except (Stopped, Interrupted) as ended:
         signals.ignore()
         # All ranks save together; a signal that ended one otherwise may have been sent to it alone.
-        alone = isinstance(ended, Interrupted) and distributed.joined()
+        alone = isinstance(ended, Interrupted) and ranks.joined()
         _say_with_notes(f"{ended}", ended, "process" if alone else "run")
         sys.exit(ended.code)
     except PeerFailed as failed:
         _say_with_notes("", failed)
         sys.exit(failed.code)
-    except (ValueError, NotFinite, DataError, OSError, PeersLost, torch.OutOfMemoryError) as error:
+    except Exception as error:
+        out_of_memory = _is_out_of_memory(error)
+        if not (out_of_memory or isinstance(error, (ValueError, NotFinite, DataError, OSError, PeersLost))):
+            raise
         text = _one_line(error)
-        if isinstance(error, torch.OutOfMemoryError):
+        if out_of_memory:
             text = f"out of memory on the device; lower --batch_size or --res_scale ({text[:120]})"
         # Before the ranks have met, they all read the same command line; a machine has its own disk.
-        same = "node" if isinstance(error, ValueError) and not distributed.joined() else "process"
+        same = "node" if isinstance(error, ValueError) and not ranks.joined() else "process"
         _say_with_notes(f"error: {text}", error, "run" if isinstance(error, NotFinite) else same)
         sys.exit(1)
+
+
+def _is_out_of_memory(error):
+    torch = sys.modules.get("torch")  # which nothing here loads
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _say_with_notes(text, error, once_per="run"):

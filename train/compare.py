@@ -2,14 +2,14 @@
 
 import click
 
-from common.spelling import EITHER, spelled
+from common.spelling import EITHER, Command, spelled
 from train.command import fail_in_one_line
 from train.evaluation.compare import differences
 from train.evaluation.files import read_json
 from train.evaluation.table import comparison_lines
 
 
-@click.command(context_settings=EITHER)
+@click.command(cls=Command, context_settings=EITHER)
 @click.argument("a")
 @click.argument("b")
 @click.option("--seed", default=0, show_default=True, help="of the intervals' draws")

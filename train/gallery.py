@@ -6,7 +6,7 @@ from common.files import write_atomically
 from common.progress import progress
 from train.pictures.layout import encode
 from train.samples import Network, Samples
-from train.show import sheet_of
+from train.showing import sheet_of
 
 WIDTH_PX = 1000
 

@@ -17,8 +17,9 @@ from train.monitor.writers import open_wandb
 from train.optim import fetch_optimizer, parameter_groups
 from train.options import Options, as_dict
 from train.processes import signals
-from train.processes.distributed import World, saving, say
+from train.processes.distributed import World, saving
 from train.processes.precision import on_device, peak_memory_gb
+from train.processes.ranks import say
 from train.step import LossStep, over_processes, validate
 
 LOST = 255  # no signal's number: rank 0 could not write a checkpoint, or curves
@@ -84,9 +85,9 @@ class Trainer:
             optimizer, scheduler = fetch_optimizer(parameter_groups(network), *chosen)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.folder = Path(options.ckpt_dir) / self.name
-        self.pools = {w: Pool((pools or {}).get(w, ())) for w in "tv"}
-        self.best = best
         self.step = LossStep(network, grid, autocast, self.world, options.seed, options.rand_flip)
+        self.pools = {w: Pool((pools or {}).get(w, ()), self.step.read) for w in "tv"}
+        self.best = best
         if options.compile:
             self.step.compile_parts()
         if options.rand_flip and not self.step.flips:

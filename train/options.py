@@ -2,17 +2,17 @@
 
 import math
 import re
-from dataclasses import dataclass, field, fields
-
-import torch
+from dataclasses import asdict, dataclass, field, fields
 
 from common.addresses import recordable
 from common.cameras import CAMERAS
 from common.record import MOST_VISIBLE
 from common.stores import parse_options
-from train.model.encoders import ENCODERS
+from train.classes import class_specs
 from train.runs import CKPT_DIR
 
+ENCODERS = ("res101", "res50", "effb0", "effb4")  # that train.model.encoders makes
+SHARDS = ("shards", "val_shards", "data_dir")  # the options that name shards
 BASE_HW = (224, 400)  # of the network's images at res_scale 1
 GROUPS = {
     "run": "Run",
@@ -24,27 +24,27 @@ GROUPS = {
     "sensors": "Sensors",
     "model": "Network",
     "labels": "Labels",
-    "grid": "Grid, metres in cam0",
+    "grid": "Grid, metres in its frame",
 }
-_ITEMS = {"device_ids": int}  # items of list options whose default is empty and so does not tell
+_ITEMS = {"device_ids": int, "centroid": float}  # items of list options whose default is empty and so does not tell
 _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def _option(default, help, group, least=None, secret=False):
-    return field(
-        default=default, repr=not secret, metadata={"help": help, "group": group, "least": least, "secret": secret}
-    )
+def _option(default, help, group, least=None, secret=False, also=(), typed=True):
+    """also: names that people type for it, whom the right one is told. typed: False: of Python and config files alone."""
+    facts = {"help": help, "group": group, "least": least, "secret": secret, "also": also, "typed": typed}
+    return field(default=default, repr=not secret, metadata=facts)
 
 
 @dataclass
 class Options:
-    """Options of a run; validate() raises ValueError with the remedy. Lengths in metres, cam0 axes."""
+    """Options of a run; validate() raises ValueError with the remedy. Lengths in metres."""
 
     exp_name: str = _option("debug", "name of the experiment, part of the run's name", "run")
     run_name: str = _option(
         "", "of the run's folder: dated (a date, no colon) or a name; without it Simple-BEV's", "run"
     )
-    max_iters: int = _option(25000, "optimizer updates", "run", least=1)
+    max_iters: int = _option(25000, "optimizer updates", "run", least=1, also=("steps", "iterations"))
     log_freq: int = _option(1000, "updates between TensorBoard's pictures", "run", least=1)
     do_val: bool = _option(True, "validate while training", "run")
     val_freq: int = _option(100, "updates between validations", "run", least=1)
@@ -80,7 +80,9 @@ class Options:
     seqlen: int = _option(1, "keyframes a sample; the network sees the first", "data", least=1)
     temporal_aug: bool = _option(False, "with seqlen: also windows that skip a keyframe", "data")
     shuffle: bool = _option(True, "a new order each epoch", "data")
-    nworkers: int = _option(12, "loader threads of a machine; no more than its cores are used", "data", least=0)
+    nworkers: int = _option(
+        12, "loader threads of a machine, at most its cores", "data", least=0, also=("num_workers",)
+    )
     nworkers_val: int = _option(1, "the same for validation", "data", least=0)
     reader: str = _option("auto", "indexed (byte ranges), stream (front to back), auto (stream for pipe:)", "data")
     verify_reads: bool = _option(False, "compare checksums while reading", "data")
@@ -90,9 +92,9 @@ class Options:
     retry_minutes: float = _option(15.0, "minutes to wait for a store that was there before", "data", least=0.0)
     cache_dir: str = _option("", "folder of a node for what was read from afar, used members only", "data")
     cache_gb: float = _option(100.0, "most that cache_dir may hold", "data", least=0.0)
-    batch_size: int = _option(8, "samples over all devices", "optimisation", least=1)
+    batch_size: int = _option(8, "samples over all devices", "optimisation", least=1, also=("bs",))
     grad_acc: int = _option(5, "batches an update", "optimisation", least=1)
-    lr: float = _option(3e-4, "peak learning rate", "optimisation")
+    lr: float = _option(3e-4, "peak learning rate", "optimisation", also=("learning_rate",))
     use_scheduler: bool = _option(True, "AdamW with OneCycle, else Adam", "optimisation")
     weight_decay: float = _option(1e-7, "of AdamW, or Adam", "optimisation", least=0.0)
     grad_clip: float = _option(5.0, "largest norm of the gradient", "optimisation", least=0.0)
@@ -108,9 +110,10 @@ class Options:
     use_radar_filters: bool = _option(False, "the devkit's default radar filters", "sensors")
     use_metaradar: bool = _option(False, "radar with its 16 features", "sensors")
     use_lidar: bool = _option(False, "lidar occupancy", "sensors")
+    true_times: bool = _option(False, "cameras see from where the car was when each took its picture", "sensors")
     model: str = _option("simple_bev", "the network: simple_bev or package.module:factory", "model")
     model_args: str = _option("", "its own arguments: JSON, or a file of it", "model")
-    encoder_type: str = _option("res101", f"one of {', '.join(ENCODERS)}", "model")
+    encoder_type: str = _option("res101", f"one of {', '.join(ENCODERS)}", "model", also=("backbone",))
     do_rgbcompress: bool = _option(True, "compress height by convolution, else by sum", "model")
     latent_dim: int = _option(128, "channels of the features", "model", least=1)
     no_pretrained: bool = _option(False, "random backbone weights", "model")
@@ -118,8 +121,11 @@ class Options:
     protocol: str = _option("simple_bev", "simple_bev or min_visibility", "labels")
     min_visibility: int = _option(1, "with min_visibility: boxes under it are left out", "labels", least=1)
     target_categories: tuple = _option(("vehicle",), "comma list of category prefixes", "labels")
+    classes: tuple = _option((), "ClassSpecs, instead of one class of --target_categories", "labels", typed=False)
+    box_categories: tuple = _option((), "prefixes of the boxes in batches; without it those that labels draw", "labels")
     bounds: tuple = _option((-50.0, 50.0, -5.0, 5.0, -50.0, 50.0), "xmin,xmax,ymin,ymax,zmin,zmax", "grid")
-    centroid: tuple = _option((0.0, 1.0, 0.0), "x,y,z of the grid's middle", "grid")
+    frame: str = _option("cam0", "cam0 (the reference camera's) or ego (X right, Y down, Z forward)", "grid")
+    centroid: tuple = _option((), "x,y,z of the grid's middle; without it 0,1,0 in cam0, 0,-0.5,0 in ego", "grid")
     Z: int = _option(200, "voxels forward", "grid", least=1)
     Y: int = _option(8, "voxels down", "grid", least=1)
     X: int = _option(200, "voxels to the right", "grid", least=1)
@@ -131,6 +137,8 @@ class Options:
 
     def autocast_on(self, device):
         """The dtype of a training network's arithmetic on that device; None for float32."""
+        import torch  # here, since options are read before anything heavy is loaded
+
         precision = self.precision or ("bf16" if device.type == "cuda" else "fp32")
         return torch.bfloat16 if precision == "bf16" else None
 
@@ -166,7 +174,11 @@ class Options:
             raise ValueError(f"--ncams {self.ncams}: the car has {len(CAMERAS)} cameras")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"--lr {self.lr} must be positive")
-        if len(self.bounds) != 6 or len(self.centroid) != 3:
+        if self.frame not in ("cam0", "ego"):
+            raise ValueError(f"--frame {self.frame}: it is cam0 or ego")
+        if class_specs(self.classes) and self.target_categories != Options.target_categories:
+            raise ValueError("--target_categories makes one class, and classes are given; leave one out")
+        if len(self.bounds) != 6 or len(self.centroid) not in (0, 3):
             raise ValueError("--bounds takes 6 numbers, --centroid 3")
         if any(low >= high for low, high in zip(self.bounds[::2], self.bounds[1::2], strict=True)):
             raise ValueError("--bounds takes a lower and a higher number for each axis")
@@ -201,6 +213,9 @@ def as_dict(options):
     values = {f.name: getattr(options, f.name) for f in fields(options) if not f.metadata["secret"]}
     values["data_dir"] = recordable(values["data_dir"])
     values |= {name: list(map(recordable, values[name])) for name in ("shards", "val_shards")}
+    values["classes"] = [
+        asdict(spec) | {"categories": list(spec.categories)} for spec in class_specs(values["classes"])
+    ]
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
@@ -235,6 +250,8 @@ def coerce(name, value):
     """A value of a command line or a config file, as the type of the option `name`. Raises ValueError."""
     item = next(f for f in fields(Options) if f.name == name)
     try:
+        if name == "classes":
+            return class_specs(value)
         if name in ("shards", "val_shards"):
             return tuple(part for text in ([value] if isinstance(value, str) else value) for part in _patterns(text))
         if item.type is tuple:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from common.files import write_atomically
-from common.spelling import EITHER, spelled
+from common.spelling import EITHER, Command, spelled
 from train.command import fail_in_one_line
 from train.evaluation.files import evaluation_file, read_json
 from train.pictures.page import Run, page
@@ -15,7 +15,7 @@ from train.pictures.page import Run, page
 CURVES = ("stats", "pooled", "_")
 
 
-@click.command(context_settings=EITHER)
+@click.command(cls=Command, context_settings=EITHER)
 @click.argument("runs", nargs=-1, required=True)
 @click.option("--out", default="report.html", show_default=True, help="the page")
 @click.option("--log_dir", help="TensorBoard folder of the runs, where the run's options name another place")

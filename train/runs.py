@@ -1,9 +1,11 @@
-"""Runs on the disk: which one is meant by a name, a folder or a file."""
+"""Runs on the disk: how they are named, and which one is meant by a name, a folder or a file."""
 
 import glob
+import time
+from datetime import datetime
 from pathlib import Path
 
-from train.processes.distributed import say
+from train.processes.ranks import say
 
 CKPT_DIR = "checkpoints"  # the default of --ckpt_dir
 
@@ -50,3 +52,42 @@ def _is_run(folder):
 def _runs_in(folder):
     """Folders with checkpoints in a folder, the newest last."""
     return sorted((p for p in Path(folder).glob("*") if _is_run(p)), key=lambda p: p.stat().st_mtime)
+
+
+def model_name(batch_size, grad_acc, lr, use_scheduler, exp_name, now):
+    """Simple-BEV's name of a run, such as 1x5_3e-4s_rgb03_17:45:58; now: datetime."""
+    name = f"{batch_size:d}"
+    if grad_acc > 1:
+        name += f"x{grad_acc:d}"
+    digits = f"{lr:.1e}"  # 3.0e-04
+    name += f"_{digits[0]}{digits[3:5]}{digits[-1]}"
+    return f"{name}{'s' if use_scheduler else ''}_{exp_name}_{now:%H:%M:%S}"
+
+
+def new_folder(options):
+    """Make the folder of a new run; names hold the time of day alone, and no two runs share one."""
+    if options.run_name in (".", "..") or "/" in options.run_name:
+        raise ValueError(f"--run_name {options.run_name}: it names one folder in --ckpt_dir; give another name")
+    while True:
+        folder = Path(options.ckpt_dir) / folder_name(options, datetime.now())
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+            if folder.name == options.run_name:
+                if not any(folder.glob("*model-*.pth")):
+                    return folder  # of a run that ended before its first checkpoint
+                raise ValueError(f"{folder} is there already; --resume it, or give another --run_name") from None
+            time.sleep(1)
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot be made ({error.strerror}); give another --ckpt_dir") from None
+
+
+def folder_name(options, now):
+    named = (options.batch_size, options.grad_acc, options.lr, options.use_scheduler, options.exp_name)
+    name = model_name(*named, now)
+    if options.run_name == "dated":
+        return f"{now:%Y-%m-%d_%H-%M-%S}_{name.rpartition('_')[0]}"
+    return options.run_name or name

@@ -7,13 +7,13 @@ import socket
 
 import torch
 
-from common.addresses import join
-from common.shard_set import find_beside, find_shards
 from train.data import Grid, loaders_of, make_vox_util
 from train.data.config import DataConfig
-from train.model.interface import build_network, complete, find_network, model_arguments, name_of
+from train.model.arguments import model_arguments
+from train.model.interface import build_network, complete, find_network, name_of
 from train.options import Options
-from train.processes.distributed import say
+from train.paths import shard_sets
+from train.processes.ranks import say
 
 DEFAULT = Options().model  # which older runs, that record none, had
 
@@ -64,25 +64,6 @@ def _share_of_cores(name, wanted):
     return -(-min(wanted, cores) // processes)
 
 
-def _shards(options, want_train):
-    """(train, val) ShardSets of the options; None where they are not wanted."""
-    train, val = None, None
-    if want_train:
-        train = find_shards(options.shards or (join(options.data_dir, "train-*.tar"),), "train", options.stores)
-    if options.do_val:
-        if options.val_shards:
-            val = find_shards(options.val_shards, "val", options.stores)
-        elif want_train:
-            val = find_beside(train, "val")
-        else:
-            val = find_shards(options.shards or (join(options.data_dir, "val-*.tar"),), "val", options.stores)
-        if not val:
-            raise ValueError("no val shards beside the train shards; give --val_shards or --do_val False")
-    for note in (note for shards in (train, val) if shards is not None for note in shards.notes):
-        say(f"note: {note}")
-    return train, val
-
-
 def check_same_shards(loaders, world):
     """Raise ValueError on every rank where not all ranks read copies of one set: the order of samples is one for all.
 
@@ -106,7 +87,9 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras
 
     cameras: False reads no image, for a network that needs none. labels: LabelSpecs instead of the options' own.
     """
-    train, val = _shards(options, want_train)
+    train, val = shard_sets(options, want_train)
+    for note in (note for shards in (train, val) if shards is not None for note in shards.notes):
+        say(f"note: {note}")
     threads = _share_of_cores("nworkers", options.nworkers)
     # In evaluation there is but one loader, and --nworkers counts its threads, as in Simple-BEV's.
     threads_val = _share_of_cores("nworkers_val", options.nworkers_val) if want_train else threads

@@ -6,6 +6,7 @@ hide `train`. Importing it puts the checkout first on the path, for this process
 
 import importlib.util
 import os
+import platform
 import runpy
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ def _first_on_the_path():
 
 def main():
     """`bevshards COMMAND …`: the same as `python -m MODULE …` in the checkout."""
-    from common.spelling import BY_NAME, COMMANDS  # which is found by now, whatever lies in the current folder
+    from common.spelling import BY_NAME, COMMANDS, nearest  # which is found by now, whatever lies in the current folder
 
     there = {name: entry for name, entry in COMMANDS.items() if importlib.util.find_spec(entry[0])}
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
@@ -31,9 +32,18 @@ def main():
         for known, (module, meaning) in there.items():
             print(f"  {known:12} {meaning}; python -m {module}")
         return
+    if name in ("-V", "--version"):
+        from common.versions import own_version, version_of
+
+        print(f"bevshards {own_version()}, Python {platform.python_version()}, torch {version_of('torch')}")
+        return
     name = name.replace("_", "-")
     if name not in there:
-        sys.exit(f"error: {name} is no command; it is one of {', '.join(there)}")
+        meant = nearest(name, {known: known for known in there})
+        sys.exit(
+            f"error: {name} is no command; "
+            + (f"did you mean {meant}?" if meant else f"it is one of {', '.join(there)}")
+        )
     os.environ[BY_NAME] = "1"
     sys.argv[:2] = [f"bevshards {name}"]
     runpy.run_module(there[name][0], run_name="__main__", alter_sys=True)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from common.cameras import CAMERAS
-from common.geometry import rigid_inverse
+from common.rigid import rigid_inverse
 from preprocess.synth.look import CAMERA_HEIGHT_M
 from preprocess.synth.things import BUILDING
 from preprocess.synth.world import planar

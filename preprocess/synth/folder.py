@@ -10,7 +10,7 @@ from PIL import Image
 from pyquaternion import Quaternion
 
 from common.cameras import CAMERAS, LIDAR, RADARS
-from common.geometry import rigid_inverse
+from common.rigid import rigid_inverse
 from preprocess.synth import cameras, sensors
 from preprocess.synth.look import Look
 from preprocess.synth.things import ATTRIBUTES, BUILDING, KINDS

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from common.cameras import RADAR_FIELDS, RADARS
-from common.geometry import rigid_inverse
+from common.rigid import rigid_inverse
 from preprocess.synth.things import BUILDING
 from preprocess.synth.world import planar
 

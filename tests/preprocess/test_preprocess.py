@@ -8,11 +8,9 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -26,9 +24,10 @@ from preprocess.errors import SourceError
 from preprocess.plan import Options, Planner
 from preprocess.pointclouds import parse_radar
 from preprocess.verify import verify
-from tests.conftest import REPOSITORY, call_module, run_module
+from tests.conftest import call_module, run_module
 from tests.index_files import load_index
 from tests.preprocessing import command, contents, fails, rewrite, run_here, table
+from tests.processes.client import Process
 from train.data import compile_data
 
 SCENES = {"scene-0061": 3, "scene-0553": 3, "scene-0655": 3, "scene-0103": 3}  # the last is a val scene
@@ -62,13 +61,8 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(world, shards, tmp_p
     rng = random.Random(1)
     killed = 0
     for _ in range(6):
-        process = subprocess.Popen(
-            [sys.executable, "-m", *map(str, command(world, tmp_path, "--workers", 2))],
-            cwd=REPOSITORY,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        words = command(world, tmp_path, "--workers", 2)
+        process = Process("-m", *words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         if killed % 2:  # once the first shard is being written, not while Python starts
             while not any(tmp_path.glob("*train*")) and process.poll() is None and time.monotonic() < deadline:
@@ -86,14 +80,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(world, shards, tmp_p
 
 def interrupted(words, when):
     """Exit code and stderr of a command that Ctrl-C reaches, as from a terminal all its processes, once `when` is true."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *map(str, words)],
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = Process("-m", *words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not when() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -286,11 +273,7 @@ def test_skip_leaves_out_samples_or_scenes_and_lists_them(copy, shards, tmp_path
 
 
 def test_full_disk_leaves_nothing_half_written(world, tmp_path):
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    run = [sys.executable, "-m", *map(str, command(world, tmp_path / "out", "--workers", 1))]
-    result = subprocess.run(run, cwd=REPOSITORY, capture_output=True, text=True, preexec_fn=small_files, timeout=120)
+    result = run_module(*command(world, tmp_path / "out", "--workers", 1), check=False, file_bytes=20_000)
     assert result.returncode == 1 and "too large" in result.stderr and "Traceback" not in result.stderr
     assert not [p for p in (tmp_path / "out").iterdir() if p.name != ".lock"]
 

@@ -2,29 +2,28 @@
 
 import errno
 import os
-import resource
 import shutil
 import subprocess
-import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY, call_module, run_module
+from tests.conftest import call_module, run_module
+from tests.processes.client import run
 from tests.train.model.test_network import Points
 from tests.train.test_resume import arguments, run_folder
 from train import checkpoint
-from train.evaluate import read_options
+from train.evaluating import read_options
 from train.loop import Trainer
 from train.model import Segnet
 from train.monitor import writers
 from train.optim import fetch_optimizer, load_moments
 from train.options import FORMER, Options, as_dict, of_today
-from train.run import check_samples
 from train.samples import network_of
 from train.setup import make_loaders, make_network
+from train.training import check_samples
 
 QUICK = ["--do_val", "False", "--save_freq", 1]
 
@@ -78,13 +77,8 @@ def test_a_run_on_a_full_disk_ends_in_one_line(synth_shards, tmp_path):
 
 def test_a_limit_on_the_size_of_files_is_told_like_a_full_disk(synth_shards, tmp_path):
     """As a quota tells it: with an error of its own kind. What TensorBoard gets of an update stays under this limit."""
-    result = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments(synth_shards, tmp_path, *QUICK, "--max_iters", 3))],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)),
-    )
+    words = arguments(synth_shards, tmp_path, *QUICK, "--max_iters", 3)
+    result = run_module(*words, check=False, file_bytes=2_000_000)
     [line] = errors(result)
     assert f"model-000000001.pth: cannot be written ({os.strerror(errno.EFBIG)})" in line
 
@@ -132,8 +126,7 @@ for step in (1, 2, 3):
     writer.submit(step, checkpoint.snapshot(step, torch.nn.Linear(2, 2)))
 writer.close()
 """
-    words = [sys.executable, "-c", script, str(tmp_path)]
-    out = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    out = run("-c", script, tmp_path, check=True).stdout
     assert len(out.splitlines()) == 1 and str(tmp_path) in out
     assert checkpoint.load(tmp_path, torch.nn.Linear(2, 2)) == 3
 

@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tarfile
 import time
 from contextlib import suppress
@@ -22,8 +21,9 @@ import torch.multiprocessing
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.vox import VoxUtil
-from tests.conftest import REPOSITORY, call_module, run_module
+from tests.conftest import call_module, run_module
 from tests.index_files import load_index
+from tests.processes.client import Process
 from train import checkpoint
 from train.model import Segnet
 from train.model.simple_bev import SimpleBev
@@ -44,22 +44,9 @@ def arguments(shards, out, *more):
     return ["train.run", *where, *SMALL, *more]
 
 
-def _answer_hang_ups():
-    """A runner under nohup hands down that SIGHUP is ignored."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 def start(*words, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", *map(str, words)],
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, **environment},
-        preexec_fn=_answer_hang_ups,
-    )
+    """`python -m ...` in the repository, in a session of its own, with stderr to read."""
+    return Process("-m", *words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **environment})
 
 
 def run_folder(out):
@@ -151,7 +138,7 @@ for step in range(1, 100000):
 
 def test_kill_at_any_moment_leaves_a_loadable_checkpoint(tmp_path):
     rng = np.random.default_rng(0)
-    process = subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, str(tmp_path)], cwd=REPOSITORY)
+    process = Process("-c", WRITE_FOREVER, tmp_path)
     while not list(tmp_path.glob("model-*.pth")):
         time.sleep(0.05)
     for _ in range(5):
@@ -164,7 +151,7 @@ def test_kill_at_any_moment_leaves_a_loadable_checkpoint(tmp_path):
         assert (model.weight == step).all() and 1 <= len(list(tmp_path.glob("model-*.pth"))) <= 2
         for path in tmp_path.glob("*.pth"):
             path.unlink()
-        process = subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, str(tmp_path)], cwd=REPOSITORY)
+        process = Process("-c", WRITE_FOREVER, tmp_path)
         while not list(tmp_path.glob("model-*.pth")):
             time.sleep(0.05)
     process.kill()

@@ -1,27 +1,19 @@
 """Logits and label maps -> counts of every sample, on the device, from which all figures follow by adding up.
 
-A cell belongs to one ring around the reference camera, one truth and one bin of predicted probability. The histogram over these
-three holds intersection, union, precision, recall and calibration at every threshold at once, and adds up exactly over
-samples, scenes and ranks.
+A cell belongs to one ring around the origin of the grid's frame, one truth and one bin of predicted probability. The histogram
+over these three holds intersection, union, precision, recall and calibration at every threshold at once, and adds up exactly
+over samples, scenes and ranks.
 
 Shape legend: B batch, L label, R ring, P probability bin; Z, X rows and columns of the BEV grid.
 """
 
-import numpy as np
 import torch
 
-RINGS_M = (20.0, 35.0, 50.0)  # outer radii; what lies beyond the last is a ring of its own
-BINS = 100  # of predicted probability; bin p holds (p / BINS, (p + 1) / BINS]
-
-
-def ring_names():
-    """Names of the rings, from the inside outwards: "0-20 m", …, "beyond 50 m"."""
-    inner = (0.0, *RINGS_M[:-1])
-    return (*(f"{a:g}-{b:g} m" for a, b in zip(inner, RINGS_M, strict=True)), f"beyond {RINGS_M[-1]:g} m")
+from train.evaluation.bins import BINS, RINGS_M
 
 
 def ring_map(grid):
-    """(Z,X) int64 number of each cell's ring: horizontal distance of its middle from the reference camera.
+    """(Z,X) int64 number of each cell's ring: horizontal distance of its middle from the origin of the grid's frame.
 
     grid: VoxUtil; the result lies on the CPU.
     """
@@ -73,10 +65,3 @@ def box_cells(logits, numbers, boxes):
     out[..., 0].scatter_add_(1, numbers, predicted)
     out[..., 1].scatter_add_(1, numbers, torch.ones_like(numbers))
     return out[:, 1:]
-
-
-def both_predicted_true(histogram, threshold=0.5):
-    """(…,3) int64 NumPy of (…,2,P) histograms on the CPU: cells predicted and true, predicted, true, at one threshold."""
-    histogram = np.asarray(histogram)
-    predicted = histogram[..., round(threshold * BINS) :].sum(-1)
-    return np.stack([predicted[..., 1], predicted.sum(-1), histogram[..., 1, :].sum(-1)], -1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train.evaluation.counting import BINS, both_predicted_true, ring_names
+from train.evaluation.bins import BINS, both_predicted_true, ring_names
 from train.evaluation.samples import LENGTH_M, LIDAR_POINTS, VEHICLES_IN_VIEW, VISIBILITY, bucket
 
 RESAMPLES = 1000

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from common.files import write_atomically
 from common.spelling import spelled
-from train.evaluation.counting import ring_names
+from train.evaluation.bins import ring_names
 from train.evaluation.figures import LEVEL, RESAMPLES, all_figures, calibration, threshold_curve
-from train.processes.distributed import say
+from train.processes.ranks import say
 from train.runs import find_run
 
 SCHEMA, OLDER_SCHEMA = 2, 1

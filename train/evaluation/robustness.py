@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from train.data.order import sample_rng
-from train.evaluation.counting import both_predicted_true
+from train.evaluation.bins import both_predicted_true
 from train.evaluation.figures import bounds, ratios, scene_draws
 
 STREAM = 7  # of random numbers; order, draws and flips have theirs

@@ -1,4 +1,9 @@
-"""Image encoders: a backbone down to 1/16, its features brought back to 1/8 of the image."""
+"""Image encoders: a backbone down to 1/16, its features brought back to 1/8 of the image.
+
+An encoder says what it takes and gives, and nobody else assumes it. multiple: height and width of its images are multiples of
+it. mean, std: colours that images in [0, 1] are normalised by. strides: pixels of the image per pixel of the features that it
+works with, the finest first, which is the stride of what it gives.
+"""
 
 import torch
 from torch import nn
@@ -7,7 +12,8 @@ from torchvision.models import resnet50, resnet101
 from train.model.norm import InstanceNorm
 
 ENCODERS = ("res101", "res50", "effb0", "effb4")
-STRIDE = 8
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class UpsamplingConcat(nn.Module):
@@ -32,6 +38,9 @@ class UpsamplingConcat(nn.Module):
 class ResNetEncoder(nn.Module):
     """(N,3,H,W) normalised images, H and W multiples of 16 -> (N,C,H/8,W/8)."""
 
+    multiple, strides = 16, (8, 16)
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+
     def __init__(self, resnet, channels):
         super().__init__()
         self.backbone = nn.Sequential(*list(resnet.children())[:-4])  # up to layer2
@@ -46,6 +55,9 @@ class ResNetEncoder(nn.Module):
 
 class EfficientNetEncoder(nn.Module):
     """As ResNetEncoder, on the efficientnet-pytorch package with its static padding for the nominal input size."""
+
+    multiple, strides = 16, (8, 16)
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     # Blocks kept, and the channels that blocks at 1/8 and 1/16 give.
     LAYOUT = {"b0": (11, 40, 112), "b4": (22, 56, 160)}

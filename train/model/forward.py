@@ -5,10 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from common.geometry import apply_4x4, merge_rt, rigid_inverse
-
-NEAR_EGO_M = 1.0  # lidar points this close to the ego origin are dropped, as in the lineage
-RADAR_FEATURES = slice(3, 19)  # of radar_data's rows: all but the position
+from train.model.points import lidar_places, radar_points
 
 
 def run_network(network, batch, grid, flips=None, autocast=None):
@@ -67,35 +64,18 @@ def with_voxels(batch, needs, grid):
 
 def radar_occupancy(batch, t, grid):
     """(B,1,Z,Y,X) float32 in {0,1}: where keyframe t has radar points."""
-    xyz, _, valid = _radar(batch, t)
-    return grid.voxelize_xyz(xyz, valid)
+    points = radar_points(batch, t)
+    return grid.voxelize_xyz(points.xyz, points.valid)
 
 
 def radar_features(batch, t, grid):
     """(B,16,Z,Y,X) float32: what the radars measured, all but the position; the last point of a voxel wins."""
-    xyz, radar, valid = _radar(batch, t)
-    return grid.voxelize_xyz_and_feats(xyz, radar[..., RADAR_FEATURES], valid)
+    return grid.voxelize_xyz_and_feats(*radar_points(batch, t))
 
 
 def lidar_occupancy(batch, t, grid):
     """(B,1,Z,Y,X) float32 in {0,1}: where keyframe t has lidar points."""
-    far = batch.lidar_data[:, t].square().sum(1) > NEAR_EGO_M**2  # norm() is a hundred times as slow on the CPU
-    lidar = batch.lidar_data[:, t].transpose(1, 2)
-    valid = _valid(lidar, batch.num_lidar[:, t]) & far
-    return grid.voxelize_xyz(apply_4x4(_cam0_T_ego(batch, t), lidar), valid)
-
-
-def _radar(batch, t):
-    radar = batch.radar_data[:, t].transpose(1, 2)
-    return apply_4x4(_cam0_T_ego(batch, t), radar[..., :3]), radar, _valid(radar, batch.num_radar[:, t])
-
-
-def _cam0_T_ego(batch, t):
-    return rigid_inverse(merge_rt(batch.rots[:, t, 0], batch.trans[:, t, 0]))
-
-
-def _valid(points, counts):
-    return torch.arange(points.shape[1], device=points.device) < counts[:, None]
+    return grid.voxelize_xyz(*lidar_places(batch, t))
 
 
 def without_gradients(network, run, batches):

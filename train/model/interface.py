@@ -6,13 +6,12 @@ A network is built by a factory `build(options, grid)`, from anywhere; nothing o
 import dataclasses
 import importlib
 import inspect
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
+
+from train.model.arguments import arguments_of
 
 NAMES = {"simple_bev": "train.model.simple_bev:build"}  # networks that go by a short name
 LIDAR = (None, False, "points", "voxels")
@@ -100,39 +99,56 @@ def _place(build):
     return f"{getattr(build, '__module__', None)}:{getattr(build, '__qualname__', type(build).__qualname__)}"
 
 
-def model_arguments(given):
-    """The dict of --model_args: a mapping, JSON text, or a file of it. Raises ValueError."""
-    if isinstance(given, Mapping):
-        return dict(given)
-    text = (given or "{}").strip()
-    try:
-        if not text.startswith("{"):
-            text = Path(text).read_text()
-        values = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--model_args {given}: neither JSON nor a file of it ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"--model_args {given}: not a mapping of names to values")
-    return values
-
-
 def build_network(build, options, grid):
-    """What the factory gives, checked to be a network; it finds --model_args in options.model_args, as a dict."""
-    network = build(dataclasses.replace(options, model_args=model_arguments(options.model_args)), grid)
+    """What the factory gives, checked to be a network; it finds --model_args in options.model_args, see arguments_of."""
+    network = build(dataclasses.replace(options, model_args=arguments_of(build, options.model_args)), grid)
     check_network(network)
     return network
 
 
 def check_network(network):
-    """Raise ValueError for what is no network: it says what is missing."""
+    """Give a network without `needs` its default, cameras alone. Raise ValueError for what is no network: it says why."""
     name = type(network).__name__
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} is no torch.nn.Module; a factory build(options, grid) returns one")
-    if not isinstance(getattr(network, "needs", None), Needs):
+    if not hasattr(network, "needs"):
+        network.needs = Needs(lidar=False, radar=False)
+    if not isinstance(network.needs, Needs):
         raise ValueError(f"{name} has no `needs = Needs(…)`; see train/model/README.md")
     taken = inspect.signature(network.forward).parameters
     if len(taken) < 2:
         raise ValueError(f"{name}.forward takes ({', '.join(taken)}); it is forward(batch, grid, flips=None)")
+    if (loss := getattr(network, "loss", None)) is not None:
+        _check_loss(name, loss)
+
+
+def _check_loss(name, loss):
+    """Raise ValueError where a network's attribute `loss` is something else than the hook of that name."""
+    hook = "loss(outputs, batch, normaliser[, grid]) -> (total, terms)"
+    remedy = f"{name}.loss is the hook {hook}; name yours otherwise, such as self.criterion, and call it from there"
+    if isinstance(loss, nn.Module):
+        raise ValueError(f"{remedy}: it is a {type(loss).__name__}")
+    if not callable(loss):
+        raise ValueError(f"{remedy}: it is {loss!r}")
+    if not _binds(loss, 3) and not _binds(loss, 4):
+        raise ValueError(f"{remedy}: it takes other arguments")
+
+
+def _binds(function, count):
+    """Whether a function can be called with so many values."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except (TypeError, ValueError):  # the latter: it does not say what it takes
+        return False
+    return True
+
+
+def loss_of(network, default, grid):
+    """The network's hook, or the default, as a function of outputs, batch and normaliser."""
+    loss = getattr(network, "loss", None) or default
+    if _binds(loss, 3) and "grid" not in inspect.signature(loss).parameters:
+        return loss
+    return lambda outputs, batch, normaliser: loss(outputs, batch, normaliser, grid)
 
 
 def takes_flips(network):

@@ -1,21 +1,31 @@
 """Segnet: cameras, and radar or lidar where given, to a BEV segmentation (Harley et al., Simple-BEV, ICRA 2023)."""
 
+import math
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.geometry import rigid_inverse, scale_intrinsics
-from train.model.bev_flips import flip_where
+from common.geometry import scale_intrinsics, similarity_inverse
+from train.model.bev_flips import flip_where, unflipped
 from train.model.camera_mean import UNPROJECTIONS, camera_mean, convolved_mean
 from train.model.decoder import Decoder, pad_to_multiple
 from train.model.encoders import make_encoder
 from train.model.interface import Flips
 from train.model.norm import InstanceNorm
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-IMAGE_MULTIPLE = 16  # of the encoders' coarsest level
 METARADAR_CHANNELS = 16
+
+
+class Geometry(NamedTuple):
+    """Where cameras are: pix_T_cams (B,S,4,4), pixels of the images from each; ref_T_cams (B,S,4,4), the grid's frame.
+
+    The latter may scale all axes alike, where the grid is augmented.
+    """
+
+    pix_T_cams: torch.Tensor
+    ref_T_cams: torch.Tensor
 
 
 class BevConv(nn.Conv2d):
@@ -49,7 +59,7 @@ class Segnet(nn.Module):
 
     Args:
         Z, Y, X: voxels of the BEV grid.
-        vox_util: not used, as in the lineage; forward takes it.
+        vox_util: VoxUtil that infer of a network of the interface works with; forward takes its own, as in the lineage.
         use_radar, use_lidar, use_metaradar: voxels that forward gets besides the images.
         do_rgbcompress: False sums camera features over height instead of a convolution; cameras alone heed it.
         rand_flip: in training, flip images and features back, and BEV features and the decoder's feature back.
@@ -81,7 +91,7 @@ class Segnet(nn.Module):
             raise ValueError("use_metaradar needs use_radar")
         if unprojection not in UNPROJECTIONS:
             raise ValueError(f"unprojection {unprojection!r}; it is one of {', '.join(UNPROJECTIONS)}")
-        self.Z, self.Y, self.X = Z, Y, X
+        self.Z, self.Y, self.X, self.vox_util = Z, Y, X, vox_util
         self.use_radar, self.use_lidar, self.use_metaradar = use_radar, use_lidar, use_metaradar
         self.rand_flip, self.latent_dim, self.encoder_type = rand_flip, latent_dim, encoder_type
         self.do_rgbcompress, self.unprojection = do_rgbcompress, unprojection
@@ -99,8 +109,8 @@ class Segnet(nn.Module):
         self.ce_weight = nn.Parameter(torch.tensor(0.0))
         self.center_weight = nn.Parameter(torch.tensor(0.0))
         self.offset_weight = nn.Parameter(torch.tensor(0.0))
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(self.encoder.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.encoder.std).view(1, 3, 1, 1), persistent=False)
 
     def _radar_bev_channels(self):
         if not self.use_radar:
@@ -108,14 +118,14 @@ class Segnet(nn.Module):
         return METARADAR_CHANNELS * self.Y if self.use_metaradar else 1
 
     def forward(self, rgb_camXs, pix_T_cams, cam0_T_camXs, vox_util, rad_occ_mem0=None, *, flips=None):
-        """Predict BEV maps in the reference camera's frame.
+        """Predict BEV maps in the reference camera's frame, or in whatever frame cam0_T_camXs lead to: encode, bev and decode.
 
         Args:
             rgb_camXs: (B,S,3,H,W) in [-0.5, 0.5]. pix_T_cams, cam0_T_camXs: (B,S,4,4). vox_util: VoxUtil.
             rad_occ_mem0: (B,D,Z,Y,X) voxels: radar's channel (16 with metaradar), then lidar's; None for cameras only.
             flips: Flips to apply; None draws them from torch's CPU generator in training with rand_flip.
         Returns:
-            raw and feat (B,latent_dim,Z,X), seg (B,1,Z,X) logits, center (B,1,Z,X) in [0,1], offset (B,2,Z,X) cells.
+            raw and feat (B,latent_dim,Z,X), seg (B,K,Z,X) logits, center (B,1,Z,X) in [0,1], offset (B,2,Z,X) cells.
         Raises:
             ValueError: voxels are missing or have other channels than the sensors in use.
         """
@@ -125,41 +135,59 @@ class Segnet(nn.Module):
             flips = Flips.of(torch.rand(batch, 2 + cameras))
         if flips is not None:
             flips = flips.to(rgb_camXs.device)
+        features = self.encode(rgb_camXs, flips)
+        bev = self.bev(features, Geometry(pix_T_cams, cam0_T_camXs), vox_util, flips, rad_occ_mem0)
+        return self.decode(bev, flips)
 
-        feats, padded_hw = self._encode(rgb_camXs.flatten(0, 1), flips)
-        with torch.autocast(rgb_camXs.device.type, enabled=False):
-            cams_T_cam0 = rigid_inverse(cam0_T_camXs.float())
-            scale = (feats.shape[-1] / padded_hw[1], feats.shape[-2] / padded_hw[0])
-            pix_T_cam0 = scale_intrinsics(pix_T_cams.float(), *scale) @ cams_T_cam0
-        seen = feats.unflatten(0, (batch, cameras)), pix_T_cam0, cams_T_cam0, vox_util
-        if flips is not None and rad_occ_mem0 is not None:
-            rad_occ_mem0 = flip_where(flips.bev_z, flip_where(flips.bev_x, rad_occ_mem0, -1), -3)
+    def encode(self, images, flips=None):
+        """Features of images, of those flipped that `flips` (on their device) flips, which they stay.
 
-        unflip = None
-        if flips is not None:
-
-            def unflip(x):
-                return flip_where(flips.bev_x, flip_where(flips.bev_z, x, -2), -1)
-
-        return self.decoder(self._to_bev(seen, flips, rad_occ_mem0), unflip)
-
-    def _check_voxels(self, voxels):
-        wanted = self.use_radar * (METARADAR_CHANNELS if self.use_metaradar else 1) + int(self.use_lidar)
-        given = 0 if voxels is None else voxels.shape[1]
-        if wanted and given != wanted:
-            raise ValueError(f"rad_occ_mem0 has {given} channels, the sensors in use need {wanted}")
-
-    def _encode(self, images, flips):
-        """(B*S,3,H,W) -> features of the flipped images, and the size they stand for: H, W rounded up to multiples of 16."""
-        images = (images + 0.5 - self.mean) / self.std
+        Args:
+            images: (B,S,3,H,W) in [-0.5, 0.5], of any size.
+        Returns:
+            (B,S,C,h,w); pixel (0, 0) lies over the image's upper left corner, or upper right one where it is flipped, and is
+            as many pixels wide and high as the encoder's first stride.
+        Raises:
+            ValueError: the encoder gives features of another size than it says.
+        """
+        x = (images.flatten(0, 1) + 0.5 - self.mean) / self.std
         # The mean colour, on the right and below, where it moves no pixel; flipped with the image, so that features flip back.
-        images = pad_to_multiple(images, IMAGE_MULTIPLE)
+        x = pad_to_multiple(x, math.lcm(self.encoder.multiple, self.encoder.strides[0]))
         if flips is not None:
-            images = flip_where(flips.image.flatten(), images, -1)
-        return self.encoder(images), images.shape[-2:]
+            x = flip_where(flips.image.flatten(), x, -1)
+        return self._of_image(self.encoder(x), x.shape[-2:]).unflatten(0, images.shape[:2])
 
-    def _to_bev(self, seen, flips, voxels):
-        """Camera features and geometry as camera_mean takes them, voxels of other sensors -> (B,latent_dim,Z,X)."""
+    def _of_image(self, features, image_hw):
+        """Features (N,C,h,w) without those of what the encoder itself added to the image, on the right and below."""
+        fine, coarse = self.encoder.strides[0], max(self.encoder.strides)
+        own = tuple(n // fine for n in image_hw)
+        padded = tuple(-(-n // coarse) * coarse // fine for n in image_hw)
+        given = tuple(features.shape[-2:])
+        if given == own:
+            return features
+        if any(n not in sizes for n, sizes in zip(given, zip(own, padded, strict=True), strict=True)):
+            raise ValueError(
+                f"{type(self.encoder).__name__} gives features of {given} for images of {tuple(image_hw)}; at its stride of "
+                f"{fine} they are {own}; mend its strides or its multiple"
+            )
+        return features[..., : own[0], : own[1]]
+
+    def bev(self, features, geometry, grid, flips=None, voxels=None):
+        """Features of cameras, and voxels of other sensors, in the grid seen from above, flipped as `flips` say.
+
+        Args:
+            features: (B,S,C,h,w) of encode with the same flips. geometry: Geometry of the images. grid: VoxUtil.
+            voxels: (B,D,Z,Y,X) not flipped: radar's channels, then lidar's; None for cameras only.
+        Returns:
+            (B,latent_dim,Z,X).
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            cams_T_ref = similarity_inverse(geometry.ref_T_cams.float())
+            scale = 1 / self.encoder.strides[0]
+            pix_T_ref = scale_intrinsics(geometry.pix_T_cams.float(), scale, scale) @ cams_T_ref
+        if flips is not None and voxels is not None:
+            voxels = flip_where(flips.bev_z, flip_where(flips.bev_x, voxels, -1), -3)
+        seen = features, pix_T_ref, cams_T_ref, grid
         if self.bev_compressor is None:
             return camera_mean(*seen, flips, self.unprojection).sum(3)
         conv, *rest = self.bev_compressor
@@ -172,6 +200,16 @@ class Segnet(nn.Module):
         for layer in rest:
             x = layer(x)
         return x
+
+    def decode(self, bev, flips=None):
+        """(B,latent_dim,Z,X) of `bev` with the same flips -> what forward returns, flipped back."""
+        return self.decoder(bev, None if flips is None else lambda x: unflipped(x, flips))
+
+    def _check_voxels(self, voxels):
+        wanted = self.use_radar * (METARADAR_CHANNELS if self.use_metaradar else 1) + int(self.use_lidar)
+        given = 0 if voxels is None else voxels.shape[1]
+        if wanted and given != wanted:
+            raise ValueError(f"rad_occ_mem0 has {given} channels, the sensors in use need {wanted}")
 
     def _other_channels(self, voxels):
         """The other sensors' voxels (B,D,Z,Y,X) as channels, a list of (B,n,Z,X)."""

@@ -1,11 +1,15 @@
 """Simple-BEV as a network of the interface: Segnet on batches, with its learned weights of the losses."""
 
+from dataclasses import dataclass, field
+from typing import Literal
+
 import torch
 
-from common.geometry import cam0_T_cams, merge_rt
 from train.loss import benchmark_terms
 from train.model.backbone import load_backbone
+from train.model.camera_mean import UNPROJECTIONS
 from train.model.interface import Needs
+from train.model.points import ref_T_cams
 from train.model.segnet import Segnet
 
 LOG_VARIANCES = ("ce_weight", "center_weight", "offset_weight")
@@ -23,15 +27,36 @@ class SimpleBev(Segnet):
         self.decoder.gives_feat = False
         self.decoder.feat_head.requires_grad_(False)
 
-    def forward(self, batch, grid, flips=None):
-        """seg, center and offset of the first keyframe, as Segnet gives them."""
+    def inference_inputs(self, batch, grid):
+        """What infer takes of a Batch that has its voxels: {name: tensor}, geometry float32 whatever the autocast."""
         with torch.autocast(batch.rots.device.type, enabled=False):
-            cam0_T_cam = cam0_T_cams(merge_rt(batch.rots[:, 0], batch.trans[:, 0]))
-        voxels = [v[:, 0] for v in (batch.radar_voxels, batch.lidar_voxels) if v is not None]
+            tensors = {
+                "images": batch.imgs[:, 0],
+                "pix_T_cams": batch.intrins[:, 0],
+                "ref_T_cams": ref_T_cams(batch),
+            }
+        voxels = {"radar_voxels": batch.radar_voxels, "lidar_voxels": batch.lidar_voxels}
+        return tensors | {name: value[:, 0] for name, value in voxels.items() if value is not None}
+
+    def infer(self, images, pix_T_cams, ref_T_cams, radar_voxels=None, lidar_voxels=None, *, grid=None, flips=None):
+        """Tensors alone -> maps of the present: what is exported.
+
+        Args:
+            images: (B,S,3,H,W) in [0,1]. pix_T_cams, ref_T_cams: (B,S,4,4), pixels and the grid's frame from the cameras.
+            radar_voxels: (B,1 or 16,Z,Y,X). lidar_voxels: (B,1,Z,Y,X). grid: VoxUtil; without it the one it was built for.
+            flips: Flips.
+        Returns:
+            dict of seg, center and offset, as Segnet gives them.
+        """
+        voxels = [v for v in (radar_voxels, lidar_voxels) if v is not None]
         voxels = torch.cat(voxels, 1) if voxels else None
-        images = batch.imgs[:, 0] - 0.5
-        _, _, seg, center, offset = super().forward(images, batch.intrins[:, 0], cam0_T_cam, grid, voxels, flips=flips)
+        grid = self.vox_util if grid is None else grid
+        _, _, seg, center, offset = super().forward(images - 0.5, pix_T_cams, ref_T_cams, grid, voxels, flips=flips)
         return {"seg": seg, "center": center, "offset": offset}
+
+    def forward(self, batch, grid, flips=None):
+        """seg, center and offset of the present, as Segnet gives them."""
+        return self.infer(**self.inference_inputs(batch, grid), grid=grid, flips=flips)
 
     def loss(self, outputs, batch, normaliser):
         """The benchmark's sum; may be negative, since each term carries half its learned log-variance.
@@ -51,20 +76,22 @@ class SimpleBev(Segnet):
         load_backbone(self, options)
 
 
-def build(options, grid):
-    """SimpleBev of the options, weights from torch's generator.
+@dataclass(frozen=True)
+class OwnOptions:
+    """What --model_args may say; the rest are options of the command line."""
 
-    --model_args '{"unprojection": "plain"}' samples every camera's whole volume instead of gathering what cameras see.
-    Raises ValueError for other arguments.
-    """
-    arguments = dict(options.model_args or {})
-    unprojection = arguments.pop("unprojection", "fused")
-    if arguments:
-        raise ValueError(f"--model_args {', '.join(arguments)}: simple_bev knows unprojection; the rest are options")
+    unprojection: Literal[UNPROJECTIONS] = field(
+        default="fused", metadata={"help": "plain: sample each camera's whole volume, not what it sees alone"}
+    )
+
+
+def build(options, grid):
+    """SimpleBev of the options, weights from torch's generator."""
     return SimpleBev(
         grid.Z,
         grid.Y,
         grid.X,
+        grid,
         use_radar=options.use_radar,
         use_lidar=options.use_lidar,
         use_metaradar=options.use_metaradar,
@@ -72,5 +99,8 @@ def build(options, grid):
         rand_flip=options.rand_flip,
         latent_dim=options.latent_dim,
         encoder_type=options.encoder_type,
-        unprojection=unprojection,
+        unprojection=options.model_args.unprojection,
     )
+
+
+build.options_class = OwnOptions

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from common import progress
 from train.errors import NotFinite, PeerFailed, PeersLost, Stopped
-from train.processes import signals
+from train.processes import ranks, signals
 from train.processes.first_error import FirstError
+from train.processes.ranks import by_torchrun, say
 
 FIRST_TIMEOUT_MIN = 10.0  # that a rank waits for the others until they have made their first step: kernels are built
 WAIT_S = 0.1  # between two times that the ranks ask each other
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GRACE_S = 10.0  # after one process failed, or its save ended, another gets this long
 
-_saving, _joined = None, False  # of this process: its launcher's flag of it, and whether it has met the other ranks
+_saving = None  # of this process: the launcher's flags, and this one's place among them
 
 
 @dataclass(frozen=True)
@@ -114,23 +114,6 @@ def saving(on):
     if _saving is not None:
         flags, rank = _saving
         flags[rank] = on
-
-
-def joined():
-    """Whether this process has met other ranks, so that what it meets from then on may be its own."""
-    return _joined
-
-
-def by_torchrun():
-    """Whether torchrun (or the like) started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def say(text, once_per="run"):
-    """One line on stderr: of rank 0 ("run"), of the first rank of each machine ("node"), or of any ("process")."""
-    variable = {"run": "RANK", "node": "LOCAL_RANK", "process": None}[once_per]
-    if variable is None or int(os.environ.get(variable, 0)) == 0:
-        progress.say(text)
 
 
 def pick_device(name, device_ids=()):
@@ -241,7 +224,6 @@ def _as_lost(error, devices):
 
 def _join(device, devices):
     """(FirstError, this process's World on `device`), after meeting the others."""
-    global _joined
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -250,7 +232,7 @@ def _join(device, devices):
     met = dist.PrefixStore("ranks", store)
     dist.init_process_group(backend, store=met, rank=rank, world_size=size, timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout) if backend != "gloo" else None
-    _joined = True
+    ranks.join()
     world = World(rank, size, device, control, devices.timeout_min)
     return FirstError(dist.PrefixStore("first_error", store), rank, size), world
 

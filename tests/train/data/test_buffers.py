@@ -3,8 +3,6 @@
 import gc
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from preprocess.synth.folder import Folder
-from tests.conftest import REPOSITORY, run_module
+from tests.conftest import run_module
+from tests.processes.client import run
 from train.data.buffers import BufferPool
 
 
@@ -61,8 +60,7 @@ print(json.dumps([resident_mb() - before, [pool.made for pool in pools]]))
 @pytest.mark.parametrize("other_hw", [(720, 1280), (1080, 1440)])
 def test_buffers_are_used_again_for_every_image_size(tmp_path, other_hw):
     shards = shards_of_sizes(tmp_path, (720, 1280), other_hw)
-    command = [sys.executable, "-c", EPOCHS, str(shards)]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    result = run("-c", EPOCHS, shards, check=True)
     grown_mb, made = json.loads(result.stdout)
     assert grown_mb < 60 and all(count <= 8 for count in made)
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,9 +14,9 @@ import pytest
 from common.shard_index import ShardError
 from common.stores import open_store
 from tests.common.test_format import rewritten_as_schema_1
-from tests.conftest import REPOSITORY
 from tests.faulty_server import FaultyServer
 from tests.index_files import load_index
+from tests.processes.client import Process
 from tests.train.data.test_order import equal
 from tests.train.data.test_reading import stream_of
 from train.data.sources import LocalSource, RangeSource, SourceConfig, open_source
@@ -273,10 +272,9 @@ while True:
 def test_a_killed_reader_leaves_nothing_torn(http, synth_shards, tmp_path):
     local = LocalSource(f"{synth_shards}/train-*.tar")
     members = local.indexes[0].members
-    command = [sys.executable, "-c", _READER, f"{http.address}/train.manifest.json", str(tmp_path)]
     for pause in (0.05, 0.15):
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE)
-        assert process.stdout.readline() == b"ready\n"
+        process = Process("-c", _READER, f"{http.address}/train.manifest.json", tmp_path, stdout=subprocess.PIPE)
+        assert process.stdout.readline() == "ready\n"
         time.sleep(pause)
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -17,13 +17,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import call_module, run_module
 from tests.train.test_resume import arguments, run_folder, start
-from train import checkpoint
+from train import checkpoint, evaluating
 from train import evaluate as evaluate_command
-from train.command import launch
 from train.data import Grid, compile_data, make_vox_util
 from train.data.label_spec import LabelSpec
-from train.evaluate import _check_folder, read_options
-from train.evaluation.counting import BINS
+from train.evaluating import _check_folder, read_options
+from train.evaluation.bins import BINS
 from train.evaluation.evaluator import evaluate
 from train.evaluation.robustness import (
     CORRUPTIONS,
@@ -37,6 +36,7 @@ from train.evaluation.robustness import (
 from train.evaluation.samples import Evaluation, SceneSums
 from train.evaluation.table import robustness_lines
 from train.gallery import chosen_rows
+from train.launch import launch
 from train.model.forward import with_voxels
 from train.model.interface import Needs
 from train.options import Options, as_dict
@@ -130,7 +130,7 @@ def test_options_that_override_the_run_are_noted_and_shards_are_found(run, capsy
     shown = call_module("train.evaluate", run, "--pictures", 0, "--min_visibility", 2)
     assert "note: --protocol min_visibility; the run was trained with simple_bev" in shown.stderr
     assert "visibility >= 2                IoU" in shown.stdout and "<- headline" in shown.stdout
-    evaluation = evaluate_command.Evaluation({"out": None, "pictures": 0, "robustness": False, "baseline": None})
+    evaluation = evaluating.Evaluation({"out": None, "pictures": 0, "robustness": False, "baseline": None})
     for changed, told in (
         ({"target_categories": ("vehicles",)}, "--target_categories vehicles: no box .* vehicle.car"),
         ({"bounds": (900.0, 950.0, -5.0, 5.0, 900.0, 950.0)}, "no cell of these samples is labelled"),
@@ -239,7 +239,7 @@ def test_a_baseline_that_nothing_can_be_compared_with_is_refused_before_any_pass
             robustness(pytest.fail, damaged, None, {"a": "change"})
     choices = {"out": None, "pictures": 0, "robustness": False, "baseline": "eval.json"}
     with pytest.raises(ValueError, match="give --robustness too"):
-        evaluate_command.Evaluation(choices)._baseline()
+        evaluating.Evaluation(choices)._baseline()
 
 
 def test_validation_and_evaluation_count_the_same_cells(loader):

@@ -9,9 +9,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.small_step import GRID, SmallStep, grid, inputs
 from train import checkpoint
-from train.command import launch
-from train.evaluate import Evaluation, read_options
+from train.evaluating import Evaluation, read_options
 from train.evaluation.files import read_json
+from train.launch import launch
 from train.model import Needs
 from train.options import Options
 from train.run import train
@@ -128,6 +128,7 @@ def test_inductor_gives_the_same_loss_and_gradients():
     step = SmallStep(grid(), use_lidar=False).eval()
     network = step.network
     network.encoder = torch.nn.Conv2d(3, 8, 8, stride=8)
+    network.encoder.multiple, network.encoder.strides = 8, (8,)
     for level in ("layer1", "layer2", "layer3"):
         setattr(network.decoder, level, getattr(network.decoder, level)[:1])
     batch = inputs(batch=1)

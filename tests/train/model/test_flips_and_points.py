@@ -18,6 +18,8 @@ VOX = VoxUtil(16, 2, 24, scene_centroid=torch.tensor([[0.0, 1.0, 0.0]]), bounds=
 class Pointwise(torch.nn.Module):
     """An encoder that commutes with flips: mean over 8x8 pixels, more channels."""
 
+    multiple, strides = 8, (8,)
+
     def forward(self, x):
         return torch.nn.functional.avg_pool2d(x, 8).repeat(1, 2, 1, 1)
 

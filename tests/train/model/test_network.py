@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
@@ -18,14 +19,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from common.record import lidar_member
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY, call_module
+from tests.processes.client import run
 from train import checkpoint, show
-from train.command import from_run
-from train.evaluate import read_options
+from train.evaluating import read_options
 from train.loop import Trainer, is_better
 from train.loss import Normaliser, default_loss
 from train.model import Needs, find_network
+from train.model.arguments import described, model_arguments
 from train.model.forward import run_network
-from train.model.interface import check_network, complete, model_arguments, name_of
+from train.model.interface import build_network, check_network, complete, name_of
 from train.model.simple_bev import SimpleBev
 from train.optim import fetch_optimizer, load_moments, parameter_groups
 from train.options import Options
@@ -33,6 +35,7 @@ from train.run import train as train_run
 from train.samples import Samples, network_of
 from train.setup import check_same_network, make_loaders, make_network
 from train.step import LossStep, over_processes, unreached
+from train.training import from_run
 
 PAGE = (REPOSITORY / "train" / "model" / "README.md").read_text()
 EXAMPLE, NOTEBOOK = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -63,16 +66,7 @@ def outside(tmp_path_factory):
 
 
 def run_outside(folder, *words, check=True):
-    result = subprocess.run(
-        [sys.executable, "-m", *map(str, words)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert not check or result.returncode == 0, result.stderr
-    return result
+    return run("-m", *words, cwd=folder, env={**os.environ, "PYTHONPATH": REPOSITORY}, check=check)
 
 
 def test_a_network_outside_the_checkout(synth_shards, outside, monkeypatch):
@@ -354,7 +348,7 @@ def test_networks_are_found_by_name_and_wrong_ones_told(tmp_path, monkeypatch):
             model_arguments(wrong)
     with pytest.raises(ValueError, match="no torch.nn.Module"):
         check_network(3)
-    with pytest.raises(ValueError, match="has no `needs"):
+    with pytest.raises(ValueError, match=r"Linear.forward takes \(input\)"):
         check_network(torch.nn.Linear(1, 1))
     network = Plain("seg")
     network.forward = lambda batch: {}
@@ -377,6 +371,80 @@ def test_networks_are_found_by_name_and_wrong_ones_told(tmp_path, monkeypatch):
         make_network(Options(model="mynet:build"), Points)
     with pytest.raises(ValueError, match="cannot be imported by new processes"):
         train_run(Options(device="cpu", device_ids=(0, 1)), lambda options, grid: Plain("seg"))
+
+
+def test_a_loss_that_is_no_hook_is_refused_in_one_line():
+    network = Plain("seg")
+    for wrong, told in (
+        (torch.nn.BCEWithLogitsLoss(), "it is a BCEWithLogitsLoss"),
+        ("bce", "it is 'bce'"),
+        (lambda outputs, batch: 0, "it takes other arguments"),
+    ):
+        network = Plain("seg")
+        network.loss = wrong
+        with pytest.raises(ValueError, match="Plain.loss is the hook .* such as self.criterion.*" + told):
+            check_network(network)
+    network = Plain("seg")
+    network.loss = lambda outputs, batch, normaliser, grid: (outputs["seg"].sum(), {"cells": float(grid.Z)})
+    check_network(network)
+    step = LossStep(network, GRID)
+    assert step.split(step(labels())[1], training=True)[0]["cells"] == 24
+    network.loss = None
+    check_network(network)
+
+
+@dataclasses.dataclass
+class Own:
+    width: int = dataclasses.field(default=16, metadata={"help": "channels"})
+    rate: float = 0.5
+    mode: Literal["sum", "mean"] = "sum"
+    steps: tuple[int, ...] = (1, 2)
+    name: str | None = None
+
+    def __post_init__(self):
+        if self.width < 1:
+            raise ValueError(f"width {self.width} must be positive")
+
+
+def own(options, grid):
+    network = Plain("seg")
+    network.own = options.model_args
+    return network
+
+
+own.options_class = Own
+
+
+def test_options_of_a_network_s_own_are_read_and_shown():
+    def built(**values):
+        return build_network(own, Options(model_args=values), GRID)
+
+    network = built(width=8, rate=1, mode="mean", steps=[3])
+    assert network.own == Own(8, 1.0, "mean", (3,)) and network.needs == Needs()
+    assert build_network(own, Options(model_args='{"name": "a"}'), GRID).own == Own(name="a")
+    assert model_arguments(Own(width=2))["width"] == 2
+    for values, told in (
+        (dict(widht=8), "widht: no option of this network; did you mean width"),
+        (dict(width="8"), "width: '8' is not a whole number"),
+        (dict(width=True), "width: True is not a whole number"),
+        (dict(mode="max"), "mode: 'max' is not one of sum, mean"),
+        (dict(steps=[1.5]), "steps: 1.5 is not a whole number"),
+        (dict(name=3), "name: 3 is not a text or null"),
+        (dict(width=0), "width 0 must be positive"),
+    ):
+        with pytest.raises(ValueError, match="--model_args.*" + told):
+            built(**values)
+    rows = dict(described(own))
+    assert rows["width INT"] == "channels  [16]" and "mode sum|mean" in rows and "name TEXT" in rows
+    with pytest.raises(ValueError, match="--model_args unprojecton: .* did you mean unprojection"):
+        make_network(Options(model_args='{"unprojecton": "plain"}'))
+
+
+def test_a_network_that_says_no_needs_takes_cameras_alone():
+    network = torch.nn.Module()
+    network.forward = lambda batch, grid: {}
+    check_network(network)
+    assert network.needs == Needs(cameras=True, lidar=False, radar=False)
 
 
 def test_groups_of_parameters_have_their_own_rates_and_leave_none_out():
@@ -422,7 +490,7 @@ def test_moments_fit_a_fused_optimizer_and_another_memory_order():
 
 def test_nothing_outside_names_a_network():
     """But for the options' default; the label protocol of the same name is theirs and data/'s."""
-    folders = [REPOSITORY / "train" / name for name in (".", "evaluation", "pictures")]
+    folders = [REPOSITORY / "train" / name for name in (".", "evaluation", "monitor", "pictures")]
     paths = {path for folder in folders for path in folder.glob("*.py")} - {REPOSITORY / "train" / "options.py"}
     names = {path.stem for path in paths}
     assert names >= {"loop", "checkpoint", "console", "writers", "command", "measure", "evaluator", "tensorboard"}

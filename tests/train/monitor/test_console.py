@@ -6,8 +6,6 @@ import pty
 import re
 import signal
 import struct
-import subprocess
-import sys
 import termios
 import time
 
@@ -20,8 +18,9 @@ from common.shard_set import find_shards
 from preprocess import index, show, verify
 from preprocess import run as preprocess
 from preprocess.synth.__main__ import main as synth
-from tests.conftest import REPOSITORY
+from tests.processes.client import Process
 from tests.train.test_resume import arguments, curves, run_folder
+from train.metrics import Segmentation
 from train.monitor import console
 from train.monitor.console import FIRST_UPDATES, WIDTH, Console, ending, line
 from train.monitor.curves import POOL, Pool
@@ -34,7 +33,7 @@ FIGURES = {"rtime": 0.1, "itime": 0.5, "samples_per_s": 123.4, "read_mb_per_s": 
 
 def pool(*figures):
     """A Pool of (loss, intersection, union), an update each."""
-    made = Pool()
+    made = Pool(read=lambda counts: Segmentation().of(counts).figures())
     for loss, both, either in figures:
         made.add({TOTAL: loss}, torch.tensor([both, either], dtype=torch.float64))
     return made
@@ -44,9 +43,7 @@ def on_terminal(command, columns=80):
     """What a command writes on a terminal of that width, and its exit code."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    process = subprocess.Popen(
-        command, cwd=REPOSITORY, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-    )
+    process = Process(*command, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     written = b""
     while True:
@@ -65,9 +62,7 @@ def in_log(tmp_path, *words, after=""):
     """Run into two files; asked to end once `after` is in the first. (stdout, stderr, exit code)."""
     paths = [tmp_path / "stdout.txt", tmp_path / "stderr.txt"]
     with open(paths[0], "w") as out, open(paths[1], "w") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *map(str, words)], cwd=REPOSITORY, stdout=out, stderr=err, start_new_session=True
-        )
+        process = Process("-m", *words, stdout=out, stderr=err)
         deadline = time.monotonic() + 120
         while after and after not in paths[0].read_text():
             assert process.poll() is None and time.monotonic() < deadline, paths[1].read_text()
@@ -167,7 +162,7 @@ console.close()
 
 
 def test_a_bar_of_80_columns_shows_all_its_figures():
-    written, code = on_terminal([sys.executable, "-c", TERMINAL])
+    written, code = on_terminal(["-c", TERMINAL])
     assert code == 0, written
     shown = [part.rstrip() for part in re.split(r"[\r\n]+", written)]
     assert max(map(len, shown)) <= 80

@@ -4,8 +4,6 @@ import dataclasses
 import io
 import json
 import re
-import subprocess
-import sys
 import tarfile
 from collections import Counter
 
@@ -33,8 +31,9 @@ from common.record import (
 from common.shard_index import build_index, dump_index
 from preprocess import show as preprocess_show
 from preprocess.shard_writer import skipped_name
-from tests.conftest import REPOSITORY, run_module
+from tests.conftest import run_module
 from tests.index_files import index_path
+from tests.processes import client
 from train import checkpoint, show
 from train.augment import crop_and_resize
 from train.metrics import intersection_union, iou
@@ -319,7 +318,7 @@ def test_error_colours_count_what_iou_counts():
     assert iou_of(codes) == iou(counts)
     plain = ERROR_COLOURS[codes]
     hit, false, missed = (has_colour(plain, c) for c in (palette.HIT, palette.FALSE, palette.MISSED))
-    assert (hit, hit + false + missed) == tuple(counts.tolist())
+    assert (hit, hit + false + missed) == tuple(counts[0].tolist())
     assert has_colour(plain, palette.MASKED) == (maps.valid == 0).sum()
 
 
@@ -616,8 +615,7 @@ def test_mistakes_end_in_one_line(synth_shards, tmp_path):
 
 def test_show_needs_the_mcap_extra_for_recordings_alone(synth_shards, tmp_path):
     code = "import sys; sys.modules['mcap_protobuf.writer'] = None; from train.show import main; main()"
-    command = [sys.executable, "-c", code, synth_shards, "0", "--mcap", tmp_path / "a.mcap"]
-    result = subprocess.run(list(map(str, command)), cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    result = client.run("-c", code, synth_shards, 0, "--mcap", tmp_path / "a.mcap")
     assert result.returncode == 1 and "bevshards[mcap]" in result.stderr and result.stderr.count("\n") == 1
 
 

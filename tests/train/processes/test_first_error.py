@@ -3,8 +3,8 @@
 import socket
 from contextlib import ExitStack
 
-from tests import two_ranks
-from tests.conftest import REPOSITORY
+from tests.processes.client import REPOSITORY
+from tests.train.processes import two_ranks
 from tests.train.test_resume import start
 
 
@@ -12,8 +12,8 @@ def test_what_ends_a_run_is_said_by_one_process(tmp_path):
     with ExitStack() as probes:
         sockets = [probes.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in two_ranks.CASES]
         ports = [probe.getsockname()[1] for probe in sockets]
-    meet = {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "PYTHONPATH": str(REPOSITORY)}
-    both = [start("tests.two_ranks", *ports, RANK=f"{rank}", LOCAL_RANK=f"{rank}", **meet) for rank in range(2)]
+    meet = {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "PYTHONPATH": REPOSITORY}
+    both = [start(two_ranks.__name__, *ports, RANK=f"{rank}", LOCAL_RANK=f"{rank}", **meet) for rank in range(2)]
     said, codes = {case.__name__: [] for case in two_ranks.CASES}, {case.__name__: [] for case in two_ranks.CASES}
     for process in both:
         lines = []

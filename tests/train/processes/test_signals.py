@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.processes.client import REPOSITORY, Process, run
 from tests.train.test_resume import arguments, in_group, run_folder, small_net, start, wait_for
 from train import checkpoint
 from train.processes import distributed
@@ -38,16 +38,14 @@ if __name__ == "__main__":
 def start_slow(tmp_path, seconds, words):
     script, begun = tmp_path / "slow.py", tmp_path / "begun"
     script.write_text(SLOW)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "BEGUN": str(begun), "SECONDS": str(seconds)}
-    return begun, subprocess.Popen(
-        [sys.executable, script, *map(str, words[1:])],
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=environment,
-    )
+    environment = {**os.environ, "PYTHONPATH": REPOSITORY, "BEGUN": str(begun), "SECONDS": str(seconds)}
+    return begun, Process(script, *words[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+
+
+def as_at_a_terminal():
+    """A runner in the background hands down that SIGINT is ignored, one under nohup that SIGHUP is."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def wait_until(condition, process, seconds=120):
@@ -125,15 +123,21 @@ if __name__ == "__main__":
 """
     )
     began = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    result = subprocess.run([sys.executable, script, tmp_path], env=environment, timeout=60)
+    result = run(script, tmp_path, env={**os.environ, "PYTHONPATH": REPOSITORY}, timeout=60)
     assert result.returncode == 7 and (tmp_path / "saved").exists() and time.monotonic() - began < 40
     assert distributed.GRACE_S == 10.0
 
 
 def test_asked_to_end_while_importing():
     """Torch takes seconds to import; nothing of it may show."""
-    process = start("train.evaluate", "nowhere")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train.evaluate", "nowhere"],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=as_at_a_terminal,
+    )
     wait_until(lambda: "torch" in Path(f"/proc/{process.pid}/maps").read_text(), process)
     process.send_signal(signal.SIGINT)
     assert ended(process) == (130, ["stopped by SIGINT"])
@@ -154,21 +158,14 @@ def endless(*_, **__):
 
 train.setup.make_network = endless
 if __name__ == "__main__":
-    from train import run
-    run.make_network = endless
+    from train import run, training
+    training.make_network = endless
     run.main()
 """
     )
     words = arguments(synth_shards, tmp_path, "--max_iters", 900, "--device_ids", devices)
-    process = subprocess.Popen(
-        [sys.executable, script, *map(str, words[1:])],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
+    environment = {**os.environ, "PYTHONPATH": REPOSITORY}
+    process = Process(script, *words[1:], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     for _ in devices.split(","):
         assert process.stdout.readline() == "ready\n", process.stderr.read()
     for _ in range(2):

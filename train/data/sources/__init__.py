@@ -22,7 +22,7 @@ from train.data.sources.cache import Cache
 from train.data.sources.local import LocalSource
 from train.data.sources.ranges import RangeSource
 from train.data.sources.stream import PipeSource
-from train.processes.distributed import say
+from train.processes.ranks import say
 
 __all__ = ["READERS", "LocalSource", "PipeSource", "RangeSource", "SourceConfig", "open_source"]
 

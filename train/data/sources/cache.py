@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common.errors import ShardError
 from common.files import locked
-from train.processes.distributed import say
+from train.processes.ranks import say
 
 LAYOUT = "v1"
 SHA_DIGITS = 32

@@ -9,7 +9,7 @@ from common.errors import ShardError, StoreError
 from common.shard_set import find_shards, load_indexes, open_stores
 from train.data.order import epoch_order
 from train.data.sources.table import KeyframeTable, cut, neighbours, span
-from train.processes.distributed import say
+from train.processes.ranks import say
 
 REQUESTS_A_KEYFRAME = 2  # at most; members that lie side by side take one
 

@@ -24,7 +24,7 @@ from common.shard_index import ABSENT, MAX_INDEX_BYTES, parse_index
 from common.shard_set import check_listed, find_shards, in_parallel, open_stores
 from train.data.order import ORDER_STREAM
 from train.data.sources.table import KeyframeTable
-from train.processes.distributed import say
+from train.processes.ranks import say
 
 INDEX_STALLS = 4  # times Retry.stall_s that a command has for an index: many of them start at once
 

@@ -26,13 +26,13 @@ def cpu_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips=None):
     """As camera_mean, for tensors on the CPU."""
     table, *pairs = _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips)
     volume = gather_bags(table, *pairs)
-    return volume.view(vox_util.Y, len(feats), vox_util.Z, vox_util.X, -1).permute(1, 4, 2, 0, 3)
+    return volume.view(vox_util.Y, feats.shape[0], vox_util.Z, vox_util.X, -1).permute(1, 4, 2, 0, 3)
 
 
 def cpu_conv(feats, pix_T_refs, cams_T_ref, vox_util, kernels, flips=None):
     """As convolved_mean, for tensors on the CPU."""
     table, *pairs = _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips)
-    return HeightByHeight.apply(table, kernels.to(table.dtype), *pairs, (len(feats), vox_util.Z, vox_util.X))
+    return HeightByHeight.apply(table, kernels.to(table.dtype), *pairs, (feats.shape[0], vox_util.Z, vox_util.X))
 
 
 class HeightByHeight(torch.autograd.Function):
@@ -47,7 +47,7 @@ class HeightByHeight(torch.autograd.Function):
         ctx.save_for_backward(table, kernels, pixels, weights, starts)
         ctx.shape = shape
         total = 0
-        for own, kernel in zip(_by_height(starts, len(kernels)), kernels, strict=True):
+        for own, kernel in zip(_by_height(starts, kernels.shape[0]), kernels, strict=True):
             plane = _plane(gather_bags(table, pixels, weights, own), shape)
             total = F.conv2d(plane, kernel, padding=kernel.shape[-1] // 2).to(weights.dtype) + total
         return total.to(table.dtype)
@@ -58,7 +58,7 @@ class HeightByHeight(torch.autograd.Function):
         grad = grad.contiguous(memory_format=torch.channels_last)
         padding = [kernels.shape[-1] // 2] * 2
         of_table, of_kernels = 0, []
-        for own, kernel in zip(_by_height(starts, len(kernels)), kernels, strict=True):
+        for own, kernel in zip(_by_height(starts, kernels.shape[0]), kernels, strict=True):
             plane = _plane(gather_bags(table, pixels, weights, own), ctx.shape)
             # Stride and dilation 1, not transposed, one group; of input and weight, not of a bias.
             of_plane, of_kernel, _ = torch.ops.aten.convolution_backward(
@@ -66,14 +66,14 @@ class HeightByHeight(torch.autograd.Function):
             )
             del plane
             rows = of_plane.permute(0, 2, 3, 1).reshape(-1, table.shape[1])
-            of_table = scatter_bags(rows, pixels, weights, own, len(table)).to(weights.dtype) + of_table
+            of_table = scatter_bags(rows, pixels, weights, own, table.shape[0]).to(weights.dtype) + of_table
             of_kernels.append(of_kernel)
         return of_table.to(table.dtype), torch.stack(of_kernels), None, None, None, None
 
 
 def _by_height(starts, heights):
     """The starts of each height's bags."""
-    bags = (len(starts) - 1) // heights
+    bags = (starts.shape[0] - 1) // heights
     return [starts[y * bags : (y + 1) * bags + 1] for y in range(heights)]
 
 
@@ -245,7 +245,7 @@ def _bags(table, rows, weights, starts):
 
 def _keep(ctx, inputs, output):
     table, *pairs = inputs
-    ctx.rows = len(table)
+    ctx.rows = table.shape[0]
     ctx.save_for_backward(*pairs)
 
 

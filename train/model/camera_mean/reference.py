@@ -18,7 +18,7 @@ class PlainMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx, feats, grids, valid, grid_shape):
         """feats (B,S,C,h,w), grids (B,S,Z*Y,X,2), valid (B,S,1,Z*Y,X) -> (B,C,Z,Y,X)."""
-        total = feats.new_zeros((len(feats), feats.shape[2], *grids.shape[2:4]), dtype=_precise(feats.dtype))
+        total = feats.new_zeros((feats.shape[0], feats.shape[2], *grids.shape[2:4]), dtype=_precise(feats.dtype))
         count = torch.zeros_like(total)
         for s in range(feats.shape[1]):
             dtype = _precise(feats.dtype)

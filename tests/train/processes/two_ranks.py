@@ -1,4 +1,7 @@
-"""python -m tests.two_ranks PORT…: what may befall one of two processes, on a port each, told as a command tells it."""
+"""python -m tests.train.processes.two_ranks PORT…: what may befall one of two processes, told as a command tells it.
+
+Each case has a port of its own.
+"""
 
 import os
 import signal
@@ -12,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common.vox import VoxUtil
 from train.command import fail_in_one_line
 from train.errors import DataError
-from train.evaluate import Parts
+from train.evaluating import Parts
 from train.evaluation.evaluator import evaluate
 from train.loop import Trainer
 from train.model import Needs

@@ -1,0 +1,276 @@
+"""An evaluation of a checkpoint from its options to its files: the work of train.evaluate."""
+
+import platform
+import tempfile
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import click
+import torch
+
+from common import addresses
+from common.progress import Progress
+from common.shard_set import find_beside, find_shards
+from common.spelling import spelled
+from common.stores import parse_options
+from common.versions import own_version
+from train import checkpoint
+from train.command import commands_among, known_options
+from train.data.label_spec import labels_side_by_side
+from train.evaluation.evaluator import evaluate
+from train.evaluation.figures import all_figures
+from train.evaluation.files import read_json, write_csv, write_json
+from train.evaluation.robustness import damages, offsets, robustness
+from train.evaluation.table import lines_of, robustness_lines, scalars
+from train.gallery import write_gallery
+from train.launch import launch
+from train.options import SHARDS, Options, as_dict
+from train.processes.precision import on_device, set_precision
+from train.processes.ranks import say
+from train.setup import check_same_network, check_same_shards, make_loaders, make_network
+
+# What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
+_OF_MODEL = ("sensors", "model", "labels", "grid", "res_scale", "interpolation", "refcam_id")
+
+
+def shown(loader, what, progress=True):
+    """The loader's batches; how far it is shows on stderr."""
+    with Progress(len(loader), "batches", what, shown=progress) as bar:
+        yield from bar.over(loader)
+
+
+def evaluate_run(given, choices):
+    """Evaluate the run that the given options name. choices: what only train.evaluate takes, by name. Raises ValueError."""
+    choices = dict(choices)
+    choices["off"] = offsets(choices.pop("off_degrees"), choices.pop("off_cm"))
+    launch(Evaluation(choices), read_options(given))
+
+
+def read_options(given):
+    """Options of the command line over those that the checkpoint records. Raises ValueError."""
+    content = checkpoint.read(given["init_dir"], command=spelled("train.evaluate"))
+    recorded = known_options(content.get("options") or {}, given["init_dir"], strict=False)
+    own = [f.name for f in fields(Options) if {f.name, f.metadata["group"]} & set(_OF_MODEL)]
+    own = {name: recorded[name] for name in own if name in recorded}
+    own["interpolation"] = checkpoint.interpolation(content)
+    # An empty precision was the default of whatever device the run had.
+    trained = own | ({"precision": recorded["precision"]} if recorded.get("precision") else {})
+    for name in sorted(trained.keys() & given.keys()):
+        if trained[name] != given[name]:
+            say(f"note: --{name} {given[name]}; the run was trained with {trained[name]}")
+    _note_other_shards(given, recorded)
+    if not any(name in given for name in SHARDS):
+        own |= {name: recorded[name] for name in SHARDS if name in recorded}
+        own |= _val_shards_of(given["init_dir"], own, parse_options(given.get("store_options")))
+    own["exp_name"] = recorded.get("exp_name", Options.exp_name)
+    own["log_dir"] = recorded.get("log_dir", Options.log_dir)
+    options = Options(**{**own, **given, "do_val": True})
+    # As in the lineage; training's bf16 is for speed.
+    return replace(options, precision=options.precision or "fp32")
+
+
+def _note_other_shards(given, recorded):
+    theirs = "val_shards" if recorded.get("val_shards") else "shards"
+    own = _listed(recorded.get(theirs) or ())
+    for name in SHARDS:
+        if own and name in given and _listed(given[name]) != own:
+            say(f"note: --{name} {_listed(given[name])}; the run recorded --{theirs} {own}")
+
+
+def _listed(patterns):
+    return ", ".join(map(addresses.shown, (patterns,) if isinstance(patterns, str) else patterns))
+
+
+def _val_shards_of(run, recorded, access):
+    """{"val_shards": those of the run}, or {} where it records none; access: options of the stores. Raises ValueError."""
+    if commands := commands_among(recorded):
+        raise ValueError(
+            f"{run}: a checkpoint may not say which commands to run; if {commands[0]!r} is meant, name it: --val_shards …"
+        )
+    if recorded.get("val_shards") or not recorded.get("shards"):
+        return {"shards": ()}
+    found = find_beside(find_shards(recorded["shards"], "train", access), "val")
+    if not found:
+        beside = ", ".join(map(addresses.shown, recorded["shards"]))
+        raise ValueError(f"{run}: no val shards beside {beside}; give --val_shards")
+    return {"shards": (), "val_shards": found.shards}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One process's part of the command: called with the options and its World.
+
+    choices: out, pictures, robustness and baseline, as the command line has them; with robustness off, see `damages`.
+    """
+
+    choices: dict
+
+    def __call__(self, options, world):
+        parts = world.together(lambda: _prepare(options, world))
+        world.together(lambda: check_same_shards((None, parts.loader), world))
+        out = Path(self.choices["out"] or parts.folder / "eval")
+        world.together(lambda: world.leads and _check_folder(out))
+        if world.leads:
+            say(_opening(parts, world))
+        baseline = world.together(self._baseline)
+        whole = evaluate(parts.network, parts.batches("evaluate", world), parts.grid, world, parts.autocast)
+        damaged = None
+        if self.choices["robustness"]:
+            changes = damages(*parts.held(), options.seed, self.choices["off"])
+            with Progress(len(changes) * len(parts.loader), "batches", "robustness", shown=world.leads) as bar:
+                damaged = robustness(parts.again(world, bar), baseline, whole, changes, options.seed)
+        if world.leads:
+            self._report(parts, whole, damaged, out)
+
+    def _baseline(self):
+        if not self.choices["baseline"]:
+            return None
+        if not self.choices["robustness"]:
+            raise ValueError("--baseline is what corruptions are compared with; give --robustness too")
+        return read_json(self.choices["baseline"])
+
+    def _report(self, parts, whole, damaged, out):
+        whole.about = parts.about(whole)
+        figures = all_figures(whole, parts.options.seed)
+        headline = parts.labels[0].name
+        [first] = [f for f in figures if (f.group, f.label) == ("iou", headline)]
+        cells = sum(int(row.counts[headline][:, 2].sum()) for row in whole.rows)
+        click.echo(f"step {parts.step}; {len(whole.rows)} samples; IoU {iou_of(first):.4f}; {cells} labelled cells")
+        if not cells:
+            raise ValueError(
+                "no cell of these samples is labelled, so the IoU says nothing; see --target_categories, --bounds"
+            )
+        for line in lines_of(whole, headline, figures):
+            click.echo(line)
+        for line in robustness_lines(damaged) if damaged else ():
+            click.echo(line)
+        write_json(out / "eval.json", whole, figures, parts.options.seed, damaged)
+        write_csv(out / "samples.csv", whole)
+        _write_scalars(parts, figures)
+        drawn = write_gallery(out, whole, headline, parts, self.choices["pictures"])
+        click.echo(f"written: {out}/eval.json, samples.csv" + (f", {drawn} pictures" if drawn else ""))
+
+
+def iou_of(figure):
+    """A figure's value; 0 where nothing was predicted or true, as train.metrics has it."""
+    return figure.value if figure.denominator else 0.0
+
+
+@dataclass
+class Parts:
+    """What an evaluation works with: a checkpoint's network on this rank's device, and its share of the samples."""
+
+    options: Options
+    network: torch.nn.Module
+    loader: object
+    grid: object
+    labels: tuple
+    step: int
+    path: Path
+    autocast: torch.dtype | None
+
+    @property
+    def folder(self):
+        """Folder of the run."""
+        return self.path.parent
+
+    def batches(self, what, world):
+        """This rank's batches, None where it has no share of one; rank 0 shows how far it is.
+
+        All ranks take them together, so that one waits for another no longer than for a batch, and hears of it if that fails.
+        """
+        own = iter(self.loader) if len(self.loader) else iter(())
+        count = self.loader.num_global_batches
+        with Progress(count, "batches", what, shown=world.leads) as bar:
+            for batch in bar.over(world.together(lambda: next(own, None)) for _ in range(count)):
+                yield batch
+                world.first_step_done()
+
+    def again(self, world, bar):
+        """Function change -> Evaluation of one more pass, every batch changed first; None on other ranks than 0.
+
+        bar: Progress that counts the batches of all passes.
+        """
+
+        def run(change):
+            batches = bar.over(self.loader) if len(self.loader) else ()
+            return evaluate(self.network, batches, self.grid, world, self.autocast, change)
+
+        return run
+
+    def held(self):
+        """(cameras, sensors besides them) of the batches."""
+        sensors = [name for name in ("lidar", "radar") if getattr(self.options, f"use_{name}")]
+        return self.loader.augment.cams if self.network.needs.cameras else (), sensors
+
+    def about(self, whole):
+        """What eval.json says of where its figures come from."""
+        facts = self.loader.reader.facts
+        return {
+            "headline": self.labels[0].name,
+            "split": facts.get("split", ""),
+            "version": facts["version"],
+            "samples": f"{len(whole.rows)} of {len(self.loader.windows)}",
+            "samples_sha256": self.loader.reader.samples_sha256,
+            "shards": {str(index.tar): index.tar_sha256 for index in self.loader.reader.indexes},
+            "checkpoint": str(self.path),
+            "step": self.step,
+            "grid": f"{self.options.Z}x{self.options.Y}x{self.options.X} over {self.options.bounds}",
+            "precision": self.options.precision,
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "log_dir": self.options.log_dir,
+            "options": as_dict(self.options),
+            "versions": {
+                "bevshards": own_version(),
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+            },
+        }
+
+
+def _prepare(options, world):
+    set_precision(options, world.device)
+    path = checkpoint.find(options.init_dir)
+    content = checkpoint.read(path)
+    check_same_network(path, content, options)
+    network, options = make_network(options)
+    labels = labels_side_by_side(options)
+    place = (world.device, False, world.rank, world.size)
+    _, loader, grid = make_loaders(options, *place, network.needs.cameras, labels)
+    autocast = options.autocast_on(world.device)
+    step = checkpoint.load_weights(path, content, on_device(network, world.device, autocast), options.ignore_load)
+    if options.compile:
+        network.compile()
+    return Parts(options, network, loader, grid, labels, step, Path(path), autocast)
+
+
+def _opening(parts, world):
+    """What is evaluated, on what."""
+    options, reader = parts.options, parts.loader.reader
+    split = reader.facts.get("split", "")
+    return (
+        f"{parts.path}, step {parts.step}: {len(parts.loader.windows)} samples of {reader.facts['version']} {split}, "
+        f"{len(reader.indexes)} shards\n"
+        f"protocol {parts.labels[0].name}; grid {options.Z}x{options.Y}x{options.X}; {options.precision} on "
+        f"{world.size} x {world.device.type}"
+    )
+
+
+def _check_folder(out):
+    """Make the folder of the results. Raises ValueError where nothing can be written in it: before the work, not after."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+
+
+def _write_scalars(parts, figures):
+    from train.monitor.writers import Recorder
+
+    recorder = Recorder(f"{parts.options.log_dir}/{parts.folder.name}/eval", "eval")
+    for tag, value in scalars(figures).items():
+        recorder.add_scalar(tag, value, parts.step)
+    recorder.close()
+    if recorder.lost:
+        raise recorder.lost

@@ -1,0 +1,43 @@
+"""What options name on this machine's disks, looked for before anything heavy is loaded."""
+
+from pathlib import Path
+
+from common.addresses import is_pipe, is_remote, join
+from common.shard_set import find_beside, find_shards
+from train.options import SHARDS
+
+
+def shard_sets(options, want_train=True):
+    """(train, val) ShardSets of the options; None where they are not wanted. Raises ValueError with the remedy.
+
+    want_train: False is for evaluation, whose --shards are those of the val split.
+    """
+    train, val = None, None
+    if want_train:
+        train = find_shards(options.shards or (join(options.data_dir, "train-*.tar"),), "train", options.stores)
+    if options.do_val:
+        if options.val_shards:
+            val = find_shards(options.val_shards, "val", options.stores)
+        elif want_train:
+            val = find_beside(train, "val")
+        else:
+            val = find_shards(options.shards or (join(options.data_dir, "val-*.tar"),), "val", options.stores)
+        if not val:
+            raise ValueError("no val shards beside the train shards; give --val_shards or --do_val False")
+    return train, val
+
+
+def check_paths(options, want_train=True):
+    """Raise ValueError for a path of the options that is not there. What lies elsewhere is asked for when it is read."""
+    words = [word for name in SHARDS for word in _words(getattr(options, name))]
+    if not any(is_remote(word) or is_pipe(word.strip()) for word in words):
+        shard_sets(options, want_train)
+    if options.backbone_weights and not Path(options.backbone_weights).is_file():
+        raise ValueError(f"--backbone_weights {options.backbone_weights}: there is no such file")
+    arguments = options.model_args.strip()
+    if arguments and not arguments.startswith("{") and not Path(arguments).is_file():
+        raise ValueError(f"--model_args {arguments}: neither a JSON object nor a file with one")
+
+
+def _words(value):
+    return (value,) if isinstance(value, str) else value

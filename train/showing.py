@@ -1,0 +1,157 @@
+"""Any sample of shards as a picture, a scene as a video or a recording: the work of train.show."""
+
+from dataclasses import replace
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
+
+import click
+import numpy as np
+
+from common.files import new_file, write_atomically
+from common.progress import progress
+from train.pictures.augmentation import DrawnSample, augmentation_sheet
+from train.pictures.formats import DRAWS, DRAWS_PX, SHEET_PX, check_picture
+from train.pictures.layout import encode, sheet
+from train.pictures.recording import write_recording
+from train.pictures.video import write_video
+from train.pictures.view import maps_of_batch, view_of_batch, view_of_record
+from train.processes.distributed import pick_device
+from train.samples import Samples, batch_of, flips_of, network_of, options_without_run, predict, window_of
+
+
+def show(shards, what, run, device, wanted):
+    """Write what is `wanted` of the options of train.show, by name.
+
+    shards: ShardSet. what: a sample or scene of theirs, or None. run: whose network predicts; or "". Raises ValueError.
+    """
+    samples = Samples(shards)
+    number = samples.find(what or "0")[0]
+    scene = samples.find(samples.keys[number].rpartition("_")[0])
+    network = network_of(run, pick_device(device)) if run else None
+    scene = _served(samples, scene, network)
+    if wanted["predictions"]:
+        numbers = scene if what else _served(samples, range(len(samples)), network)
+        _write_predictions(wanted["predictions"], samples, numbers, network)
+    elif wanted["mcap"]:
+        _write_recording(wanted["mcap"], samples, scene, network)
+    elif wanted["video"]:
+        _write_scene(wanted["video"], samples, scene, network, wanted["width"] or SHEET_PX)
+    elif wanted["augment"]:
+        picture = _draws(samples, number, network, wanted["width"] or DRAWS_PX)
+        write_picture(wanted["out"] or f"{samples.keys[number]}.augment.png", picture)
+    else:
+        picture = sheet_of(samples, number, network, wanted["width"] or SHEET_PX)
+        write_picture(wanted["out"] or f"{samples.keys[number]}.png", picture)
+
+
+def _served(samples, numbers, network):
+    """Those keyframes that a network can be asked about: all but a scene's last ones where it takes several at once."""
+    if network is None or network.options.seqlen == 1:
+        return numbers
+    return [number for number in numbers if window_of(samples, number, network.options)]
+
+
+def _view(samples, number, network, width=None):
+    """The View of a keyframe with its label maps, and with the prediction where there is a network."""
+    members = samples.members(number)
+    view = samples.decoded(number, lambda: view_of_record(samples.keys[number], members, width))
+    if network is None:
+        options, device = options_without_run(samples.source_of(number)[0].facts), "cpu"
+    else:
+        options, device = network.options, network.device
+    cameras = network is not None and network.model.needs.cameras  # the pictures' own images are the record's
+    batch, _, grid = batch_of(samples, number, options, device, cameras=cameras)
+    maps = maps_of_batch(batch, 0, grid, predict(network, batch, grid) if network else None)
+    if samples.source_of(number)[0].facts.get("annotated") is False:
+        maps = replace(maps, truth=None, valid=None)
+    return view.with_maps(maps)
+
+
+def sheet_of(samples, number, network=None, width=SHEET_PX):
+    """(H, width, 3) uint8: the sheet of one keyframe of Samples, with what a Network says where one is given."""
+    note = f"{network.options.exp_name}, step {network.step}" if network else ""
+    return sheet(_view(samples, number, network, width // 3), width, note)
+
+
+def _draws(samples, number, network, width):
+    """The sheet of DRAWS epochs' draws of one sample. Raises ValueError for a network that gets no images."""
+    if network is not None and not network.model.needs.cameras:
+        raise ValueError("--augment draws a network's images, and the run's takes none; leave out --run")
+    members = samples.members(number)
+    view = samples.decoded(number, lambda: view_of_record(samples.keys[number], members, width // 6))
+    options = network.options if network else options_without_run(samples.source_of(number)[0].facts)
+    drawn = []
+    for epoch in range(DRAWS):
+        batch, chosen, grid = batch_of(samples, number, options, epoch=epoch)
+        flips = flips_of(batch, options)
+        mirrored = flips.image[0].tolist() if flips else [False] * len(chosen.cams)
+        mine = view_of_batch(batch, 0, maps_of_batch(batch, 0, grid), view.boxes)
+        drawn.append(DrawnSample(mine, tuple(mirrored), _note(chosen, flips, options)))
+    return augmentation_sheet(view, drawn, width)
+
+
+def _note(chosen, flips, options):
+    scales = chosen.resize_wh[0, :, 0] / options.data_aug_conf()["final_dim"][1]
+    parts = [f"reference {chosen.cams[0]}", "scales " + " ".join(f"{s:.2f}" for s in scales)]
+    if flips is not None:
+        axes = [axis for axis, on in (("x", flips.bev_x[0]), ("z", flips.bev_z[0])) if on]
+        parts.append(f"BEV features mirrored in {' and '.join(axes)}" if axes else "BEV features not mirrored")
+    return "; ".join(parts)
+
+
+def write_picture(path, picture):
+    """Write an (H, W, 3) uint8 picture and say so. Raises ValueError for a name that is not a picture's."""
+    check_picture(path)
+    path = Path(path)
+    write_atomically(path, encode(picture, path.suffix.lower()))
+    click.echo(f"{path}: {picture.shape[1]} x {picture.shape[0]} pixels")
+
+
+def _write_scene(path, samples, numbers, network, width):
+    pictures = (sheet_of(samples, number, network, width) for number in progress(numbers, "keyframes", "video"))
+    _say_scene(path, write_video(path, pictures))
+
+
+def _write_recording(path, samples, numbers, network):
+    frames = (
+        (samples.members(number), _view(samples, number, network))
+        for number in progress(numbers, "keyframes", "recording")
+    )
+    _say_scene(path, write_recording(path, frames))
+
+
+def _write_predictions(path, samples, numbers, network):
+    """Probabilities (n, Z, X) float16 of keyframes, where each map lies, and their keys and tokens.
+
+    The file is written sample by sample, as NumPy would write it whole: the maps of a data set need not fit into memory.
+    """
+    if not numbers:
+        raise ValueError(
+            f"--predictions: no keyframe has the {network.options.seqlen} from it on that the run's network takes"
+        )
+    places = []
+    with new_file(path) as file, ZipFile(file, "w", ZIP_DEFLATED) as arrays:
+        with arrays.open("probability.npy", "w", force_zip64=True) as member:
+            shape = (len(numbers), network.options.Z, network.options.X)
+            np.lib.format.write_array_header_1_0(member, {"descr": "<f2", "fortran_order": False, "shape": shape})
+            for number in progress(numbers, "keyframes", "predictions"):
+                cameras = network.model.needs.cameras
+                batch, _, grid = batch_of(samples, number, network.options, network.device, cameras=cameras)
+                maps = maps_of_batch(batch, 0, grid, predict(network, batch, grid))
+                member.write(maps.prediction.astype("<f2").tobytes())
+                places.append(maps.ego_T_ref)
+        small = {
+            "keys": [samples.keys[number] for number in numbers],
+            "tokens": [samples.tokens[number] for number in numbers],
+            "low_xz_m": maps.low_xz_m,
+            "high_xz_m": maps.high_xz_m,
+            "ego_T_cam0" if network.options.frame == "cam0" else "ego_T_ref": places,
+        }
+        for name, values in small.items():
+            with arrays.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, np.asarray(values), allow_pickle=False)
+    _say_scene(path, len(numbers))
+
+
+def _say_scene(path, count):
+    click.echo(f"{path}: {count} keyframes, {Path(path).stat().st_size / 1e6:.1f} MB")
