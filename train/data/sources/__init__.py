@@ -13,7 +13,7 @@ KeyframeTable), is_stream and
 A member is named by a string, or by (layer, name), the shard itself being the layer "".
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from common import addresses
 from common.retries import Retry
@@ -72,15 +72,17 @@ def open_source(patterns, config=None, split=None):
     """The source of the shards that patterns name, or of a ShardSet.
 
     Args:
-        patterns, split: see common.shard_set.find_shards. config: SourceConfig.
+        patterns, split: see common.shard_set.find_shards. config: SourceConfig; without it a ShardSet keeps its own Retry.
     Raises:
         ValueError (ShardError for a shard or store): what is wrong and the remedy.
     """
-    config = config or SourceConfig()
+    given, config = config, config or SourceConfig()
     shards = find_shards(patterns, split, config.store_options, config.retry)
     if shards is not patterns:
         for note in shards.notes:
             say(f"note: {note}")
+    elif given is not None:
+        shards = replace(shards, retry=config.retry)
     commands = [tar for tar in shards if addresses.is_pipe(tar)]
     if config.reader == "indexed" and commands:
         raise ValueError(f"{commands[0]} can only be streamed; give reader stream or auto")
