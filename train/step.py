@@ -1,11 +1,8 @@
 """Network and losses as one module: what DistributedDataParallel wraps, so that every parameter is used inside it."""
 
-import inspect
-
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from train.data.order import FLIP_STREAM, sample_rng
 from train.loss import Normaliser, default_loss
@@ -15,6 +12,7 @@ from train.model.forward import run_on_voxels, with_voxels, without_gradients
 from train.model.interface import Flips, loss_of, takes_flips
 
 TOTAL = "total_loss"
+RESERVED = (TOTAL, "time_per_batch", "time_per_el")  # figures of the trainer's own
 
 
 class LossStep(nn.Module):
@@ -61,7 +59,7 @@ class LossStep(nn.Module):
         loss, terms, outputs = self._scored(batch, self._flips(batch))
         self._check(loss, terms)
         figures = [loss, *(torch.as_tensor(value, device=loss.device) for value in terms.values())]
-        figures = torch.stack([value.detach().double() for value in figures])
+        figures = torch.stack([value.detach().double().reshape(()) for value in figures])
         figures = torch.cat([figures, *self._counted(outputs, batch)])
         return loss, figures, {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in outputs.items()}
 
@@ -100,10 +98,17 @@ class LossStep(nn.Module):
 
     def _check(self, loss, terms):
         names = self._names.setdefault(self.training, (TOTAL, *terms))
+        if taken := [name for name in terms if name in RESERVED]:
+            raise ValueError(
+                f"a term of the loss is named {taken[0]}, which is a figure of the trainer's; name it otherwise"
+            )
         if names != (TOTAL, *terms):
             raise ValueError(f"the loss gave {', '.join(terms)}; before it were {', '.join(names[1:])}; they must stay")
         if loss.dim():
             raise ValueError(f"the loss is {tuple(loss.shape)}; it is a scalar, and its terms are")
+        for name, value in terms.items():
+            if isinstance(value, torch.Tensor) and value.numel() != 1:
+                raise ValueError(f"the loss's term {name} is {tuple(value.shape)}; it is a scalar")
 
     def _flips(self, batch):
         if not (self.training and self.flips):
@@ -111,44 +116,6 @@ class LossStep(nn.Module):
         each = 2 + batch.rots.shape[2]
         draws = [sample_rng(self.seed, batch.epoch, sample, FLIP_STREAM).random(each) for sample in batch.indices]
         return Flips.of(torch.from_numpy(np.stack(draws))).to(batch.rots.device)
-
-
-def over_processes(step, batch=None):
-    """The LossStep wrapped so that its gradients are averaged over the processes of its world; itself in one process.
-
-    batch: one to find out with whether the loss reaches every parameter; without it, it must.
-    """
-    if step.world is None or step.world.size == 1:
-        return step
-    search = batch is not None and bool(step.world.any(int(bool(unreached(step, batch)))))
-    # Batch-norm statistics are each rank's own; evaluation and checkpoints take rank 0's.
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    own_buffers = (
-        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    )  # before torch 2.15
-    return DistributedDataParallel(
-        step, gradient_as_bucket_view=True, find_unused_parameters=search, **{own_buffers: False}
-    )
-
-
-def unreached(step, batch):
-    """Parameters that no gradient reaches from this batch's loss; neither buffers nor random numbers are changed."""
-    wanted = {id(p): p for p in step.parameters() if p.requires_grad}
-    kept = [b.clone() for b in step.buffers()]
-    devices = [batch.rots.device] if batch.rots.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        loss = step(batch)[0]
-    for buffer, value in zip(step.buffers(), kept, strict=True):
-        buffer.data.copy_(value)
-    seen, front = set(), [loss.grad_fn]
-    while front:
-        node = front.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        front += [below for below, _ in node.next_functions]
-        wanted.pop(id(getattr(node, "variable", None)), None)
-    return list(wanted.values())
 
 
 def validate(step, batches, world):

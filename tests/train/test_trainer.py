@@ -80,6 +80,17 @@ def test_lineage_prefix_and_ignored_names(tmp_path):
 def test_shell_words_and_ranges():
     words = ["--shards", "a.tar", "b.tar", "--lr", "1"]
     assert join_words(words) == ["--shards", "a.tar", "--shards", "b.tar", "--lr", "1"]
+    words = ["--compile", "RUN", "--use-lidar", "no", "--deterministic", "--out", "a"]
+    assert join_words(words, alone=True) == [
+        "--compile=true",
+        "RUN",
+        "--use-lidar",
+        "no",
+        "--deterministic",
+        "--out",
+        "a",
+    ]
+    assert join_words(words) == words
     assert expand_ranges("t-<08..11>.tar") == ["t-08.tar", "t-09.tar", "t-10.tar", "t-11.tar"]
 
 
