@@ -5,6 +5,7 @@ import json
 import os
 import socket
 
+from common.errors import InputError
 from train.data import Grid, loaders_of, make_vox_util
 from train.data.config import DataConfig, Wanted
 from train.model.arguments import model_arguments
@@ -69,7 +70,7 @@ def _share_of_cores(name, wanted):
 
 
 def check_same_shards(loaders, world):
-    """Raise ValueError on every rank where not all ranks read copies of one set: the order of samples is one for all.
+    """Raise InputError on every rank where not all ranks read copies of one set: the order of samples is one for all.
 
     loaders: (train, val), None where there is none.
     """
@@ -80,7 +81,7 @@ def check_same_shards(loaders, world):
         for other, identity, there in places:
             if identity != first:
                 what = "other samples" if identity[:2] != first[:2] else "shards made with other options"
-                raise ValueError(
+                raise InputError(
                     f"the {split} shards differ: {other} has {what} ({there} and on: {identity[0]} samples) than {host} "
                     f"({where} and on: {first[0]} samples); copy one set to every machine"
                 )

@@ -108,7 +108,7 @@ def test_tries_end_when_told_and_what_no_try_helps_is_raised_at_once():
         Retry().run(fail, for_good, "there")
     stopped.set()
     with pytest.raises(StoreError, match="closed"):
-        Retry(pause_s=60.0).run(fail, str, "there", stopped)
+        Retry(pause_s=60.0).run(fail, str, "there", stopped, contact()[0])
     for wrong in ({"attempts": 0}, {"pause_s": -1}, {"stall_s": 0}, {"minutes": -1}):
         with pytest.raises(ValueError):
             Retry(**wrong)
