@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from common import addresses
-from common.errors import CannotList, Missing, Refused, ShardError
+from common.errors import CannotList, InputError, Missing, Refused, ShardError
 from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
 from common.retries import Retry
 from common.shard_index import open_index
@@ -68,7 +68,7 @@ def expand_ranges(pattern):
     choices = []
     for first, last in zip(parts[1::3], parts[2::3], strict=True):
         if int(first) > int(last):
-            raise ValueError(f"{addresses.shown(pattern)}: the range {first}..{last} runs backwards")
+            raise InputError(f"{addresses.shown(pattern)}: the range {first}..{last} runs backwards")
         width = len(first)
         choices.append([f"{i:0{width}d}" for i in range(int(first), int(last) + 1)])
     texts = parts[::3]

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from common import addresses
-from common.errors import Missing, StoreError
+from common.errors import InputError, Missing, StoreError
 from common.files import Busy, locked, new_file, write_atomically
 from common.remote_store import CHUNK_BYTES, Stat, check_limit, check_part
 from common.retries import Retry
@@ -55,7 +55,7 @@ def parse_options(text):
             return options
     except (ValueError, OSError):
         pass
-    raise ValueError("the store options are neither a JSON object nor a readable file with one")
+    raise InputError("the store options are neither a JSON object nor a readable file with one")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from threading import Thread
 import numpy as np
 import torch
 
+from common.errors import InputError
 from common.record import RecordError
 from common.shard_index import ShardError
 from common.spelling import spelled
@@ -93,7 +94,7 @@ class Loader:
             ValueError: no such sample, or shards that can only be read from front to back.
         """
         if self.reader.is_stream:
-            raise ValueError("a pipe: is read from front to back and has no single samples; give shards that are files")
+            raise InputError("a pipe: is read from front to back and has no single samples; give shards that are files")
         numbers = [self._number(sample) for sample in samples]
         return self.stage(self._finished(self._start(None, numbers, self.epoch, augment)))
 
@@ -109,7 +110,7 @@ class Loader:
                     return number
         elif 0 <= sample < len(self.windows):
             return int(sample)
-        raise ValueError(f"no sample {sample}; there are {len(self.windows)}, {self.reader.keys[0]} is the first")
+        raise InputError(f"no sample {sample}; there are {len(self.windows)}, {self.reader.keys[0]} is the first")
 
     def __iter__(self):
         if self.position >= len(self):  # of an epoch's last batch, saved by a rank that has a share of it

@@ -16,6 +16,7 @@ A member is named by a string, or by (layer, name), the shard itself being the l
 from dataclasses import dataclass, field, replace
 
 from common import addresses
+from common.errors import InputError
 from common.retries import Retry
 from common.shard_set import find_shards
 from train.data.sources.cache import Cache
@@ -56,11 +57,11 @@ class SourceConfig:
 
     def __post_init__(self):
         if self.reader not in READERS:
-            raise ValueError(f"reader {self.reader!r}; it is one of {', '.join(READERS)}")
+            raise InputError(f"reader {self.reader!r}; it is one of {', '.join(READERS)}")
         if self.cache_gb < 0 or self.requests < 0:
-            raise ValueError(f"cache_gb {self.cache_gb} and requests {self.requests} must not be negative")
+            raise InputError(f"cache_gb {self.cache_gb} and requests {self.requests} must not be negative")
         if self.store_options is not None and not isinstance(self.store_options, dict):
-            raise ValueError("store_options is not a JSON object")
+            raise InputError("store_options is not a JSON object")
 
     @property
     def retry(self):
@@ -85,10 +86,10 @@ def open_source(patterns, config=None, split=None):
         shards = replace(shards, retry=config.retry)
     commands = [tar for tar in shards if addresses.is_pipe(tar)]
     if config.reader == "indexed" and commands:
-        raise ValueError(f"{commands[0]} can only be streamed; give reader stream or auto")
+        raise InputError(f"{commands[0]} can only be streamed; give reader stream or auto")
     if commands or config.reader == "stream":
         if config.cache_dir:
-            raise ValueError("cache_dir keeps what range requests fetch; it does nothing for pipe: or reader stream")
+            raise InputError("cache_dir keeps what range requests fetch; it does nothing for pipe: or reader stream")
         return PipeSource(shards, config.verify_reads)
     if not any(addresses.is_remote(tar) for tar in shards):
         return LocalSource(shards, config.verify_reads)
