@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from common.plain import plain
+
 MAX_LINES = 12
 
 
@@ -51,7 +53,7 @@ def by_scene(skipped, kept, names):
         scene = key.rpartition("_")[0]
         there[scene] = there.get(scene, 0) + 1
     lines = [
-        f"  {_shown(names[scene])}: {count} of {count + there.get(scene, 0)} samples left out, the first: {why[scene]}"
+        f"  {_shown(names[scene])}: {count} of {count + there.get(scene, 0)} samples left out, the first: {plain(why[scene])}"
         for scene, count in lost.items()
     ]
     if len(lines) > MAX_LINES:
@@ -61,5 +63,5 @@ def by_scene(skipped, kept, names):
 
 
 def _shown(name):
-    """A scene's name as a line may have it: nobody keeps a line feed out of a table."""
-    return name if name.isprintable() and name else repr(name)
+    """A scene's name as a line may have it."""
+    return plain(name, 100) if name else repr(name)

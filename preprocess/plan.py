@@ -12,6 +12,7 @@ import numpy as np
 
 from common.conditions import conditions_of
 from common.keys import keyframe_key, scene_key
+from common.plain import plain
 from common.progress import Progress
 from common.record import SCHEMA_VERSION
 from common.rig import NUSCENES, RigError
@@ -139,7 +140,8 @@ class Planner:
             yield f"note: the median step between keyframes is {step:g} s; {UNIT}: are these?"
         found = list(dict.fromkeys(faults.found))
         if found:
-            yield f"note: {len(found)} faults in the tables; samples that need such rows are left out; the first: {found[0]}"
+            what = f"{len(found)} faults in the tables; samples that need such rows are left out"
+            yield f"note: {what}; the first: {plain(found[0])}"
 
     def _choose_sensors(self, folder):
         """Set cameras, radars, sensors and the rig."""
@@ -234,7 +236,7 @@ class Planner:
         except SourceError as error:
             if not self.skips:
                 raise
-            skipped += self._whole_scene(scene, str(error))
+            skipped += self._whole_scene(scene, plain(error))
             return []
         keys = [keyframe_key(scene["name"], i) for i in range(len(tokens))]
         recipes, failed = [], []
@@ -244,7 +246,7 @@ class Planner:
             except SourceError as error:
                 if not self.skips:
                     raise
-                failed.append({"key": keys[i], "token": token, "why": str(error)})
+                failed.append({"key": keys[i], "token": token, "why": plain(error)})
         if failed and self.keep_sequences:
             why = failed[0]["why"]
             failed = [{"key": k, "token": t, "why": why} for k, t in zip(keys, tokens, strict=True)]

@@ -145,7 +145,7 @@ def timestamp_of(row, table):
 
 
 def refer(mapping, token, table, wanted_by):
-    """mapping[token]. Raises SourceError where it does not exist, naming who refers to it, or that which stands in its place."""
+    """mapping[token]. Raises SourceError where it does not exist, naming who refers to it, and one that stands in its place."""
     try:
         value = mapping[token]
     except (KeyError, TypeError):
@@ -215,8 +215,8 @@ def read_poses(folder, faults):
 def read_calibration(folder, channels, faults):
     """calibrated_sensor token -> (channel, quaternion (4,), translation (3,), intrinsics (3, 3) or None).
 
-    The channel alone for a sensor that nobody asks for, whose rows may have any form. channels: (name of nuScenes, name in the tables)
-    pairs; channels come out under nuScenes' names.
+    The channel alone for a sensor that nobody asks for, whose rows may have any form. channels: (name of nuScenes, name in
+    the tables) pairs; channels come out under nuScenes' names.
     """
     sensors = by_token(
         read_table(folder, "sensor"),
