@@ -1,6 +1,7 @@
 """What the commands share: options on the command line and from files, help in groups, errors in one line."""
 
 import sys
+import traceback
 from dataclasses import fields
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import click
 import yaml
 
 from common.spelling import EITHER, Command, spelled
-from train.errors import DataError, Interrupted, NotFinite, PeerFailed, PeersLost, Stopped
-from train.options import GROUPS, Options, check_visibility, coerce, of_today
+from train.errors import Interrupted, NotFinite, PeerFailed, Stopped
+from train.faults import told_in_a_line
+from train.options import GROUPS, Options, check_visibility, coerce, is_bool, of_today
 from train.processes import ranks, signals
 from train.processes.ranks import say
 from train.runs import find_run
@@ -88,7 +90,9 @@ def options_command(hide=(), argument=None, extra=()):
             ],
         )
         module = function.__globals__["__spec__"].name  # __module__ is __main__ where it runs
-        return lambda: command.main(args=join_words(sys.argv[1:]), prog_name=spelled(module))
+        return lambda: command.main(
+            args=join_words(sys.argv[1:], alone=argument is not None), prog_name=spelled(module)
+        )
 
     return decorate
 
@@ -111,10 +115,16 @@ def _given(values, argument=None):
     return given
 
 
-def join_words(arguments):
-    """Words after --shards and --val_shards, as a shell's {} range leaves them, become options of their own."""
+def join_words(arguments, alone=False):
+    """Words after --shards and --val_shards, as a shell's {} range leaves them, become options of their own.
+
+    alone: a word may stand by itself; where a BOOL is given without a value, the word after it is none.
+    """
+    switches = {f"__{item.name}" for item in fields(Options) if item.type is bool} if alone else ()
     out, current = [], None
-    for word in arguments:
+    for word, after in zip(arguments, [*arguments[1:], "-"], strict=True):
+        if word.replace("-", "_") in switches and not after.startswith("-") and not is_bool(after):
+            word = f"{word}=true"
         if word.startswith("-"):
             name, equals, _ = word.partition("=")
             current = word if not equals and name.replace("-", "_") in ("__shards", "__val_shards") else None
@@ -173,7 +183,7 @@ def known_options(recorded, source, strict):
 
 
 def fail_in_one_line(action):
-    """Run action(); bad input ends with one line and exit code 1, a signal with its own code.
+    """Run action(); bad input ends with one line and exit code 1, a fault with its traceback, a signal with its own code.
 
     What all ranks meet alike is said once, what one alone met by that one.
     """
@@ -191,13 +201,15 @@ def fail_in_one_line(action):
         sys.exit(failed.code)
     except Exception as error:
         out_of_memory = _is_out_of_memory(error)
-        if not (out_of_memory or isinstance(error, (ValueError, NotFinite, DataError, OSError, PeersLost))):
-            raise
+        # Before the ranks have met, they all read the same command line; a machine has its own disk.
+        same = "node" if isinstance(error, ValueError) and not ranks.joined() else "process"
+        if not (out_of_memory or told_in_a_line(error)):
+            # Here, since click would make one word of some kinds. Notes are part of it.
+            say("".join(traceback.format_exception(error)).rstrip(), same)
+            sys.exit(1)
         text = _one_line(error)
         if out_of_memory:
             text = f"out of memory on the device; lower --batch_size or --res_scale ({text[:120]})"
-        # Before the ranks have met, they all read the same command line; a machine has its own disk.
-        same = "node" if isinstance(error, ValueError) and not ranks.joined() else "process"
         _say_with_notes(f"error: {text}", error, "run" if isinstance(error, NotFinite) else same)
         sys.exit(1)
 

@@ -1,10 +1,8 @@
 """Members that lie: well compressed, wrongly filled. A reader says so in a RecordError and takes no memory for it."""
 
 import copy
-import hashlib
 import json
 import struct
-import tarfile
 import tracemalloc
 
 import numpy as np
@@ -34,11 +32,11 @@ from common.record import (
     parse_sample,
     radar_member,
 )
-from common.shard_index import dump_index, index_of
+from common.shard_index import dump_index
+from preprocess.indexed_tar import IndexedTar
 from preprocess.keyframe import build_record
 from preprocess.nuscenes import CAMERAS, RADARS
 from preprocess.plan import Options, Planner
-from preprocess.shard_writer import _add
 from preprocess.verify import verify
 from tests.index_files import index_path
 from tests.preprocess.test_preprocess import CONF, GRID
@@ -191,17 +189,14 @@ def test_a_lie_is_a_record_error_that_names_the_member(record, options, lie):
 def write(recipe, folder, dataroot, key, member, change):
     """A shard with its index, one of whose members lies."""
     tar = folder / "train-000.tar"
-    rows, tokens = {}, []
-    with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for frame in recipe.keyframes:
-            members = build_record(dataroot, frame, recipe.facts)[0]
-            if frame.key == key:
-                members[member] = change(members[member])
-            rows[frame.key] = _add(archive, frame.key, members)
-            tokens.append(frame.facts["token"])
-    data = tar.read_bytes()
-    scenes = [["scene-0061", 0, len(tokens)]]
-    index = index_of(tar, rows, tokens, scenes, len(data), hashlib.sha256(data).hexdigest(), recipe.facts)
+    with open(tar, "wb") as file:
+        with IndexedTar(file) as archive:
+            for frame in recipe.keyframes:
+                members = build_record(dataroot, frame, recipe.facts)[0]
+                if frame.key == key:
+                    members[member] = change(members[member])
+                archive.add(frame.key, frame.facts["token"], "scene-0061", members)
+    index = archive.index(tar, recipe.facts)
     index_path(tar).write_bytes(dump_index(index))
     return tar
 
