@@ -105,12 +105,12 @@ def _run(trainer, step):
         path = trainer.run(step)
     except BaseException as error:
         if trainer.world.leads:
-            for text in ending(trainer.options, trainer.folder, done=False, evaluated=False):
+            for text in ending(trainer.options, trainer.folder, done=False):
                 error.add_note(text)  # whoever shows the error shows these after it
         raise
     if trainer.world.leads:
         say(row("done", trainer.console.speed()))
-        for text in ending(trainer.options, trainer.folder, done=True, evaluated="iou" in trainer.pools["t"].last()):
+        for text in ending(trainer.options, trainer.folder, done=True):
             say(text)
     return path
 
