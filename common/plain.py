@@ -1,20 +1,39 @@
-"""Text that comes from data, names or servers, as a line may show it."""
+"""Text that came from elsewhere (data, names, servers), made fit to be shown: it says what it says and does nothing."""
 
-MOST_CHARS = 600
+import unicodedata
+
+MOST = 4000  # characters of a line
+_INERT = "\n\t"
+# Of Unicode's categories: controls, among them a terminal's escape; what turns the direction of text or has no width; halves of
+# surrogates, which cannot be written; separators of lines that are none to a terminal.
+_ACTIVE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
-def plain(text, most=MOST_CHARS):
-    """The text on one line, without control characters and no longer than `most`: what is cut is cut from its middle.
+def plain(text, most=MOST):
+    """The text with what would act on a terminal or a page written as an escape, such as \\x1b; of longer lines the ends.
 
-    Runs of white space become one blank; what cannot be printed (terminal escapes, half surrogates, marks that turn the
-    direction of writing) becomes a backslash escape.
+    Line breaks and tabs stay.
     """
-    text = str(text)
-    if len(text) > 4 * most:  # escapes are longer than what they stand for, and nobody needs all of a megabyte escaped
-        text = f"{text[: 2 * most]} … {text[-2 * most :]}"
-    text = " ".join(text.split())
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    if len(text) > most:
-        half = (most - 3) // 2
-        text = f"{text[:half]} … {text[len(text) - half :]}"
-    return text
+    return "\n".join(_bounded(_escaped(line), most) for line in str(text).split("\n"))
+
+
+def one_line(text, most=MOST):
+    """The same as one line: runs of white space, line breaks among them, are single blanks."""
+    return plain(" ".join(str(text).split()), most)
+
+
+def _escaped(line):
+    if line.isprintable():
+        return line
+    return "".join(c if c in _INERT or unicodedata.category(c) not in _ACTIVE else _code(ord(c)) for c in line)
+
+
+def _code(number):
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 65536 else f"\\U{number:08x}"
+
+
+def _bounded(line, most):
+    if len(line) <= most:
+        return line
+    half = (most - 3) // 2
+    return f"{line[:half]}...{line[len(line) - half :]}"

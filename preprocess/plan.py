@@ -12,7 +12,7 @@ import numpy as np
 
 from common.conditions import conditions_of
 from common.keys import keyframe_key, scene_key
-from common.plain import plain
+from common.plain import one_line
 from common.progress import Progress
 from common.record import SCHEMA_VERSION
 from common.rig import NUSCENES, RigError
@@ -141,7 +141,7 @@ class Planner:
         found = list(dict.fromkeys(faults.found))
         if found:
             what = f"{len(found)} faults in the tables; samples that need such rows are left out"
-            yield f"note: {what}; the first: {plain(found[0])}"
+            yield f"note: {what}; the first: {one_line(found[0])}"
 
     def _choose_sensors(self, folder):
         """Set cameras, radars, sensors and the rig."""
@@ -236,7 +236,7 @@ class Planner:
         except SourceError as error:
             if not self.skips:
                 raise
-            skipped += self._whole_scene(scene, plain(error))
+            skipped += self._whole_scene(scene, one_line(error))
             return []
         keys = [keyframe_key(scene["name"], i) for i in range(len(tokens))]
         recipes, failed = [], []
@@ -246,7 +246,7 @@ class Planner:
             except SourceError as error:
                 if not self.skips:
                     raise
-                failed.append({"key": keys[i], "token": token, "why": plain(error)})
+                failed.append({"key": keys[i], "token": token, "why": one_line(error)})
         if failed and self.keep_sequences:
             why = failed[0]["why"]
             failed = [{"key": k, "token": t, "why": why} for k, t in zip(keys, tokens, strict=True)]

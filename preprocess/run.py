@@ -10,7 +10,7 @@ import click
 
 from common.interrupts import CODE, Interruptible
 from common.keys import scene_key
-from common.plain import plain
+from common.plain import one_line
 from common.progress import Progress, say
 from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
@@ -95,7 +95,7 @@ def main(**values):
 
 
 def _fail(error, code=1):
-    click.echo(f"error: {plain(error)}", err=True)
+    click.echo(f"error: {one_line(error)}", err=True)
     sys.exit(code)
 
 
@@ -133,7 +133,7 @@ def _plan(version, dataroot, options, split_file, rest, skip):
     counts = {split: rest["train_shards"] if split == "train" else rest["val_shards"] for split in splits}
     left = planner.check_splits(splits, complete=split_file is not None)
     if left:
-        say(f"{len(left)} scenes are in no split of {version} and are left out, the first: {plain(left[0], 100)}")
+        say(f"{len(left)} scenes are in no split of {version} and are left out, the first: {one_line(left[0], 100)}")
     say(
         f"planning {len(planner.scenes) - len(left)} scenes, {len(planner.samples)} samples; {', '.join(planner.sensors)}"
     )

@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import dataclass, field
 
-from common.plain import plain
+from common.plain import one_line
 from common.record import encode_json
 from common.shard_index import dump_index
 from preprocess.errors import SourceError
@@ -89,7 +89,7 @@ def _records(recipe, dataroot, image_hw, jpeg_quality, on_error, keep_sequences,
             except SourceError as error:
                 if on_error == "stop":
                     raise
-                failed = plain(error)
+                failed = one_line(error)
                 if keep_sequences:
                     break
                 done.skipped.append({"key": frame.key, "token": frame.facts["token"], "why": failed})

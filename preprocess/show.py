@@ -9,7 +9,7 @@ import click
 
 from common.files import write_atomically
 from common.interrupts import Interruptible
-from common.plain import plain
+from common.plain import one_line, plain
 from common.progress import progress
 from common.shard_index import ShardError
 from common.spelling import EITHER, spelled
@@ -45,11 +45,11 @@ def main(shards, as_json, chart, store_options):
     if as_json:
         click.echo(json.dumps(contents.as_dict(), indent=1))
     else:
-        click.echo("\n".join(table(contents)))
+        click.echo(plain("\n".join(table(contents))))
 
 
 def _fail(error):
-    click.echo(f"error: {plain(error)}", err=True)
+    click.echo(f"error: {one_line(error)}", err=True)
     sys.exit(1)
 
 
@@ -171,7 +171,7 @@ def _rest(contents):
 
 
 def _cut(text, width):
-    text = plain(text)
+    text = one_line(text)
     return text if len(text) <= width else text[: width - 3] + "..."
 
 

@@ -16,7 +16,7 @@ from common.errors import CannotList, Missing
 from common.interrupts import Interruptible
 from common.keys import keyframe_key
 from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
-from common.plain import plain
+from common.plain import one_line
 from common.progress import Progress, progress, say
 from common.record import (
     BOXES_MEMBER,
@@ -70,7 +70,7 @@ def main(shards, against, workers, store_options):
     except (ValueError, OSError, BrokenProcessPool) as error:
         problems, keyframes, count = [str(error)], 0, 0
     for problem in problems:
-        click.echo(f"error: {plain(problem)}", err=True)
+        click.echo(f"error: {one_line(problem)}", err=True)
     click.echo(f"{count} shards, {keyframes} keyframes: {f'{len(problems)} problems' if problems else 'all is well'}")
     sys.exit(bool(problems))
 
