@@ -187,6 +187,11 @@ class Options:
             if least is not None and not value >= least:  # NaN too
                 raise ValueError(f"--{item.name} {value} must be at least {least}")
         check_visibility(self.protocol, self.min_visibility)
+        for name in ("exp_name", "run_name"):  # of folders, curves and pages
+            if not getattr(self, name).isprintable() or len(getattr(self, name)) > 200:
+                raise ValueError(
+                    f"--{name} {getattr(self, name)!r:.50}: it is at most 200 characters that can be printed"
+                )
         if self.no_pretrained and self.backbone_weights:
             raise ValueError("--no_pretrained and --backbone_weights FILE contradict each other; leave one out")
         if self.seed >= 2**64:
