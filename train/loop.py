@@ -85,9 +85,9 @@ class Trainer:
             optimizer, scheduler = fetch_optimizer(parameter_groups(network), *chosen)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.folder = Path(options.ckpt_dir) / self.name
-        self.pools = {w: Pool((pools or {}).get(w, ())) for w in "tv"}
-        self.best = best
         self.step = LossStep(network, grid, autocast, self.world, options.seed, options.rand_flip)
+        self.pools = {w: Pool((pools or {}).get(w, ()), self.step.read) for w in "tv"}
+        self.best = best
         if options.compile:
             self.step.compile_parts()
         if options.rand_flip and not self.step.flips:

@@ -66,15 +66,34 @@ def _halves(gt, valid):
 def benchmark_terms(outputs, batch, normaliser):
     """The benchmark's terms of those outputs that there are, not weighed against each other.
 
+    Of several classes the cross-entropy is the mean of each one's mean over its cells, weighed by the classes' weights.
+
     Args:
-        outputs: mapping with any of seg (B,1,Z,X) logits, center (B,1,Z,X) in [0,1], offset (B,2,Z,X) cells.
-        batch: Batch; its first keyframe's labels count. normaliser: Normaliser.
+        outputs: mapping with any of seg (B,K,Z,X) logits, center (B,1,Z,X) in [0,1], offset (B,2,Z,X) cells.
+        batch: Batch; its labels of the present count. normaliser: Normaliser.
     Returns:
         dict of the scalars ce_loss, center_loss, offset_loss.
     Raises:
         ValueError: outputs has none of them, or maps of another shape than the labels'.
     """
     labels = {name: getattr(batch, f"{name}_bev")[:, 0] for name in TERMS if name in outputs}
+    _check_shapes(outputs, labels)
+    masks = _masks(labels, batch)
+    counts = normaliser(*(mask.sum() for group in masks.values() for mask in group))
+    counts = iter(counts if isinstance(counts, tuple) else (counts,))
+    shares = {name: [next(counts) for _ in group] for name, group in masks.items()}
+    terms = {}
+    if "seg" in labels:
+        terms["ce_loss"] = CE_FACTOR * _cross_entropy(outputs["seg"], labels["seg"], masks["seg"], shares["seg"], batch)
+    if "center" in labels:
+        terms["center_loss"] = balanced_mse_loss(outputs["center"], labels["center"], None, shares["center"])
+    if "offset" in labels:
+        error = (outputs["offset"] - labels["offset"]).abs().sum(1, keepdim=True)
+        terms["offset_loss"] = masked_mean(error, masks["offset"][0], shares["offset"][0])
+    return terms
+
+
+def _check_shapes(outputs, labels):
     if not labels:
         raise ValueError(
             f"the network returned {', '.join(outputs) or 'nothing'}, and none of {', '.join(TERMS)}; "
@@ -85,30 +104,31 @@ def benchmark_terms(outputs, batch, normaliser):
             raise ValueError(
                 f"the network's {name} is {tuple(outputs[name].shape)}, the labels are {tuple(label.shape)}"
             )
+
+
+def _masks(labels, batch):
+    """The cells that each term's means count, a list of masks a term: of seg one a class."""
     valid = batch.valid_bev[:, 0]
+    classes = valid.shape[1]
     masks = {}
     if "seg" in labels:
-        masks["seg"] = valid
+        masks["seg"] = [valid] if classes == 1 else list(valid.split(1, 1))
     if "center" in labels:
-        masks["positive"], masks["negative"] = _halves(labels["center"], torch.ones_like(labels["center"]))
+        masks["center"] = list(_halves(labels["center"], torch.ones_like(labels["center"])))
     if "offset" in labels:
-        masks["offset"] = batch.seg_bev[:, 0] * valid
-    counts = normaliser(*(mask.sum() for mask in masks.values()))
-    share = dict(zip(masks, counts if len(masks) > 1 else (counts,), strict=True))
-    terms = {}
-    if "seg" in labels:
-        weight = outputs["seg"].new_full(
-            (1,), POS_WEIGHT
-        )  # filled on the device: a tensor of a number would be sent there
-        each = F.binary_cross_entropy_with_logits(outputs["seg"], labels["seg"], pos_weight=weight, reduction="none")
-        terms["ce_loss"] = CE_FACTOR * masked_mean(each, valid, share["seg"])
-    if "center" in labels:
-        halves = share["positive"], share["negative"]
-        terms["center_loss"] = balanced_mse_loss(outputs["center"], labels["center"], None, halves)
-    if "offset" in labels:
-        error = (outputs["offset"] - labels["offset"]).abs().sum(1, keepdim=True)
-        terms["offset_loss"] = masked_mean(error, masks["offset"], share["offset"])
-    return terms
+        # Where a box lies, of whatever class; a cell that any class ignores may be of a box that is not seen.
+        boxes = batch.seg_bev[:, 0] if classes == 1 else batch.box_bev[:, 0]
+        masks["offset"] = [boxes * (valid if classes == 1 else valid.amin(1, keepdim=True))]
+    return masks
+
+
+def _cross_entropy(logits, truth, masks, shares, batch):
+    weight = logits.new_full((1,), POS_WEIGHT)  # filled on the device: a tensor of a number would be sent there
+    each = F.binary_cross_entropy_with_logits(logits, truth, pos_weight=weight, reduction="none")
+    if len(masks) == 1:
+        return masked_mean(each, masks[0], shares[0])
+    parts = zip(batch.class_weights, each.split(1, 1), masks, shares, strict=True)
+    return sum(w * masked_mean(e, m, s) for w, e, m, s in parts) / sum(batch.class_weights)
 
 
 def default_loss(outputs, batch, normaliser):

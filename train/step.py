@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from train.data.order import FLIP_STREAM, sample_rng
 from train.loss import Normaliser, default_loss
-from train.metrics import intersection_union
+from train.metrics import Sums, merged, metrics_of, read
 from train.model.float32 import in_float32
 from train.model.forward import run_on_voxels, with_voxels, without_gradients
 from train.model.interface import Flips, loss_of, takes_flips
@@ -21,7 +21,8 @@ class LossStep(nn.Module):
     """Batch -> (loss, figures, outputs); all but the loss detached.
 
     The loss and its terms are the network's own where it has a `loss`, else the benchmark's of the outputs there are.
-    figures (n,) float64: those that `names` lists, the total first, then intersection and union where there is a seg.
+    figures (n,) float64: those that `names` lists, the total first, then the counts of metrics that are sums. Other metrics are
+    counted in evaluation alone, and kept in `kept`; `scores` are their figures of the last validation.
 
     Args:
         network: see train/model/README.md. grid: VoxUtil. autocast: dtype of the network's arithmetic, None for float32.
@@ -39,6 +40,7 @@ class LossStep(nn.Module):
         self.flips = rand_flip and takes_flips(network)
         self.loss = loss_of(network, default_loss, grid)
         self._names = {}
+        self.kept, self.scores, self._sums = (), {}, ()
 
     def names(self, training):
         """Names of the figures but for the counts, of training or evaluation; empty before the first batch."""
@@ -60,9 +62,7 @@ class LossStep(nn.Module):
         self._check(loss, terms)
         figures = [loss, *(torch.as_tensor(value, device=loss.device) for value in terms.values())]
         figures = torch.stack([value.detach().double() for value in figures])
-        if "seg" in outputs:
-            counts = intersection_union(outputs["seg"], batch.seg_bev[:, 0], batch.valid_bev[:, 0])
-            figures = torch.cat([figures, counts])
+        figures = torch.cat([figures, *self._counted(outputs, batch)])
         return loss, figures, {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in outputs.items()}
 
     def _scored(self, batch, flips):
@@ -72,8 +72,29 @@ class LossStep(nn.Module):
             loss, terms = self.loss(outputs, batch, normaliser)
         return loss, terms, outputs
 
+    def _counted(self, outputs, batch):
+        """Counts of this batch, of each metric that is sums; in evaluation the others are updated."""
+        found = metrics_of(self.network, outputs)
+        self._sums = tuple(metric for metric in found if isinstance(metric, Sums))
+        if not self.training:
+            self.kept = self.kept or tuple(metric for metric in found if not isinstance(metric, Sums))
+        with torch.no_grad():
+            for metric in self._sums if self.training else self._sums + self.kept:
+                metric.update(outputs, batch)
+        return [metric.counts for metric in self._sums]
+
+    def read(self, counts):
+        """Name -> Score of the metrics with these counts, as `split` gives them, summed over any batches."""
+        parts = counts.split([len(metric.counts) for metric in self._sums])
+        return read(metric.of(part) for metric, part in zip(self._sums, parts, strict=True))
+
+    def higher_is_better(self, name):
+        """Whether a higher value of a figure is better, as its metric says; of what is no metric's, a loss, a lower one is."""
+        scores = read(self._sums) | self.scores
+        return name in scores and scores[name].higher_is_better
+
     def split(self, figures, training):
-        """(dict of loss and terms, (2,) or (0,) counts) of a vector of figures of training or evaluation."""
+        """(dict of loss and terms, (n,) counts of metrics) of a vector of figures of training or evaluation."""
         names = self.names(training)
         return dict(zip(names, figures[: len(names)].tolist(), strict=True)), figures[len(names) :]
 
@@ -137,10 +158,11 @@ def validate(step, batches, world):
         step: LossStep; it is left in evaluation mode. batches: iterable; None where this rank has no share of one.
         world: distributed.World; every rank calls this.
     Returns:
-        (dict of means, (2,) float64 intersection and union on the CPU or (0,) where the network gives no seg, the last batch
-        and its outputs or None).
+        (dict of means, and of the figures of metrics that are no sums; (n,) float64 counts on the CPU, which step.read reads;
+        the last batch and its outputs or None).
     """
     sums = seen = None
+    step.kept = ()
     for batch, (_, figures, outputs) in without_gradients(step, step, batches):
         seen = batch, outputs
         figures = torch.cat([figures, figures.new_ones(1)])
@@ -153,4 +175,12 @@ def validate(step, batches, world):
         sums = torch.zeros(length, dtype=torch.float64, device=world.device)
     sums = world.sum(sums).cpu()
     means, _ = step.split(sums[:-1] / sums[-1], training=False)
-    return means, sums[len(means) : -1], seen
+    step.scores = _kept_of_all(step, world)
+    return means | {name: score.value for name, score in step.scores.items()}, sums[len(means) : -1], seen
+
+
+def _kept_of_all(step, world):
+    """Figures of the metrics that are no sums, of all ranks."""
+    if getattr(step.network, "metrics", None) is None:
+        return {}
+    return read(merged(world.gather(step.kept)))

@@ -2,7 +2,6 @@
 
 from collections import deque
 
-from train.metrics import iou
 from train.monitor.writers import Recorder
 from train.pictures.tensorboard import pictures_of
 
@@ -11,28 +10,35 @@ LOGGED = ("grad_norm", "data_wait_percent", "samples_per_s", "read_mb_per_s", "m
 
 
 class Pool:
-    """Figures of the last POOL entries; `entries` of another pool continue it."""
+    """Figures of the last POOL entries; `entries` of another pool continue it.
 
-    def __init__(self, entries=()):
-        self.entries = deque(entries, maxlen=POOL)
+    read: counts of metrics, summed -> name -> Score, as LossStep.read.
+    """
+
+    def __init__(self, entries=(), read=lambda counts: {}):
+        self.entries, self.read = deque(entries, maxlen=POOL), read
 
     def add(self, figures, counts):
-        self.entries.append((figures, counts))
+        """Figures of an update or a validation, and the counts of its metrics, whose own figures they become.
+
+        Raises ValueError where both give one name.
+        """
+        scores = {name: score.value for name, score in self.read(counts).items()}
+        if twice := sorted(figures.keys() & scores.keys()):
+            raise ValueError(f"{', '.join(twice)} is a figure of a metric; give the loss's term another name")
+        self.entries.append((figures | scores, counts))
 
     def last(self):
-        """Figures of the last entry, and its IoU where the network gives a seg."""
-        figures, counts = self.entries[-1]
-        return figures | self._iou(counts)
+        """Figures of the last entry."""
+        return self.entries[-1][0]
 
     def means(self):
-        """Mean of each figure, and IoU of the summed counts."""
-        names = self.entries[-1][0]
-        out = {k: sum(f[k] for f, _ in self.entries) / len(self.entries) for k in names}
-        return out | self._iou(sum(c for _, c in self.entries))
-
-    @staticmethod
-    def _iou(counts):
-        return {"iou": iou(counts)} if len(counts) else {}
+        """Mean of each figure; of metrics that are sums, those of the summed counts."""
+        entries = [figures for figures, _ in self.entries]
+        own = {name: [figures[name] for figures in entries if name in figures] for name in entries[-1]}
+        out = {name: sum(values) / len(values) for name, values in own.items()}
+        scores = self.read(sum(counts for _, counts in self.entries))
+        return out | {name: score.value for name, score in scores.items()}
 
 
 class Curves:

@@ -20,6 +20,7 @@ from preprocess import run as preprocess
 from preprocess.synth.__main__ import main as synth
 from tests.processes.client import Process
 from tests.train.test_resume import arguments, curves, run_folder
+from train.metrics import Segmentation
 from train.monitor import console
 from train.monitor.console import FIRST_UPDATES, WIDTH, Console, ending, line
 from train.monitor.curves import POOL, Pool
@@ -32,7 +33,7 @@ FIGURES = {"rtime": 0.1, "itime": 0.5, "samples_per_s": 123.4, "read_mb_per_s": 
 
 def pool(*figures):
     """A Pool of (loss, intersection, union), an update each."""
-    made = Pool()
+    made = Pool(read=lambda counts: Segmentation().of(counts).figures())
     for loss, both, either in figures:
         made.add({TOTAL: loss}, torch.tensor([both, either], dtype=torch.float64))
     return made

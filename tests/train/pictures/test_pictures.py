@@ -318,7 +318,7 @@ def test_error_colours_count_what_iou_counts():
     assert iou_of(codes) == iou(counts)
     plain = ERROR_COLOURS[codes]
     hit, false, missed = (has_colour(plain, c) for c in (palette.HIT, palette.FALSE, palette.MISSED))
-    assert (hit, hit + false + missed) == tuple(counts.tolist())
+    assert (hit, hit + false + missed) == tuple(counts[0].tolist())
     assert has_colour(plain, palette.MASKED) == (maps.valid == 0).sum()
 
 
