@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -14,38 +13,19 @@ from common.keys import scene_key
 from common.progress import Progress, say
 from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
-from common.spelling import EITHER, spelled
+from common.spelling import EITHER, parsed, spelled
 from common.stores import open_store, parse_options
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
 from preprocess.left_out import by_scene, missing_files
 from preprocess.manifest import read_skipped, write_manifests
-from preprocess.options import Options, parse_channels, parse_sensors
+from preprocess.options import Options, parse_channels, parse_image_size, parse_sensors
 from preprocess.plan import DEFAULT_SHARDS, Planner, read_splits
 from preprocess.pointclouds import LIDAR_COLUMNS
 from preprocess.pool import DaskPool, LocalPool
 from preprocess.shard_writer import KINDS
 
 PROBED_KEYFRAMES = 24  # what --dry-run makes in memory to know how large the rest will be
-
-
-def _image_size(_context, _parameter, value):
-    if not value:
-        return None
-    match = re.fullmatch(r"(\d+)x(\d+)", value)
-    if not match:
-        raise click.BadParameter(f"{value!r} is not HEIGHTxWIDTH, for example 540x960")
-    return int(match[1]), int(match[2])
-
-
-def _parsed(parse):
-    def callback(_context, _parameter, value):
-        try:
-            return parse(value)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from None
-
-    return callback
 
 
 CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
@@ -57,11 +37,13 @@ CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
 @click.option("--out", default="shards", help="folder for the shards, or an address (s3://..., gs://...)")
 @click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
 @click.option("--sweeps", default=5, help="largest nsweeps the shards will serve, keyframe included")
-@click.option("--image-size", callback=_image_size, help="re-encode images, e.g. 540x960  [default: source bytes]")
-@click.option("--jpeg-quality", default=90, help="with --image-size")
-@click.option("--sensors", callback=_parsed(parse_sensors), help="camera[,lidar][,radar]  [default: what is there]")
 @click.option(
-    "--channels", callback=_parsed(parse_channels), help="names of another rig: LIDAR_TOP=LIDAR_CONCAT,CAM_FRONT=..."
+    "--image-size", callback=parsed(parse_image_size), help="re-encode images, e.g. 540x960  [default: source bytes]"
+)
+@click.option("--jpeg-quality", default=90, help="with --image-size")
+@click.option("--sensors", callback=parsed(parse_sensors), help="camera[,lidar][,radar]  [default: what is there]")
+@click.option(
+    "--channels", callback=parsed(parse_channels), help="names of another rig: LIDAR_TOP=LIDAR_CONCAT,CAM_FRONT=..."
 )
 @click.option(
     "--lidar-columns",
