@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 
 from common.interrupts import CODE, Interruptible
 from common.keys import scene_key
-from common.progress import Progress, say
+from common.progress import Progress, counted, say
 from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
 from common.spelling import EITHER, parsed, spelled
@@ -114,9 +115,10 @@ def _plan(version, dataroot, options, split_file, rest, skip):
     counts = {split: rest["train_shards"] if split == "train" else rest["val_shards"] for split in splits}
     left = planner.check_splits(splits, complete=split_file is not None)
     if left:
-        say(f"{len(left)} scenes are in no split of {version} and are left out, the first: {left[0]}")
+        say(f"{counted(len(left), 'scene')} in no split of {version}, left out; the first: {left[0]}")
     say(
-        f"planning {len(planner.scenes) - len(left)} scenes, {len(planner.samples)} samples; {', '.join(planner.sensors)}"
+        f"planning {counted(len(planner.scenes) - len(left), 'scene')}, {counted(len(planner.samples), 'sample')}; "
+        f"{', '.join(planner.sensors)}"
     )
     with Progress(len(planner.scenes) - len(left), "scenes", "planning") as bar:
         recipes = [r for split in splits for r in planner.shards(split, splits[split], counts[split], bar.one_more)]
@@ -177,7 +179,7 @@ def _dry_run(recipes, todo, dataroot, store, writing, skip, names):
         own = [r.name for r in recipes if r.facts["split"] == split]
         there, written = [kept[name] for name in own if name in kept], [new[name] for name in own if new.get(name)]
         click.echo(
-            f"{split}: {len(there) + len(written)} shards, {sum(map(len, there + written))} keyframes; "
+            f"{split}: {counted(len(there) + len(written), 'shard')}, {counted(sum(map(len, there + written)), 'keyframe')}; "
             f"{len(there)} are there already"
         )
     _say_skipped(skipped, itertools.chain(*kept.values(), *new.values()), names)
@@ -232,14 +234,15 @@ def _indexes(store, recipes):
 
 def _say_skipped(skipped, kept, names):
     if skipped:
-        click.echo(f"{len(skipped)} samples were left out:")
+        click.echo(f"{counted(len(skipped), 'sample')} left out:")
         for line in by_scene(skipped, kept, names):
             click.echo(line)
 
 
 def _summary(recipes, todo, done, indexes, store, seconds, names):
     size, frames = sum(i.tar_bytes for i in indexes), sum(len(i.keys) for i in indexes)
-    click.echo(f"{len(indexes)} shards, {frames} keyframes, {size / 1e6:.1f} MB in {store.path('')} ({seconds:.1f} s)")
+    what = f"{counted(len(indexes), 'shard')}, {counted(frames, 'keyframe')}, {size / 1e6:.1f} MB"
+    click.echo(f"{what} in {store.path('')} ({seconds:.1f} s)")
     written = {r.name for r in todo}
     kept = [r.name for r in recipes if r.name not in written]
     if kept:
@@ -258,6 +261,8 @@ def _summary(recipes, todo, done, indexes, store, seconds, names):
             read, written = done.read[kind] / 1e6, done.written[kind] / 1e6
             ratio = f"{written / read:8.2f}" if read else " " * 8
             click.echo(f"{kind:<8}{read:>12.1f}{written:>12.1f}{ratio}")
+    out = shlex.quote(str(store.address))
+    say(f"next: {spelled('preprocess.show')} {out}\n      {spelled('train.run')} --shards {out}")
 
 
 if __name__ == "__main__":

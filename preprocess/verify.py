@@ -18,7 +18,7 @@ from common.errors import CannotList, Missing
 from common.interrupts import Interruptible
 from common.keys import keyframe_key
 from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
-from common.progress import Progress, progress, say
+from common.progress import Progress, counted, progress, say
 from common.record import (
     BOXES_MEMBER,
     CAMERAS_MEMBER,
@@ -70,7 +70,8 @@ def main(shards, against, workers, store_options):
         problems, keyframes, count = [" ".join(str(error).split())], 0, 0
     for problem in problems:
         click.echo(f"error: {problem}", err=True)
-    click.echo(f"{count} shards, {keyframes} keyframes: {f'{len(problems)} problems' if problems else 'all is well'}")
+    found = counted(len(problems), "problem") if problems else "all is well"
+    click.echo(f"{counted(count, 'shard')}, {counted(keyframes, 'keyframe')}: {found}")
     sys.exit(bool(problems))
 
 

@@ -103,14 +103,17 @@ class Cache:
         except OSError:
             temporary.unlink(missing_ok=True)
 
-    def say(self):
-        """One line about the reads since the last such line, if there were any. A node's first process says its own."""
+    def say(self, of=""):
+        """One line about the reads since the last such line, if there were any. A node's first process says its own.
+
+        of: the split that was read.
+        """
         with self._lock:
             count, rate = self.hits + self.misses, self.hit_rate
             self.hits = self.misses = 0
         if count:
             whose = f"{100 * rate:.0f} % of this process's {count} keyframes"
-            say(f"note: {self.root.parent}: {whose} came from the cache", "node")
+            say(f"note: {self.root.parent}: {whose} came from the cache{f' ({of})' if of else ''}", "node")
 
     def _folder(self, index, row):
         return self.root / index.tar_sha256[:SHA_DIGITS] / str(row)

@@ -81,7 +81,7 @@ class RangeSource(KeyframeTable):
             if store.remote:
                 store.stopped.clear()
         if self.cache is not None:
-            self.cache.say()
+            self.cache.say(self.facts.get("split", ""))
 
     def _fetch(self, number, members):
         shard, row = self._locate(number)
