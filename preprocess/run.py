@@ -156,12 +156,19 @@ def _finished(store, recipe, digest, overwrite, on_error):
     if facts.get("recipe_sha256") != digest:
         wanted = {**recipe.facts, "recipe_sha256": digest}
         differing = [k for k in wanted if facts.get(k) != wanted[k] and k != "recipe_sha256"]
-        what = ", ".join(f"{k} {facts.get(k)!r}, now {wanted[k]!r}" for k in differing) or "other scenes or tables"
+        what = ", ".join(_difference(k, facts.get(k), wanted[k]) for k in differing) or "other scenes or tables"
         raise SourceError(f"{tar}: made with {what}; give --overwrite or another --out")
     skipped = read_skipped(store, recipe.name)
     if skipped and on_error == "stop":
         raise SourceError(f"{tar}: --on-error skip left {len(skipped)} samples out of it; give --overwrite")
     return True
+
+
+def _difference(name, old, new):
+    """What differs in one of the facts, as a clause."""
+    if name != "rig" or not isinstance(old, dict):
+        return f"{name} {old!r}, now {new!r}"
+    return f"a rig of other {' and '.join(part.replace('_', ' ') for part in new if old.get(part) != new[part])}"
 
 
 def _dry_run(recipes, todo, dataroot, store, writing, skip, names):
@@ -249,10 +256,10 @@ def _summary(recipes, todo, done, indexes, store, seconds, names):
         click.echo(f"{len(kept)} of them were there already and were kept")
         lost = sum(len(read_skipped(store, name)) for name in kept)
         if lost:
-            click.echo(f"{lost} samples were left out of those when they were made; --overwrite tries them again")
+            click.echo(f"{counted(lost, 'sample')} left out of those when they were made; --overwrite tries them again")
     if len(indexes) < len(recipes):
         click.echo(
-            f"{len(recipes) - len(indexes)} shards came out empty and were not written; the next run tries again"
+            f"{counted(len(recipes) - len(indexes), 'shard')} came out empty, not written; the next run tries again"
         )
     _say_skipped(done.skipped, [key for index in indexes for key in index.keys], names)
     if todo:

@@ -14,7 +14,7 @@ from train.evaluation.files import read_json
 from train.launch import launch
 from train.metrics import iou
 from train.options import FREE_ON_RESUME, Options, as_dict
-from train.processes.distributed import World, pick_device
+from train.processes.distributed import World, own_device, pick_device
 from train.processes.precision import full_float32
 from train.report import write_report
 from train.samples import Network, Samples
@@ -30,7 +30,7 @@ def run(options, pictures, picture, out):
     pictures: of the evaluation. picture: file of the sample. out: folder of the page. Raises ValueError.
     """
     options = on_one_device(options)
-    device = pick_device(options.device)
+    device = own_device(options.device)
     model, options = make_network(options, device=device)
     _, loader, vox_util = make_loaders(options, device)
     with full_float32():

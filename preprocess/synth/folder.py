@@ -8,9 +8,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from common.cameras import CAMERAS, LIDAR, RADARS
 from common.rigid import rigid_inverse
 from preprocess.frames import quaternion_of
+from preprocess.nuscenes import CAMERAS, LIDAR, RADARS
 from preprocess.synth import cameras, sensors
 from preprocess.synth.expansion import Expansion
 from preprocess.synth.look import Look

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from common.cameras import RADARS
 from preprocess.left_out import MAX_LINES, by_scene
+from preprocess.nuscenes import RADARS
 from preprocess.verify import verify
 from tests.index_files import load_index
 from tests.preprocess.test_preprocess import leave_out, loaders
@@ -36,7 +36,7 @@ def test_shards_that_end_up_empty_are_left_out_and_the_run_finishes(copy, tmp_pa
     assert not out.exists()
     result = run_here(copy, out, "--on-error", "skip")
     assert result.exit_code == 0 and "scene-0553: 3 of 3 samples left out" in result.stdout, result.output
-    assert "1 shards came out empty" in result.stdout and "CAM_BACK" in result.stdout
+    assert "1 shard came out empty" in result.stdout and "CAM_BACK" in result.stdout
     manifest = json.loads((out / "train.manifest.json").read_bytes())
     assert manifest["keyframes"] == 6 and len(manifest["shards"]) == 2 and len(manifest["skipped"]) == 3
     assert verify(out, copy) == ([], 9, 3)
@@ -77,7 +77,7 @@ def test_a_dry_run_leaves_out_the_scenes_that_the_run_does_and_calls_them_by_nam
     skip = ("--on-error", "skip", "--keep-sequences", "--train-shards", "2", "--split-file", splits)
     dry, real = (run_here(copy, tmp_path / "out", *skip, *more) for more in (["--dry-run"], []))
     assert dry.exit_code == real.exit_code == 0, dry.output + real.output
-    assert "train: 1 shards, 3 keyframes; 0 are there already" in dry.stdout
+    assert "train: 1 shard, 3 keyframes; 0 are there already" in dry.stdout
     assert json.loads((tmp_path / "out" / "train.manifest.json").read_bytes())["keyframes"] == 3
     for result in (dry, real):
         assert "6 samples left out:" in result.stdout
@@ -140,7 +140,7 @@ def test_tables_without_lidar_or_radar(copy, tmp_path):
     leave_out(copy, ("LIDAR_TOP",))
     assert "--sensors camera,radar" in says_no(copy, tmp_path / "out")
     assert run_here(copy, tmp_path / "out", "--sensors", "camera").exit_code == 0
-    assert load_index(tmp_path / "out" / "val-000.tar").facts["reference"] == "CAM_FRONT"
+    assert load_index(tmp_path / "out" / "val-000.tar").rig.clock == "CAM_FRONT"
     assert not verify(tmp_path / "out", copy)[0]
     leave_out(copy, RADARS)
     assert "no radar" in says_no(copy, tmp_path / "x", "--sensors", "camera,radar")

@@ -30,7 +30,8 @@ from train.model.simple_bev import SimpleBev
 from train.optim import fetch_optimizer
 from train.options import Options
 from train.processes.distributed import World
-from train.step import LossStep, over_processes
+from train.processes.gradients import Averaged
+from train.step import LossStep
 
 SMALL = (
     "--encoder_type effb0 --no_pretrained --nworkers 2 --batch_size 2 --grad_acc 2 --res_scale 0.25 --rand_flip "
@@ -333,8 +334,8 @@ def train_on(rank, size, world, dtype, updates, path):
     torch.manual_seed(0)
     net = SimpleBev(16, 2, 16, latent_dim=8, encoder_type="res50", rand_flip=True).to(dtype)
     step = LossStep(net, VOX, None, world).to(dtype)
-    parallel = over_processes(step)
-    parallel.train()
+    averaged = Averaged(step)
+    step.train()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
@@ -344,7 +345,8 @@ def train_on(rank, size, world, dtype, updates, path):
         share = slice(rank, rank + 1) if size > 1 else slice(None)
         batch = SimpleNamespace(epoch=0, **{k: v[share] for k, v in whole.items()})
         optimizer.zero_grad()
-        parallel(batch)[0].backward()
+        averaged.begin()
+        averaged(batch)
         first = first or [p.grad.clone() for p in net.parameters() if p.grad is not None]
         torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimizer.step()
