@@ -241,7 +241,7 @@ def _indexes(store, recipes):
 
 def _say_skipped(skipped, kept, names):
     if skipped:
-        click.echo(f"{counted(len(skipped), 'sample')} left out:")
+        click.echo(f"{counted(len(skipped), 'sample was', 'samples were')} left out:")
         for line in by_scene(skipped, kept, names):
             click.echo(line)
 
@@ -256,7 +256,9 @@ def _summary(recipes, todo, done, indexes, store, seconds, names):
         click.echo(f"{len(kept)} of them were there already and were kept")
         lost = sum(len(read_skipped(store, name)) for name in kept)
         if lost:
-            click.echo(f"{counted(lost, 'sample')} left out of those when they were made; --overwrite tries them again")
+            click.echo(
+                f"{counted(lost, 'sample was', 'samples were')} left out of those when they were made; --overwrite tries them again"
+            )
     if len(indexes) < len(recipes):
         click.echo(
             f"{counted(len(recipes) - len(indexes), 'shard')} came out empty, not written; the next run tries again"

@@ -162,9 +162,8 @@ def _rest(contents):
     if not contents.layers:
         lines.append("no layers")
     if contents.skipped:
-        lines.append(
-            f"{counted(len(contents.skipped), 'sample was', 'samples were')} left out when these were made; the first:"
-        )
+        left = counted(len(contents.skipped), "sample was", "samples were")
+        lines.append(f"{left} left out when these were made; the first:")
         lines.append(_cut(f"  {contents.skipped[0]['key']}: {contents.skipped[0]['why']}", WIDTH))
     else:
         lines.append("no samples were left out when these were made")

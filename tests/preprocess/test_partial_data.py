@@ -80,7 +80,7 @@ def test_a_dry_run_leaves_out_the_scenes_that_the_run_does_and_calls_them_by_nam
     assert "train: 1 shard, 3 keyframes; 0 are there already" in dry.stdout
     assert json.loads((tmp_path / "out" / "train.manifest.json").read_bytes())["keyframes"] == 3
     for result in (dry, real):
-        assert "6 samples left out:" in result.stdout
+        assert "6 samples were left out:" in result.stdout
         assert "  2021.06.14 veh-35: 3 of 3 samples left out" in result.stdout
         assert "  scene-0655: 3 of 3 samples left out" in result.stdout
 
