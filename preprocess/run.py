@@ -256,9 +256,8 @@ def _summary(recipes, todo, done, indexes, store, seconds, names):
         click.echo(f"{len(kept)} of them were there already and were kept")
         lost = sum(len(read_skipped(store, name)) for name in kept)
         if lost:
-            click.echo(
-                f"{counted(lost, 'sample was', 'samples were')} left out of those when they were made; --overwrite tries them again"
-            )
+            left = counted(lost, "sample was", "samples were")
+            click.echo(f"{left} left out of those when they were made; --overwrite tries them again")
     if len(indexes) < len(recipes):
         click.echo(
             f"{counted(len(recipes) - len(indexes), 'shard')} came out empty, not written; the next run tries again"
