@@ -1,7 +1,6 @@
 """python -m preprocess.run: nuScenes -> shards."""
 
 import itertools
-import os
 import shlex
 import sys
 import time
@@ -11,6 +10,7 @@ import click
 
 from common.interrupts import CODE, Interruptible
 from common.keys import scene_key
+from common.plain import one_line
 from common.progress import Progress, counted, say
 from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
@@ -25,6 +25,7 @@ from preprocess.plan import DEFAULT_SHARDS, Planner, read_splits
 from preprocess.pointclouds import LIDAR_COLUMNS
 from preprocess.pool import DaskPool, LocalPool
 from preprocess.shard_writer import KINDS
+from preprocess.workers import CORES
 
 PROBED_KEYFRAMES = 24  # what --dry-run makes in memory to know how large the rest will be
 
@@ -53,7 +54,7 @@ CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
     help="float32 values a lidar point",
 )
 @click.option("--split-file", type=click.Path(path_type=Path), help='JSON {"train": [scenes], "val": [scenes]}')
-@click.option("--workers", default=os.cpu_count(), type=click.IntRange(1), help="processes")
+@click.option("--workers", default=CORES, type=click.IntRange(1), help="processes")
 @click.option("--scheduler", help="a Dask scheduler (tcp://host:8786) that runs the work instead")
 @click.option("--train-shards", default=DEFAULT_SHARDS["train"], type=click.IntRange(1), help="at most")
 @click.option("--val-shards", default=DEFAULT_SHARDS["val"], type=click.IntRange(1), help="at most; test too")
@@ -77,7 +78,7 @@ def main(**values):
 
 
 def _fail(error, code=1):
-    click.echo(f"error: {' '.join(str(error).split())}", err=True)
+    click.echo(f"error: {one_line(error)}", err=True)
     sys.exit(code)
 
 
@@ -115,7 +116,7 @@ def _plan(version, dataroot, options, split_file, rest, skip):
     counts = {split: rest["train_shards"] if split == "train" else rest["val_shards"] for split in splits}
     left = planner.check_splits(splits, complete=split_file is not None)
     if left:
-        say(f"{counted(len(left), 'scene')} in no split of {version}, left out; the first: {left[0]}")
+        say(f"{counted(len(left), 'scene')} in no split of {version}, left out; the first: {one_line(left[0], 100)}")
     say(
         f"planning {counted(len(planner.scenes) - len(left), 'scene')}, {counted(len(planner.samples), 'sample')}; "
         f"{', '.join(planner.sensors)}"
@@ -263,6 +264,9 @@ def _summary(recipes, todo, done, indexes, store, seconds, names):
             f"{counted(len(recipes) - len(indexes), 'shard')} came out empty, not written; the next run tries again"
         )
     _say_skipped(done.skipped, [key for index in indexes for key in index.keys], names)
+    for name, count in done.found.items():
+        if count:
+            click.echo(f"{count} {name}")
     if todo:
         click.echo(f"{'member':<8}{'read MB':>12}{'written MB':>12}{'ratio':>8}")
         for kind in KINDS:
