@@ -128,6 +128,7 @@ def test_a_network_without_a_map(small_shards, tmp_path):
     page = tmp_path / "report.html"
     call_module("train.report", path.parent, "--out", page)
     assert "median_error" in page.read_text() and "the network&#39;s own" in page.read_text()
+    assert "within_3, validation" in page.read_text()
 
 
 @pytest.mark.slow
