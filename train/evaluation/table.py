@@ -2,6 +2,7 @@
 
 import math
 
+from common.plain import one_line
 from train.classes import MEAN
 from train.evaluation.figures import CALIBRATION, all_figures, headline_of, labels_of
 
@@ -56,6 +57,7 @@ def score_lines(scores):
 
 def fitted(name, columns):
     """The name in so many columns: it loses its beginning, since what tells it from its neighbours is at the end."""
+    name = one_line(name)
     return name if len(name) <= columns else f"...{name[3 - columns :]}"
 
 
