@@ -13,13 +13,14 @@ import torch
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from common import files
+from common.errors import InputError
 
 SHOWN = 3  # tensors that are named where a checkpoint does not fit
 BEST = "model-best.pth"  # the best one by --keep_best; it holds the whole state, as those of the steps do
 _NAME = re.compile(r"model-(\d{9,})\.pth")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint that cannot be used; the message names the file and what differs."""
 
 

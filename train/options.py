@@ -5,7 +5,6 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 
 from common.addresses import recordable
-from common.cameras import CAMERAS
 from common.record import MOST_VISIBLE
 from common.stores import parse_options
 from train.classes import class_specs
@@ -107,9 +106,9 @@ class Options:
     res_scale: float = _option(2.0, "image size over 224x400, at least 0.25", "augmentation", least=0.25)
     rand_flip: bool = _option(True, "flip images and BEV features", "augmentation")
     rand_crop_and_resize: bool = _option(True, "random scale 0.8-1.2 and crop", "augmentation")
-    ncams: int = _option(6, "cameras of a training sample", "augmentation", least=1)
+    ncams: int = _option(0, "cameras of a training sample; 0: all of them", "augmentation", least=0)
     do_shuffle_cams: bool = _option(True, "draw the reference camera", "augmentation")
-    refcam_id: int = _option(1, "reference camera slot in evaluation", "augmentation")
+    refcam_id: int = _option(-1, "reference camera slot in evaluation; -1: the rig's own", "augmentation", least=-1)
     interpolation: str = _option("bilinear", "bilinear (antialiased) or nearest (the lineage's)", "augmentation")
     nsweeps: int = _option(3, "lidar and radar sweeps, keyframe included", "sensors", least=1)
     use_radar: bool = _option(False, "radar occupancy", "sensors")
@@ -183,8 +182,6 @@ class Options:
             if least is not None and not value >= least:  # NaN too
                 raise ValueError(f"--{item.name} {value} must be at least {least}")
         check_visibility(self.protocol, self.min_visibility)
-        if self.ncams > len(CAMERAS):
-            raise ValueError(f"--ncams {self.ncams}: the car has {len(CAMERAS)} cameras")
         if self.seed >= 2**64:
             raise ValueError(f"--seed {self.seed}: it has 64 bits at most")
         if not (self.lr > 0 and math.isfinite(self.lr)):
@@ -206,7 +203,6 @@ class Options:
             "final_dim": (height, width),
             "resize_lim": [0.8, 1.2] if crops else [1.0, 1.0],
             "crop_offset": int(height * (1 - 0.8)) if crops else 0,
-            "cams": list(CAMERAS),
             "ncams": self.ncams,
         }
 

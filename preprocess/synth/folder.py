@@ -9,8 +9,8 @@ import simplejpeg
 from PIL import Image
 from pyquaternion import Quaternion
 
-from common.cameras import CAMERAS, LIDAR, RADARS
 from common.rigid import rigid_inverse
+from preprocess.nuscenes import CAMERAS, LIDAR, RADARS
 from preprocess.synth import cameras, sensors
 from preprocess.synth.expansion import Expansion
 from preprocess.synth.look import Look

@@ -184,8 +184,16 @@ def _guarded(target, arguments, devices, guard):
     guard(lambda: _run_here(target, arguments, devices))
 
 
+def own_device(name, ids=()):
+    """pick_device, and from now on this process's current device: else streams, events and contexts would be GPU 0's."""
+    device = pick_device(name, ids)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 def _run_here(target, arguments, devices):
-    device = pick_device(devices.name, devices.ids)
+    device = own_device(devices.name, devices.ids)
     if not by_torchrun():
         return target(*arguments, World(0, 1, device))
     first_error = None
@@ -232,8 +240,6 @@ def _as_lost(error, devices):
 
 def _join(device, devices):
     """(FirstError, this process's World on `device`), after meeting the others."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = datetime.timedelta(minutes=max(FIRST_TIMEOUT_MIN, devices.timeout_min))
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
