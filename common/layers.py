@@ -5,7 +5,7 @@ Its keys are a subset of that shard's, in its order. shards/README.md is the spe
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from common import addresses
 from common.errors import Missing, ShardError
 from common.record import RecordError, decode_json, encode_json
 from common.shard_index import open_index
-from common.spelling import spelled
 from common.stores import open_store
 
 FOLDER = "layers"
@@ -37,7 +36,7 @@ class LayerFacts:
     base_tar: str
     base_sha256: str
     missing: str = "error"
-    options: dict = None
+    options: dict = field(default_factory=dict)
     made_with: str = ""
 
     def __post_init__(self):
@@ -45,9 +44,13 @@ class LayerFacts:
         if self.missing not in MISSING:
             raise ValueError(f"missing {self.missing!r}; it is one of {', '.join(MISSING)}")
 
+    def as_dict(self):
+        """What an index has as its facts."""
+        return dict(vars(self))
+
     def dump(self):
         """Bytes of the header."""
-        return encode_json(vars(self))
+        return encode_json(self.as_dict())
 
     @classmethod
     def parse(cls, facts, where):
@@ -131,11 +134,3 @@ def rows_in(index, base, facts, where):
 def layers_beside(store):
     """Names of the layers in a folder of shards."""
     return [name.rstrip("/") for name in store.list(FOLDER) if name.endswith("/") and _NAME.fullmatch(name.rstrip("/"))]
-
-
-def lacking(number_of, facts, where):
-    """ShardError of a reader that needs what a layer lacks: keyframe `number_of` of the shard `where`."""
-    return ShardError(
-        f"{where}: layer {facts.layer} has nothing of {number_of}, and says that nothing may be missing; check it with "
-        f"{spelled('preprocess.verify')}"
-    )

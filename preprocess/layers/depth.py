@@ -1,7 +1,7 @@
 """Layer `depth`: where the keyframe's lidar points lie in each camera's image, and how far they are from it.
 
-Points go through the pose that each camera has of its own, so that they lie where they were seen even when the car moves. It lets a
-network that learns depth from lidar (BEVDepth, Li et al., AAAI 2023) train without reading a lidar member.
+Points go through the pose that each camera has of its own, so that they lie where they were seen even when the car moves. A
+network that learns depth from lidar (BEVDepth, Li et al., AAAI 2023) so trains without reading a lidar member.
 """
 
 import numpy as np
@@ -13,7 +13,10 @@ LAYER = "depth"
 MEMBER = "depth.planes.zst"
 FIELDS = ("camera", "u", "v", "depth")
 NEAREST_M = 0.5
-PIXEL_STEP, DEPTH_STEP_M = 1 / 64, 1 / 1024  # values are multiples of these: whole bytes of them are alike, and pack well
+PIXEL_STEP, DEPTH_STEP_M = (
+    1 / 64,
+    1 / 1024,
+)  # values are multiples of these: whole bytes of them are alike, and pack well
 
 
 def make(sample):
