@@ -11,7 +11,7 @@ import yaml
 from common.spelling import EITHER, Command, spelled
 from train.errors import Interrupted, NotFinite, PeerFailed, Stopped
 from train.faults import told_in_a_line
-from train.options import GROUPS, Options, check_visibility, coerce, of_today
+from train.options import GROUPS, Options, check_visibility, coerce, is_bool, of_today
 from train.processes import ranks, signals
 from train.processes.ranks import say
 from train.runs import find_run
@@ -90,7 +90,9 @@ def options_command(hide=(), argument=None, extra=()):
             ],
         )
         module = function.__globals__["__spec__"].name  # __module__ is __main__ where it runs
-        return lambda: command.main(args=join_words(sys.argv[1:]), prog_name=spelled(module))
+        return lambda: command.main(
+            args=join_words(sys.argv[1:], alone=argument is not None), prog_name=spelled(module)
+        )
 
     return decorate
 
@@ -113,10 +115,16 @@ def _given(values, argument=None):
     return given
 
 
-def join_words(arguments):
-    """Words after --shards and --val_shards, as a shell's {} range leaves them, become options of their own."""
+def join_words(arguments, alone=False):
+    """Words after --shards and --val_shards, as a shell's {} range leaves them, become options of their own.
+
+    alone: a word may stand by itself; where a BOOL is given without a value, the word after it is none.
+    """
+    switches = {f"__{item.name}" for item in fields(Options) if item.type is bool} if alone else ()
     out, current = [], None
-    for word in arguments:
+    for word, after in zip(arguments, [*arguments[1:], "-"], strict=True):
+        if word.replace("-", "_") in switches and not after.startswith("-") and not is_bool(after):
+            word = f"{word}=true"
         if word.startswith("-"):
             name, equals, _ = word.partition("=")
             current = word if not equals and name.replace("-", "_") in ("__shards", "__val_shards") else None

@@ -30,7 +30,18 @@ from train.processes.ranks import say
 from train.setup import check_same_network, make_loaders, make_network
 
 # What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
-_OF_MODEL = ("sensors", "model", "labels", "grid", "res_scale", "interpolation", "refcam_id")
+_OF_MODEL = (
+    "sensors",
+    "model",
+    "labels",
+    "grid",
+    "res_scale",
+    "interpolation",
+    "refcam_id",
+    "image_size",
+    "crop",
+    "order",
+)
 
 
 def shown(loader, what, progress=True):
@@ -108,7 +119,7 @@ class Evaluation:
     def __call__(self, options, world):
         parts = world.together(lambda: _prepare(options, world))
         out = Path(self.choices["out"] or parts.folder / "eval")
-        world.together(lambda: world.leads and _check_folder(out))
+        world.together(lambda: world.leads and _check_folders(out, _curves(parts)))
         if world.leads:
             say(_opening(parts, world))
         baseline = world.together(self._baseline)
@@ -199,8 +210,9 @@ class Parts:
 
     def held(self):
         """(cameras, sensors besides them) of the batches."""
-        sensors = [name for name in ("lidar", "radar") if getattr(self.options, f"use_{name}")]
-        return self.loader.augment.cams if self.network.needs.cameras else (), sensors
+        decode = self.loader.decode
+        sensors = [name for name in ("lidar", "radar") if getattr(decode, f"use_{name}")]
+        return self.loader.augment.cams if decode.use_cameras else (), sensors
 
     def about(self, whole):
         """What eval.json says of where its figures come from."""
@@ -235,7 +247,7 @@ def _prepare(options, world):
     network, options = make_network(options)
     labels = labels_side_by_side(options)
     place = (world.device, False, world.rank, world.size)
-    _, loader, grid = make_loaders(options, *place, network.needs.cameras, labels)
+    _, loader, grid = make_loaders(options, *place, labels=labels, needs=network.needs)
     autocast = options.autocast_on(world.device)
     step = checkpoint.load_weights(path, content, on_device(network, world.device, autocast), options.ignore_load)
     if options.compile:
@@ -255,19 +267,24 @@ def _opening(parts, world):
     )
 
 
-def _check_folder(out):
-    """Make the folder of the results. Raises ValueError where nothing can be written in it: before the work, not after."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise ValueError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+def _check_folders(out, curves):
+    """Make the folders of the results. Raises ValueError where nothing can be written in one: before the work, not after."""
+    for folder, option in ((out, "--out"), (curves, "--log_dir")):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot be written ({error.strerror}); give another {option}") from None
+
+
+def _curves(parts):
+    return Path(parts.options.log_dir, parts.folder.name, "eval")
 
 
 def _write_scalars(parts, figures):
     from train.monitor.writers import Recorder
 
-    recorder = Recorder(f"{parts.options.log_dir}/{parts.folder.name}/eval", "eval")
+    recorder = Recorder(_curves(parts), "eval", replaces=f".step-{parts.step}")
     for tag, value in scalars(figures).items():
         recorder.add_scalar(tag, value, parts.step)
     recorder.close()

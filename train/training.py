@@ -124,7 +124,7 @@ def _prepare(options, world, build):
     """
     set_precision(options, world.device)
     network, options = make_network(options, build)
-    loaders = make_loaders(options, world.device, True, world.rank, world.size, network.needs.cameras)
+    loaders = make_loaders(options, world.device, True, world.rank, world.size, needs=network.needs)
     if not options.init_dir and not options.resume and hasattr(network, "load_pretrained"):
         network.load_pretrained(options)
     if options.sync_bn and world.size > 1:

@@ -32,6 +32,11 @@ def run_on_voxels(network, batch, grid, flips=None, autocast=None):
         raise ValueError(
             f"{type(network).__name__} returned a {type(outputs).__name__}; it is a mapping of names to tensors"
         )
+    outputs = {name: value for name, value in outputs.items() if value is not None}
+    if not isinstance(outputs.get("seg", batch.rots), torch.Tensor):
+        raise ValueError(
+            f"{type(network).__name__} returned a seg that is a {type(outputs['seg']).__name__}, no tensor"
+        )
     # Here, since losses and counts would stretch a map of another shape over the labels in silence.
     if "seg" in outputs and tuple(outputs["seg"].shape[1:]) != (1, grid.Z, grid.X):
         raise ValueError(
@@ -49,16 +54,16 @@ def _widened(value):
 def with_voxels(batch, needs, grid):
     """The batch with radar_voxels (B,T,1 or 16,Z,Y,X) and lidar_voxels (B,T,1,Z,Y,X), float32 in cam0; the rest is shared.
 
-    T is needs.frames. Each is None where `needs` takes other than voxels, or the batch holds none.
+    T is that of needs: the present and its past. Each is None where `needs` takes other than voxels, or the batch holds none.
     """
     out = copy.copy(batch)
     out.radar_voxels = out.lidar_voxels = None
     with torch.no_grad(), torch.autocast(batch.rots.device.type, enabled=False):
         if needs.radar in (None, "voxels", "metaradar") and getattr(batch, "radar_data", None) is not None:
             make = radar_features if needs.radar == "metaradar" else radar_occupancy
-            out.radar_voxels = torch.stack([make(batch, t, grid) for t in range(needs.frames)], 1)
+            out.radar_voxels = torch.stack([make(batch, t, grid) for t in range(1 + (needs.past or 0))], 1)
         if needs.lidar in (None, "voxels") and getattr(batch, "lidar_data", None) is not None:
-            out.lidar_voxels = torch.stack([lidar_occupancy(batch, t, grid) for t in range(needs.frames)], 1)
+            out.lidar_voxels = torch.stack([lidar_occupancy(batch, t, grid) for t in range(1 + (needs.past or 0))], 1)
     return out
 
 

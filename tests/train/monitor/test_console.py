@@ -18,6 +18,7 @@ from common.shard_set import find_shards
 from preprocess import index, show, verify
 from preprocess import run as preprocess
 from preprocess.synth.__main__ import main as synth
+from tests.conftest import split_file
 from tests.processes.client import Process
 from tests.train.test_resume import arguments, curves, run_folder
 from train.metrics import Segmentation
@@ -229,9 +230,11 @@ def test_a_log_gets_a_line_now_and_then(capsys):
 
 
 def test_other_commands_write_no_carriage_returns(synth_world, synth_shards, tmp_path):
+    splits = split_file(tmp_path, synth_world)
+    source = ["--version", "v1.0-mini", "--dataroot", synth_world, *splits]
     commands = {
-        synth: ["--out", tmp_path / "world", "--scenes", 4, "--tables-only"],
-        preprocess.main: ["--version", "v1.0-mini", "--dataroot", synth_world, "--out", tmp_path / "out", "--dry-run"],
+        synth: ["--out", tmp_path / "world", "--scenes", 4, "--tables-only", *splits],
+        preprocess.main: [*source, "--out", tmp_path / "out", "--dry-run"],
         verify.main: [synth_shards, "--workers", 1],
         index.main: [synth_shards],
         show.main: [synth_shards],
