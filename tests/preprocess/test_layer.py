@@ -17,8 +17,11 @@ import webdataset
 from common.errors import ShardError
 from common.record import RecordError, decode_array, encode_array
 from common.shard_set import find_shards
+from common.stores import LocalStore
 from preprocess.errors import SourceError
+from preprocess.index import rebuild
 from preprocess.layer import write_layer
+from preprocess.verify import verify
 from tests.conftest import REPOSITORY
 from train.data.sources import SourceConfig, open_source
 from train.data.sources.layered import with_layers
@@ -155,5 +158,29 @@ def test_arrays_come_back(array):
 def test_arrays_of_objects_are_refused():
     with pytest.raises(ValueError):
         encode_array(np.array([{}], object))
-    with pytest.raises(RecordError, match="not an .npy array"):
+    with pytest.raises(RecordError, match="x: not a"):
         decode_array(encode_array(np.zeros(3))[:-4], "x")
+
+
+def test_verify_finds_what_is_wrong_with_a_layer_and_index_mends_its_index(shards):
+    write_layer(shards, "extra", brightness)
+    assert verify(shards)[0] == []
+    folder = shards / "layers" / "extra"
+    index, tar = folder / "train-000.idx.json", folder / "train-000.tar"
+    whole, right = tar.read_bytes(), index.read_bytes()
+    index.unlink()
+    [problem] = verify(shards)[0]
+    assert str(tar) in problem and "index" in problem
+    assert rebuild(LocalStore(folder), "train-000.tar") and index.read_bytes() == right
+    place = whole.index(b"token.txt") + 512 - whole.index(b"token.txt") % 512
+    for damaged, what in (
+        (whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :], "SHA-256"),
+        (whole[: len(whole) // 2], "bytes, its index says"),
+    ):
+        tar.write_bytes(damaged)
+        [problem] = verify(shards)[0]
+        assert str(tar) in problem and what in problem
+    tar.write_bytes(whole)
+    (folder / "train-007.tar").write_bytes(whole)
+    [problem] = verify(shards)[0]
+    assert "train-007.tar: no sound shard" in problem
