@@ -247,11 +247,11 @@ def test_other_commands_write_no_carriage_returns(synth_world, synth_shards, tmp
 def test_what_a_checkpoint_may_not_say_is_asked_for(tmp_path):
     folder = tmp_path / "a run"
     options = Options(shards=("pipe:cat a.tar",), store_options="{}", log_dir=str(tmp_path))
-    begin = ending(options, folder, done=False, evaluated=False)[-1]
+    begin = ending(options, folder, done=False)[-1]
     assert begin.endswith(f"train.run --config '{folder}'/config.yaml --shards … --store_options …")
     folder.mkdir()
     (folder / "model-000000003.pth").touch()
-    *_, evaluate, again = ending(options, folder, done=True, evaluated=True)
+    *_, evaluate, again = ending(options, folder, done=True)
     assert evaluate.endswith(f"train.evaluate '{folder}' --val_shards … --store_options …")
     assert again.endswith(f"train.run --resume '{folder}' --max_iters N --shards … --store_options …")
 
@@ -266,7 +266,7 @@ def test_queries_of_signed_addresses_and_passwords_are_not_recorded_and_are_aske
     assert recorded["shards"] == ["https://host/set/train-<000..099>.tar", *plain] and "hush" not in str(recorded)
     assert recorded["val_shards"] == ["https://host/val/"] and recorded["data_dir"] == "http://host/d"
     options = Options(shards=("https://host/set/?sig=hush",), log_dir=str(tmp_path))
-    again = ending(options, tmp_path, done=False, evaluated=False)[-1]
+    again = ending(options, tmp_path, done=False)[-1]
     assert again.endswith("config.yaml --shards …")
     with pytest.raises(ValueError) as caught:
         find_shards("https://host/train-<9..0>.tar?sig=hush")
