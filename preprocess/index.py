@@ -9,6 +9,7 @@ from common.addresses import index_address, split
 from common.errors import ShardError, StoreError
 from common.interrupts import Interruptible
 from common.layers import base_folder, build_layer_index, is_layer
+from common.plain import one_line
 from common.progress import progress, say
 from common.shard_index import build_index, dump_index, open_index
 from common.shard_set import find_shards
@@ -70,7 +71,7 @@ def _index_of(tar, store):
 
 
 def _failed(error):
-    say(f"error: {' '.join(str(error).split())}")
+    say(f"error: {one_line(error)}")
     return True
 
 

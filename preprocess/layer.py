@@ -31,6 +31,7 @@ from common.stores import open_store, parse_options
 from preprocess.errors import SourceError
 from preprocess.layer_part import LayerTask, write_part
 from preprocess.pool import DaskPool, LocalPool
+from preprocess.workers import CORES
 
 MADE_HERE = {
     "depth": "preprocess.layers.depth:make"
@@ -42,7 +43,7 @@ MADE_HERE = {
 @click.option("--shards", "patterns", multiple=True, default=("shards",), help="folder, paths or addresses of shards")
 @click.option("--make", "place", default="", help="package.module:function that makes it  [default: that of depth]")
 @click.option("--missing", default="error", type=click.Choice(["error", "empty"]), help="what readers make of a gap")
-@click.option("--workers", default=len(os.sched_getaffinity(0)), type=click.IntRange(1), help="processes")
+@click.option("--workers", default=CORES, type=click.IntRange(1), help="processes")
 @click.option("--scheduler", default="", help="a Dask scheduler (tcp://host:8786) that runs the work instead")
 @click.option("--overwrite", is_flag=True, help="replace a layer made with other options")
 @click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")

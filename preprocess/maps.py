@@ -1,7 +1,6 @@
 """python -m preprocess.maps: nuScenes' map expansion -> layer `map` beside finished shards."""
 
 import functools
-import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,6 +20,7 @@ from preprocess.errors import SourceError
 from preprocess.layer import write_layer
 from preprocess.layer_part import samples_of
 from preprocess.layers.maps import VectorMap
+from preprocess.workers import CORES
 
 CHECKED = 400  # keyframes whose ego is looked for on the drivable area
 ON_ROAD = 0.9  # of them, where the map is the right one: nuScenes' cars leave it for car parks and driveways
@@ -32,7 +32,7 @@ ON_ROAD = 0.9  # of them, where the map is the right one: nuScenes' cars leave i
 @click.option(
     "--extent", default=DEFAULT_EXTENT_M, type=click.FloatRange(1, 1000), help="metres from the car, each way"
 )
-@click.option("--workers", default=len(os.sched_getaffinity(0)), type=click.IntRange(1), help="processes")
+@click.option("--workers", default=CORES, type=click.IntRange(1), help="processes")
 @click.option("--scheduler", default="", help="a Dask scheduler (tcp://host:8786) that runs the work instead")
 @click.option("--overwrite", is_flag=True, help="replace a layer made with other options")
 @click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
