@@ -17,7 +17,7 @@ from common.interrupts import Interruptible
 from common.keys import keyframe_key
 from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
 from common.plain import one_line
-from common.progress import Progress, progress, say
+from common.progress import Progress, counted, progress, say
 from common.record import (
     BOXES_MEMBER,
     CAMERAS_MEMBER,
@@ -47,6 +47,7 @@ from preprocess.plan import Planner
 from preprocess.plausible import check_boxes, check_camera, check_rigid
 from preprocess.pointclouds import lidar_problem, radar_problem
 from preprocess.steps import check_keyframe_step, check_offset, check_sweep_step
+from preprocess.verify_layers import check_layers
 from preprocess.workers import CORES, Workers, go_on
 
 MAX_LAG_ERROR_S = 1e-5  # seconds since 1970 as float64 are exact to a quarter of a microsecond
@@ -71,7 +72,8 @@ def main(shards, against, workers, store_options):
         problems, keyframes, count = [str(error)], 0, 0
     for problem in problems:
         click.echo(f"error: {one_line(problem)}", err=True)
-    click.echo(f"{count} shards, {keyframes} keyframes: {f'{len(problems)} problems' if problems else 'all is well'}")
+    found = counted(len(problems), "problem") if problems else "all is well"
+    click.echo(f"{counted(count, 'shard')}, {counted(keyframes, 'keyframe')}: {found}")
     sys.exit(bool(problems))
 
 
@@ -100,7 +102,9 @@ def verify(patterns, against=None, workers=1, options=None):
         if index is not None:
             sound[store.address, name] = index
     for folder in folders:
-        problems += folder.check({name: i for (at, name), i in sound.items() if at == folder.store.address})
+        own = {name: i for (at, name), i in sound.items() if at == folder.store.address}
+        problems += folder.check(own)
+        problems += check_layers(folder.store, own, whole=folder.there is not None)
     problems += _check_scenes(list(sound.values()))
     return problems, sum(len(i.keys) for i in sound.values()), len(tars)
 
