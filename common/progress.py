@@ -120,7 +120,7 @@ class Progress:
             self.one_more()
 
 
-def progress(items, units, title):
-    """Yield the items of a sequence and show how far it is, from when the first one is asked for."""
-    with Progress(len(items), units, title) as bar:
+def progress(items, units, title, total=None):
+    """Yield the items and show how far it is, from when the first one is asked for. total: of items that have no length."""
+    with Progress(len(items) if total is None else total, units, title) as bar:
         yield from bar.over(items)

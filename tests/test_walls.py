@@ -25,7 +25,6 @@ COMMANDS = {
         "paths",
         "setup",
         "samples",
-        "gallery",
     ),
     *("training", "evaluating", "showing", "demo_run"),  # what the first ones do once torch is loaded
 }

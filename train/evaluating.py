@@ -11,7 +11,8 @@ import click
 import torch
 
 from common import addresses
-from common.progress import Progress, clock, counted
+from common.files import write_atomically
+from common.progress import Progress, clock, counted, progress
 from common.shard_set import find_beside, find_shards
 from common.spelling import spelled
 from common.stores import parse_options
@@ -19,17 +20,21 @@ from common.versions import own_version
 from train import checkpoint
 from train.command import commands_among, known_options
 from train.data.label_spec import labels_side_by_side
+from train.evaluation.damage import damages, offsets
 from train.evaluation.evaluator import evaluate
 from train.evaluation.figures import all_figures, headline_of, keys_of
 from train.evaluation.files import read_json, write_collected, write_csv, write_json
-from train.evaluation.robustness import damages, offsets, robustness
+from train.evaluation.gallery import chosen_rows
+from train.evaluation.robustness import baseline_ious, evaluate_damaged, robustness
 from train.evaluation.table import lines_of, robustness_lines, scalars, score_lines
-from train.gallery import write_gallery
 from train.launch import launch
 from train.options import SHARDS, Options, as_dict
+from train.pictures.layout import encode
 from train.processes.precision import on_device, set_precision
 from train.processes.ranks import say
+from train.samples import Network, Samples
 from train.setup import check_same_network, check_same_shards, make_loaders, make_network
+from train.showing import sheets
 
 # What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
 _OF_MODEL = (
@@ -46,6 +51,7 @@ _OF_MODEL = (
 )
 
 WORTH_SAYING_S = 20.0  # that an evaluation takes
+GALLERY_PX = 1000  # columns of a picture
 
 
 def shown(loader, what, progress=True):
@@ -130,23 +136,26 @@ class Evaluation:
         baseline = world.together(self._baseline)
         began = time.monotonic()
         whole = evaluate(parts.network, parts.batches("evaluate", world), parts.grid, world, parts.autocast)
-        damaged = None
+        took, table = time.monotonic() - began, None
         if self.choices["robustness"]:
             world.together(lambda: world.leads and _check_counts(whole))
             changes = damages(*parts.held(), options.seed, self.choices["off"])
-            takes = clock(len(changes) * (time.monotonic() - began))
-            say(f"robustness: the same under {counted(len(changes), 'change')}, about {takes}")
-            with Progress(len(changes) * len(parts.loader), "batches", "robustness", shown=world.leads) as bar:
-                damaged = robustness(parts.again(world, bar), baseline, whole, changes, options.seed)
+            # Batches are loaded once for all of them, so this is the most.
+            say(f"robustness: the same under {counted(len(changes), 'change')}, at most {clock(len(changes) * took)}")
+            batches = parts.batches("robustness", world)
+            damaged = evaluate_damaged(parts.network, batches, parts.grid, world, changes, parts.autocast)
+            table = robustness(damaged, baseline, whole, options.seed) if world.leads else None
         if world.leads:
-            self._report(parts, whole, damaged, out)
+            self._report(parts, whole, table, out)
 
     def _baseline(self):
         if not self.choices["baseline"]:
             return None
         if not self.choices["robustness"]:
             raise ValueError("--baseline is what corruptions are compared with; give --robustness too")
-        return read_json(self.choices["baseline"])
+        baseline = read_json(self.choices["baseline"])
+        baseline_ious(baseline)
+        return baseline
 
     def _report(self, parts, whole, damaged, out):
         whole.about = parts.about(whole)
@@ -169,7 +178,7 @@ class Evaluation:
         write_csv(out / "samples.csv", whole)
         own = write_collected(out, whole)
         _write_scalars(parts, scalars(figures) | {f"eval/{n}": s.value for n, s in whole.scores.items()})
-        drawn = write_gallery(out, whole, headline, parts, self.choices["pictures"]) if headline else 0
+        drawn = _write_gallery(out, whole, headline, parts, self.choices["pictures"]) if headline else 0
         names = ["eval.json", "samples.csv", *(path.name for path in own)]
         click.echo(f"written: {out}/{', '.join(names)}" + (f", {counted(drawn, 'picture')}" if drawn else ""))
         for line in self._next(parts, out):
@@ -182,6 +191,26 @@ class Evaluation:
         if not self.choices["robustness"]:
             yield f"      {spelled('train.evaluate')} {shlex.quote(str(parts.folder))} --robustness"
         yield f"      {spelled('train.compare')} {run} ANOTHER_RUN"
+
+
+def _write_gallery(out, whole, label, parts, count):
+    """Write `count` sheets, a third each of the worst, the median and the best samples by IoU, as JPEGs; how many.
+
+    out: folder; pictures of earlier evaluations in it are replaced. whole: Evaluation. label: whose IoU counts. Samples in
+    which nothing was predicted or true are not among them.
+    """
+    for old in out.glob("[0-9][0-9]_*.jpg"):
+        old.unlink()
+    chosen = chosen_rows(whole.rows, label, count)
+    if not chosen or parts.loader.reader.is_stream:
+        return 0
+    samples = Samples(sources=[parts.loader.reader])
+    network = Network(parts.options, parts.network.eval(), parts.step, parts.loader.stage.device)
+    numbers = [samples.find(row.key)[0] for _, row, _ in chosen]
+    pictures = progress(sheets(samples, numbers, network, GALLERY_PX), "pictures", "gallery", len(chosen))
+    for number, ((kind, row, value), picture) in enumerate(zip(chosen, pictures, strict=True)):
+        write_atomically(out / f"{number:02d}_{kind}_IoU_{value:.3f}_{row.key}.jpg", encode(picture, ".jpg"))
+    return len(chosen)
 
 
 def labelled_cells(evaluation, label):
@@ -228,18 +257,6 @@ class Parts:
                     began = time.monotonic()
                 elif number == 1 and (takes := (count - 2) * (time.monotonic() - began)) > WORTH_SAYING_S:
                     say(f"{what}: about {clock(takes)}")
-
-    def again(self, world, bar):
-        """Function change -> Evaluation of one more pass, every batch changed first; None on other ranks than 0.
-
-        bar: Progress that counts the batches of all passes.
-        """
-
-        def run(change):
-            batches = bar.over(self.loader) if len(self.loader) else ()
-            return evaluate(self.network, batches, self.grid, world, self.autocast, change)
-
-        return run
 
     def held(self):
         """(cameras, sensors besides them) of the batches."""

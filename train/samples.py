@@ -1,6 +1,7 @@
 """Any one sample of shards: its record, the batch that a network gets of it, and what the network of a run says to it."""
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ from train.options import Options
 from train.processes.precision import full_float32
 from train.processes.ranks import say
 from train.runs import find_run
-from train.setup import make_network
+from train.setup import make_network, share_of_cores
 
 PRESENT = Wanted(frames=1)  # images of the present
 
@@ -33,13 +34,15 @@ class Samples:
     """The keyframes of shards, numbered in order; a folder's splits one after another.
 
     Args:
-        patterns, options: what common.shard_set.find_shards takes.
+        patterns, options: what common.shard_set.find_shards takes. sources: to use instead, which are open already.
     Raises:
         ValueError (ShardError): no shards, or shards that do not belong together.
     """
 
-    def __init__(self, patterns, options=None):
-        self.sources = [open_source(group) for group in _groups(find_shards(patterns, options=options))]
+    def __init__(self, patterns=(), options=None, sources=()):
+        self.sources = list(sources) or [
+            open_source(group) for group in _groups(find_shards(patterns, options=options))
+        ]
         self.keys = [key for source in self.sources for key in source.keys]
         self.tokens = [token for source in self.sources for token in source.tokens]
 
@@ -140,7 +143,7 @@ def batch_of(samples, number, options, device="cpu", epoch=None, wanted=PRESENT)
     """
     source, own = samples.source_of(number)
     is_train = epoch is not None
-    loader = _loader_of(source, options, device, is_train, wanted)
+    loader = _loader_of(source, dataclasses.replace(options, batch_size=1), device, is_train, wanted)
     sample = next((n for n, window in enumerate(loader.windows) if window[0] == own), None)
     if sample is None:
         raise ValueError(
@@ -154,12 +157,31 @@ def batch_of(samples, number, options, device="cpu", epoch=None, wanted=PRESENT)
     return batch, loader.draw(sample, epoch or 0, is_train), loader.stage.vox_util
 
 
-def _loader_of(source, options, device, is_train, wanted):
-    options = dataclasses.replace(options, batch_size=1, shuffle=False, decode="auto", order="shuffled")
+def batches_of(samples, numbers, options, device="cpu", wanted=PRESENT):
+    """Yield (the keyframes' numbers, their Batch, VoxUtil) over keyframes in order, as evaluation loads and batches them.
+
+    One loader serves all keyframes of a split, in as many threads as --nworkers and this machine's cores allow. The other
+    arguments and errors are those of batch_of; of seqlen's windows only the present is loaded.
+    """
+    own = [(samples.source_of(number), number) for number in numbers]
+    for source, group in itertools.groupby(own, lambda one: one[0][0]):
+        group = list(group)
+        loader = _loader_of(source, options, device, False, wanted, share_of_cores("nworkers", options.nworkers))
+        windows = {window[0]: n for n, window in enumerate(loader.windows)}
+        left = iter([number for _, number in group])
+        try:
+            for batch in loader.batches_of([windows[place] for (_, place), _ in group]):
+                yield list(itertools.islice(left, len(batch))), batch, loader.stage.vox_util
+        except DataError as error:
+            raise ValueError(str(error)) from None
+
+
+def _loader_of(source, options, device, is_train, wanted, threads=0):
+    options = dataclasses.replace(options, shuffle=False, decode="auto", order="shuffled")
     config = DataConfig.of(options, device, wanted=wanted, is_train=is_train)
     config = config if is_train else config.of_evaluation
     augment = config.augment.of_rig(source.rig)
-    return Loader(source, config.order, config.decode, augment, config.stage, 0)
+    return Loader(source, config.order, config.decode, augment, config.stage, threads)
 
 
 def flips_of(batch, options):
@@ -172,16 +194,17 @@ def flips_of(batch, options):
 
 @full_float32()
 def predict(network, batch, grid):
-    """Probabilities of the first sample of a Batch, all in float32: (Z, X), of several classes (K, Z, X).
+    """Probabilities of each sample of a Batch, all in float32: (Z, X), of several classes (K, Z, X).
 
-    None of a network without a seg.
+    Nones of a network without a seg.
     """
     with torch.no_grad():
         outputs = run_network(network.model, batch, grid)
     if "seg" not in outputs:
-        return None
+        return [None] * len(batch)
     outputs, not_finite = finite_outputs(outputs)
-    if not_finite[0]:
-        say(f"note: {batch.facts[0][0].key}: outputs that are not finite, and predict nothing")
-    seg = outputs["seg"][0]
-    return (seg if len(seg) > 1 else seg[0]).sigmoid().cpu()
+    for (facts, *_), bad in zip(batch.facts, not_finite.tolist(), strict=True):
+        if bad:
+            say(f"note: {facts.key}: outputs that are not finite, and predict nothing")
+    seg = outputs["seg"].sigmoid().cpu()
+    return list(seg if seg.shape[1] > 1 else seg[:, 0])

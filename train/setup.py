@@ -60,7 +60,7 @@ def check_same_network(path, content, options):
         )
 
 
-def _share_of_cores(name, wanted):
+def share_of_cores(name, wanted):
     """Loader threads of this process, of those `wanted` for all of this machine's."""
     if wanted > cores() and wanted != getattr(Options, name):  # nobody gave the default
         say(f"note: --{name} {wanted}: this machine has {cores()} cores; {cores()} loader threads")
@@ -101,9 +101,9 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras
     train, val = shard_sets(options, want_train)
     for note in (note for shards in (train, val) if shards is not None for note in shards.notes):
         say(f"note: {note}")
-    threads = _share_of_cores("nworkers", options.nworkers)
+    threads = share_of_cores("nworkers", options.nworkers)
     # In evaluation there is but one loader, and --nworkers counts its threads, as in Simple-BEV's.
-    threads_val = _share_of_cores("nworkers_val", options.nworkers_val) if want_train else threads
+    threads_val = share_of_cores("nworkers_val", options.nworkers_val) if want_train else threads
     config = DataConfig.of(options, device, wanted=wanted, labels=labels, rank=rank, world_size=world_size)
     loaders = loaders_of(train, val, config, threads, threads_val)
     for loader in loaders:

@@ -1,6 +1,7 @@
 """Any sample of shards as a picture, a scene as a video or a recording: the work of train.show."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -18,7 +19,7 @@ from train.pictures.video import write_video
 from train.pictures.view import maps_of_batch, view_of_batch, view_of_record
 from train.processes.distributed import own_device
 from train.processes.ranks import say
-from train.samples import Samples, batch_of, flips_of, network_of, options_without_run, predict
+from train.samples import Samples, batch_of, batches_of, flips_of, network_of, options_without_run, predict
 from train.setup import wanted_of
 
 
@@ -46,28 +47,40 @@ def show(shards, what, run, device, wanted):
         write_picture(wanted["out"] or f"{samples.keys[number]}.png", picture)
 
 
-def _view(samples, number, network, width=None):
-    """The View of a keyframe with its label maps, and with the prediction where there is a network."""
-    members = samples.members(number)
-    view = samples.decoded(number, lambda: view_of_record(samples.keys[number], members, width))
+def maps_of(samples, numbers, network=None):
+    """Yield the Maps of each keyframe, in order, with the prediction where there is a Network."""
     if network is None:  # the pictures' own images are the record's
         options, device, wanted = options_without_run(), "cpu", Wanted(cameras=False, frames=1)
     else:
         options, device, wanted = network.options, network.device, wanted_of(network.model.needs)
-    batch, _, grid = batch_of(samples, number, options, device, wanted=wanted)
-    predicted = predict(network, batch, grid) if network else None
-    if network and predicted is None:
-        say(f"note: {type(network.model).__name__} gives no seg, so no map of it is drawn")
-    maps = maps_of_batch(batch, 0, grid, predicted)
-    if samples.source_of(number)[0].facts.get("annotated") is False:
-        maps = replace(maps, truth=None, valid=None)
-    return view.with_maps(maps)
+    for own, batch, grid in batches_of(samples, numbers, options, device, wanted):
+        predicted = predict(network, batch, grid) if network else [None] * len(own)
+        for place, number in enumerate(own):
+            maps = maps_of_batch(batch, place, grid, predicted[place])
+            annotated = samples.source_of(number)[0].facts.get("annotated") is not False
+            yield maps if annotated else replace(maps, truth=None, valid=None)
+
+
+def views(samples, numbers, network=None, width=None):
+    """Yield the View of each keyframe with its Maps; width: of an image, at least; None for its full size."""
+    for number, maps in zip(numbers, maps_of(samples, numbers, network), strict=True):
+        if network and maps.prediction is None and number == numbers[0]:
+            say(f"note: {type(network.model).__name__} gives no seg, so no map of it is drawn")
+        members = samples.members(number)
+        yield samples.decoded(number, partial(view_of_record, samples.keys[number], members, width)).with_maps(maps)
+
+
+def sheets(samples, numbers, network=None, width=SHEET_PX):
+    """Yield (H, width, 3) uint8, the sheet of each keyframe of Samples, with what a Network says where one is given."""
+    note = f"{network.options.exp_name}, step {network.step}" if network else ""
+    for view in views(samples, numbers, network, width // 3):
+        yield sheet(view, width, note)
 
 
 def sheet_of(samples, number, network=None, width=SHEET_PX):
-    """(H, width, 3) uint8: the sheet of one keyframe of Samples, with what a Network says where one is given."""
-    note = f"{network.options.exp_name}, step {network.step}" if network else ""
-    return sheet(_view(samples, number, network, width // 3), width, note)
+    """The sheet of one keyframe, see `sheets`."""
+    [picture] = sheets(samples, [number], network, width)
+    return picture
 
 
 def _draws(samples, number, network, width):
@@ -105,16 +118,14 @@ def write_picture(path, picture):
 
 
 def _write_scene(path, samples, numbers, network, width):
-    pictures = (sheet_of(samples, number, network, width) for number in progress(numbers, "keyframes", "video"))
+    pictures = progress(sheets(samples, numbers, network, width), "keyframes", "video", len(numbers))
     per_s = 1 / samples.source_of(numbers[0])[0].rig.keyframe_interval_s  # so that a video runs in real time
     _say_scene(path, write_video(path, pictures, per_s))
 
 
 def _write_recording(path, samples, numbers, network):
-    frames = (
-        (samples.members(number), _view(samples, number, network))
-        for number in progress(numbers, "keyframes", "recording")
-    )
+    found = progress(views(samples, numbers, network), "keyframes", "recording", len(numbers))
+    frames = ((samples.members(number), view) for number, view in zip(numbers, found, strict=True))
     _say_scene(path, write_recording(path, frames))
 
 
@@ -130,8 +141,11 @@ def _write_predictions(path, samples, numbers, network):
     with new_file(path) as file, ZipFile(file, "w", ZIP_DEFLATED) as arrays:
         with arrays.open("probability.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(member, {"descr": "<f2", "fortran_order": False, "shape": shape})
-            for number in progress(numbers, "keyframes", "predictions"):
-                maps = _predicted(samples, number, network)
+            for maps in progress(maps_of(samples, numbers, network), "keyframes", "predictions", len(numbers)):
+                if maps.prediction is None:
+                    raise ValueError(
+                        f"--predictions: {type(network.model).__name__} gives no seg, so there is no map to write"
+                    )
                 member.write(maps.prediction.astype("<f2").tobytes())
                 places.append(maps.ego_T_ref)
         small = {
@@ -146,16 +160,6 @@ def _write_predictions(path, samples, numbers, network):
             with arrays.open(f"{name}.npy", "w") as member:
                 np.lib.format.write_array(member, np.asarray(values), allow_pickle=False)
     _say_scene(path, len(numbers))
-
-
-def _predicted(samples, number, network):
-    """The Maps of a keyframe with what the network predicts. Raises ValueError where that gives no map."""
-    wanted = wanted_of(network.model.needs)
-    batch, _, grid = batch_of(samples, number, network.options, network.device, wanted=wanted)
-    predicted = predict(network, batch, grid)
-    if predicted is None:
-        raise ValueError(f"--predictions: {type(network.model).__name__} gives no seg, so there is no map to write")
-    return maps_of_batch(batch, 0, grid, predicted)
 
 
 def _say_scene(path, count):

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from common.errors import ShardError
 from train import checkpoint
 from train.errors import DataError
-from train.gallery import chosen_rows
+from train.evaluation.gallery import chosen_rows
 from train.loop import Trainer, is_better
 from train.model import Needs
 from train.monitor.writers import Recorder

@@ -2,6 +2,7 @@
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from threading import Thread
 
 import numpy as np
@@ -93,8 +94,7 @@ class Loader:
         Raises:
             ValueError: no such sample, or shards that can only be read from front to back.
         """
-        if self.reader.is_stream:
-            raise InputError("a pipe: is read from front to back and has no single samples; give shards that are files")
+        self._check_single()
         numbers = [self._number(sample) for sample in samples]
         return self.stage(self._finished(self._start(None, numbers, self.epoch, augment)))
 
@@ -102,6 +102,10 @@ class Loader:
         """The Augmentation of a sample in an epoch of training, or without `augment` of evaluation."""
         rng = sample_rng(self.order.seed, epoch, sample) if augment else None
         return draw_augmentation(rng, self.augment, self.order.seqlen, self.order.past)
+
+    def _check_single(self):
+        if self.reader.is_stream:
+            raise InputError("a pipe: is read from front to back and has no single samples; give shards that are files")
 
     def _number(self, sample):
         if isinstance(sample, str):
@@ -118,23 +122,39 @@ class Loader:
             return iter(())
         return self._batches(self.epoch, self.position)
 
+    def batches_of(self, samples):
+        """The batches of chosen samples in their order, as evaluation has them, loaded ahead in threads.
+
+        samples: window numbers. The epoch stays where it is, but its live iterator ends. Raises ValueError for shards that can
+        only be read from front to back.
+        """
+        self._check_single()
+        size, samples = self.order.batch_size // self.order.world_size, [self._number(sample) for sample in samples]
+        return self._loaded([samples[n : n + size] for n in range(0, len(samples), size)], self.epoch, augment=False)
+
     def _batches(self, epoch, first):
         self._end()
         if first == 0 and self._looks:
             self._met = set()
-        numbers = self._shares(epoch)[first:]
+        with closing(self._loaded(self._shares(epoch)[first:], epoch, self.order.is_train)) as loaded:
+            for batch in loaded:
+                self.position += 1
+                if self.position == len(self):
+                    self.epoch, self.position = epoch + 1, 0
+                yield batch
+
+    def _loaded(self, numbers, epoch, augment):
+        """The batch of each list of samples, in order; later ones are loaded ahead."""
+        self._end()
         samples = [sample for share in numbers for sample in share]
         frames = [frame for sample in samples for frame in self.windows[sample]]
-        self.reader.begin(frames, self._members_ahead(samples, epoch) if self.nworkers else None)
-        made = self._finish(numbers, epoch)
+        self.reader.begin(frames, self._members_ahead(samples, epoch, augment) if self.nworkers else None)
+        made = self._finish(numbers, epoch, augment)
         if self.nworkers:
             made = Prefetch(made, "loader-stage")
         self._live = made
         try:
             for batch, event in made:
-                self.position += 1
-                if self.position == len(self):
-                    self.epoch, self.position = epoch + 1, 0
                 yield self.stage.hand_over(batch, event)
                 if self._live is not made:
                     raise RuntimeError(
@@ -152,10 +172,10 @@ class Loader:
             made.close()
             self.reader.close()
 
-    def _members_ahead(self, samples, epoch):
+    def _members_ahead(self, samples, epoch, augment):
         """The members that will be read of each keyframe of these samples, in order: those of the cameras that are drawn."""
         for sample in samples:
-            rng = sample_rng(self.order.seed, epoch, sample) if self.order.is_train else None
+            rng = sample_rng(self.order.seed, epoch, sample) if augment else None
             members = self.decode.members(drawn_cams(rng, self.augment))
             yield from [members] * len(self.windows[sample])
 
@@ -172,14 +192,14 @@ class Loader:
         """Whether a network with a memory is to forget before this sample: where a scene starts, or nothing is played."""
         return self.order.order != "streams" or sample == 0 or self._scene_of[sample] != self._scene_of[sample - 1]
 
-    def _finish(self, numbers, epoch):
+    def _finish(self, numbers, epoch, augment):
         """(batch, event) of each list of samples, in order, later ones being decoded meanwhile; see DeviceStage.ahead."""
         pool = _threads(self.nworkers) if self.nworkers else None
         pending, waiting = deque(), deque(numbers)
         try:
             while pending or waiting:
                 while waiting and len(pending) <= (self.batches_ahead if pool else 0):
-                    pending.append(self._start(pool, waiting.popleft(), epoch, self.order.is_train))
+                    pending.append(self._start(pool, waiting.popleft(), epoch, augment))
                 loaded = self._finished(pending.popleft())
                 if self._met is not None:
                     self._met.update(name for window in loaded.windows for frame in window for name in frame.categories)

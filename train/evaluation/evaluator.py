@@ -19,17 +19,16 @@ NAMED = 5  # samples, where a network's outputs are not finite
 RESERVED = ("eval",)  # names of files that an evaluation writes itself
 
 
-def evaluate(network, batches, grid, world, autocast=None, change=None):
+def evaluate(network, batches, grid, world, autocast=None):
     """The Evaluation over every batch of every rank, on rank 0; None on the others.
 
     One forward pass a batch serves all labels. The result does not depend on how many ranks share the batches, but for what the
     network itself makes of another batch size. Outputs that are not finite are told with their samples, and predict nothing.
-    The network's own metrics and what it collects are kept where nothing is changed.
+    The network's own metrics and what it collects are kept.
 
     Args:
         network: see train/model/README.md; left in evaluation mode. batches: iterable of this rank's Batch objects.
         grid: VoxUtil. world: distributed.World. autocast: dtype of the network's arithmetic, None for float32.
-        change: Batch -> Batch, what is done to each before the network sees it; labels are those of the batch itself.
     Raises:
         ValueError: what the network's metrics or its `collect` give is no metric or nothing that can be kept.
     """
@@ -37,13 +36,12 @@ def evaluate(network, batches, grid, world, autocast=None, change=None):
     own, wrong = Evaluation(), []
 
     def run(batch):
-        return run_network(network, change(batch) if change else batch, grid, autocast=autocast)
+        return run_network(network, batch, grid, autocast=autocast)
 
     for batch, outputs in without_gradients(network, run, batches):
         outputs, not_finite = finite_outputs(outputs)
         own.add(*measure(outputs, batch, rings))
-        if change is None:
-            _add_own(own, network, outputs, batch, grid)
+        _add_own(own, network, outputs, batch, grid)
         if not_finite is not None:
             wrong += [f.key for (f, *_), bad in zip(batch.facts, not_finite.tolist(), strict=True) if bad]
     wrong = sorted(key for part in world.gather(wrong) for key in part)

@@ -1,165 +1,63 @@
-"""Batches made worse on purpose: what a network still says when a camera, the calibration, a sensor or the picture fails.
+"""How much of an evaluation is left under damage: IoU of every change, resilience and corruption error as in RoboBEV."""
 
-Every change is a pure function of the batch and of (seed, sample), so that two networks meet the same damage. The eight
-corruptions and their three strengths follow RoboBEV (Xie et al., "RoboBEV: Towards Robust Bird's Eye View Perception under
-Corruptions", 2023): bright, dark, fog, snow, motion blur, colour quantisation, camera crash and frame lost. Their strengths are
-this project's own, since the benchmark's pictures are made offline; resilience is defined as there, with IoU for NDS.
-"""
-
-import dataclasses
 import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from train.data.order import sample_rng
+from common.progress import counted
 from train.evaluation.bins import both_predicted_true
+from train.evaluation.corruptions import CORRUPTIONS, STRENGTHS
 from train.evaluation.figures import bounds, keys_of, labels_of, ratios, scene_draws
-
-STREAM = 7  # of random numbers; order, draws and flips have theirs
-STRENGTHS = (1, 2, 3)
-FAR_PIXELS = -1e6
-OFF = ((0.5, 0.02), (1.0, 0.05), (2.0, 0.10), (5.0, 0.20))  # degrees and metres of a calibration error
+from train.model.finite import finite_outputs
+from train.model.forward import run_network
+from train.processes.ranks import say
 
 
-def without_camera(batch, camera):
-    """The batch with one camera absent from the mean: nothing in the grid falls into its image any more."""
-    intrins = batch.intrins.clone()
-    for b, names in enumerate(batch.cams):
-        for slot in _slots(names, camera):
-            intrins[b, :, slot, :2, 2] = FAR_PIXELS
-    return dataclasses.replace(batch, intrins=intrins)
+def evaluate_damaged(network, batches, grid, world, changes, autocast=None):
+    """Name of a change -> scene -> (K, 3) int64 cells predicted and true, predicted, true; on rank 0, None on the others.
 
+    Every batch is loaded once and looked at under all changes in turn. Cells are those of the first label, that count.
 
-def with_black_camera(batch, camera):
-    """The batch with one camera's images black."""
-    imgs = batch.imgs.clone()
-    for b, names in enumerate(batch.cams):
-        for slot in _slots(names, camera):
-            imgs[b, :, slot] = 0.0
-    return dataclasses.replace(batch, imgs=imgs)
-
-
-def _slots(names, camera):
-    return [slot for slot, name in enumerate(names) if name == camera]
-
-
-def with_moved_cameras(batch, degrees, metres, seed=0):
-    """The batch with each camera but the reference turned about a random axis and moved in a random direction.
-
-    degrees, metres: of every turn and move. The reference camera stays, since labels are in its frame.
+    Args:
+        network: see train/model/README.md; left in evaluation mode. batches: iterable of this rank's Batch objects, None where
+            it has no share of one. grid: VoxUtil. world: distributed.World. changes: name -> Batch -> Batch, see
+            train.evaluation.damage. autocast: as in train.evaluation.evaluator.evaluate.
     """
-    rots, trans = batch.rots.clone(), batch.trans.clone()
-    for b, sample in enumerate(batch.indices):
-        rng = sample_rng(seed, 0, sample, STREAM)
-        for slot in range(1, rots.shape[2]):
-            turn = torch.from_numpy(_rotation(rng, math.radians(degrees))).to(rots)
-            move = rng.normal(size=3)
-            move = torch.from_numpy(metres * move / np.linalg.norm(move)).to(trans)
-            rots[b, :, slot] = rots[b, :, slot] @ turn
-            trans[b, :, slot] = trans[b, :, slot] + move
-    return dataclasses.replace(batch, rots=rots, trans=trans)
+    network.eval()
+    own, wrong = {name: {} for name in changes}, dict.fromkeys(changes, 0)
+    for batch in (batch for batch in batches if batch is not None):
+        for name, change in changes.items():
+            with torch.no_grad():
+                outputs, not_finite = finite_outputs(run_network(network, change(batch), grid, autocast=autocast))
+                found = _scene_counts(outputs["seg"], batch)
+            _add(own[name], found)
+            wrong[name] += 0 if not_finite is None else int(not_finite.sum())
+    for name in changes:
+        bad = sum(part[name] for part in world.gather(wrong))
+        if bad:
+            say(f"note: outputs that are not finite, and predict nothing, in {counted(bad, 'sample')} under {name}")
+    whole = {name: {} for name in changes}
+    for part in world.gather(own):
+        for name, found in part.items():
+            _add(whole[name], found)
+    return {name: dict(sorted(found.items())) for name, found in whole.items()} if world.leads else None
 
 
-def _rotation(rng, radians):
-    """(3,3) rotation by an angle about a random axis (Rodrigues)."""
-    x, y, z = (axis := rng.normal(size=3)) / np.linalg.norm(axis)
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(radians) * cross + (1 - np.cos(radians)) * cross @ cross
+def _add(sums, found):
+    for scene, counts in found.items():
+        sums[scene] = sums.get(scene, 0) + counts
 
 
-def without_points(batch, sensor):
-    """The batch with no returns of "lidar" or "radar": only padding, for networks that look at points themselves too."""
-    counts = ("num_radar",) if sensor == "radar" else ("num_lidar", "num_lidar0")
-    gone = {name: torch.zeros_like(getattr(batch, name)) for name in (f"{sensor}_data", *counts)}
-    if sensor == "lidar":
-        gone["lidar_extra"] = torch.full_like(batch.lidar_extra, -1.0)
-    return dataclasses.replace(batch, **gone)
-
-
-def _bright(images, strength, rng):
-    return images + 0.15 * strength
-
-
-def _dark(images, strength, rng):
-    levels = images * (0.6, 0.4, 0.2)[strength - 1]
-    noise = torch.from_numpy(rng.normal(0, 0.02 * strength, images.shape).astype(np.float32))
-    return levels + noise.to(images.device)
-
-
-def _fog(images, strength, rng):
-    """A veil that thins downwards, where the ground is near, with drifts in it."""
-    rows, columns = images.shape[-2:]
-    coarse = torch.from_numpy(rng.uniform(0.7, 1.0, (len(images), 1, 4, 7)).astype(np.float32)).to(images.device)
-    drifts = F.interpolate(coarse, (rows, columns), mode="bicubic", align_corners=False)
-    depth = torch.linspace(1.0, 0.55, rows, device=images.device)[:, None]
-    share = (0.35, 0.55, 0.75)[strength - 1] * depth * drifts
-    return images * (1 - share) + 0.8 * share
-
-
-def _snow(images, strength, rng):
-    """Bright flakes, smeared along their fall."""
-    flakes = torch.from_numpy(
-        (rng.random((len(images), 1, *images.shape[-2:])) > 1 - 0.004 * strength).astype(np.float32)
-    )
-    length = 5
-    kernel = torch.eye(length)[None, None] / 1.5
-    streaks = F.conv2d(flakes, kernel, padding=length // 2).clamp(0, 1).to(images.device)
-    washed = images * (1 - 0.08 * strength) + 0.08 * strength
-    return washed * (1 - streaks) + streaks
-
-
-def _motion_blur(images, strength, rng):
-    length = (5, 9, 15)[strength - 1]
-    kernel = torch.full((3, 1, 1, length), 1 / length, device=images.device)
-    padded = F.pad(images, (length // 2, length // 2, 0, 0), mode="replicate")
-    return F.conv2d(padded, kernel, groups=3)
-
-
-def _quantised(images, strength, rng):
-    levels = 2 ** (5, 4, 3)[strength - 1] - 1
-    return (images * levels).round() / levels
-
-
-def _crash(images, strength, rng):
-    """Whole cameras are gone: one, two or four of them."""
-    lost = rng.choice(len(images), min(len(images), (1, 2, 4)[strength - 1]), replace=False)
-    out = images.clone()
-    out[torch.from_numpy(lost).to(images.device)] = 0.0
+def _scene_counts(logits, batch):
+    """Scene -> (K, 3) int64 of one batch; logits (B,K,Z,X)."""
+    valid = batch.valid_bev[:, 0] > 0
+    predicted, truth = (logits.float().sigmoid() > 0.5) & valid, (batch.seg_bev[:, 0] > 0) & valid
+    counts = torch.stack([each.flatten(2).sum(2) for each in (predicted & truth, predicted, truth)], -1).cpu().numpy()
+    out = {}
+    for scene, own in zip(batch.scenes, counts, strict=True):
+        _add(out, {scene: own})
     return out
-
-
-def _frame_lost(images, strength, rng):
-    """Each camera's frame is lost with a probability of 1/6, 1/3 or 2/3."""
-    lost = torch.from_numpy(rng.random(len(images)) < (1 / 6, 1 / 3, 2 / 3)[strength - 1]).to(images.device)
-    return torch.where(lost[:, None, None, None], 0.0, images)
-
-
-CORRUPTIONS = {
-    "bright": _bright,
-    "dark": _dark,
-    "fog": _fog,
-    "snow": _snow,
-    "motion blur": _motion_blur,
-    "colour quantisation": _quantised,
-    "camera crash": _crash,
-    "frame lost": _frame_lost,
-}
-
-
-def corrupted(batch, name, strength, seed=0):
-    """The batch with its images corrupted. name: of CORRUPTIONS. strength: 1, 2 or 3. Raises ValueError for others."""
-    if name not in CORRUPTIONS or strength not in STRENGTHS:
-        raise ValueError(
-            f"corruption {name!r} of strength {strength}; there are {', '.join(CORRUPTIONS)}, of 1, 2 and 3"
-        )
-    imgs = torch.empty_like(batch.imgs)
-    for b, sample in enumerate(batch.indices):
-        rng = sample_rng(seed, strength, sample, STREAM)
-        for t, images in enumerate(batch.imgs[b]):
-            imgs[b, t] = CORRUPTIONS[name](images, strength, rng).clamp(0, 1)
-    return dataclasses.replace(batch, imgs=imgs)
 
 
 def resilience(clean_iou, corrupted_ious):
@@ -183,66 +81,25 @@ def corruption_error(corrupted_ious, baseline_ious):
     return errors, np.mean(list(errors.values()), 0)
 
 
-def offsets(degrees, centimetres):
-    """((degrees, metres), …) of two comma lists, pair by pair. Raises ValueError."""
-    try:
-        pairs = list(zip(*([float(v) for v in text.split(",")] for text in (degrees, centimetres)), strict=True))
-    except ValueError as error:
-        raise ValueError(
-            f"--off_degrees {degrees}, --off_cm {centimetres}: two lists of as many numbers, such as 1,2 and 5,10 ({error})"
-        ) from None
-    return tuple((turn, move / 100) for turn, move in pairs)
-
-
-def damages(cameras, sensors, seed=0, off=OFF):
-    """Name -> Batch -> Batch of every damage.
-
-    cameras: that the batches hold. sensors: of "lidar" and "radar" those that are used. off: (degrees, metres) of every
-    calibration error.
-    """
-    out = {}
-    for camera in cameras:
-        out[f"without {camera}"] = lambda batch, c=camera: without_camera(batch, c)
-    for camera in cameras:
-        out[f"black {camera}"] = lambda batch, c=camera: with_black_camera(batch, c)
-    for degrees, metres in off:
-        name = f"calibration off by {degrees:g} degrees, {100 * metres:g} cm"
-        out[name] = lambda batch, d=degrees, m=metres: with_moved_cameras(batch, d, m, seed)
-    for sensor in sensors:
-        out[f"without {sensor}"] = lambda batch, s=sensor: without_points(batch, s)
-    for name in CORRUPTIONS:
-        for strength in STRENGTHS:
-            out[_corruption(name, strength)] = lambda batch, n=name, s=strength: corrupted(batch, n, s, seed)
-    return out
-
-
 def _corruption(name, strength):
     return f"{name}, strength {strength}"
 
 
-def robustness(again, baseline, clean, changes, seed=0):
+def robustness(damaged, baseline, clean, seed=0):
     """The table of an evaluation under every damage. IoU is that of the first label; intervals are paired over scenes.
 
     Args:
-        again: change -> Evaluation of a pass over changed batches; None on other ranks than 0.
-        baseline: eval.json object whose corruptions mCE is relative to, or None. clean: Evaluation; None on other ranks.
-        changes: of `damages`.
+        damaged: of `evaluate_damaged`. baseline: eval.json object whose corruptions mCE is relative to, or None.
+        clean: Evaluation.
     Returns:
-        dict of rows, mRR in percent, and mCE where there is a baseline, each with its interval; None on other ranks. mCE has
-        one where the baseline is of the same scenes.
+        dict of rows, mRR in percent, and mCE where there is a baseline, each with its interval. mCE has one where the
+        baseline is of the same scenes.
     Raises:
-        ValueError: the baseline was not evaluated with robustness, or misses nothing that errors could be relative to.
+        ValueError: see `baseline_ious`.
     """
-    if baseline is not None:
-        other = _ious_of(baseline)
-    sums = {}
-    for name, change in changes.items():
-        if (evaluation := again(change)) is not None:
-            sums[name] = _sums(evaluation)
-    if clean is None:
-        return None
+    sums = {name: _sums(found) for name, found in damaged.items()}
     draws = scene_draws(len(clean.scenes), seed)
-    reference, reference_drawn = _iou(_sums(clean), draws)
+    reference, reference_drawn = _iou(_sums(_clean_counts(clean)), draws)
     ious = {name: _iou(found, draws) for name, found in sums.items()}
     rows = []
     for name, (value, drawn) in ious.items():
@@ -256,7 +113,7 @@ def robustness(again, baseline, clean, changes, seed=0):
         out["resilience"], out["mRR"] = _plain(resilience(reference, value))
         out |= _span(resilience(np.where(reference_drawn > 0, reference_drawn, np.nan), drawn)[1], "mRR_")
     if baseline is not None:
-        out["corruption_error"], out["mCE"] = _plain(corruption_error(value, other))
+        out["corruption_error"], out["mCE"] = _plain(corruption_error(value, baseline_ious(baseline)))
         theirs = {row["name"]: row for row in baseline["robustness"]["rows"]}
         if baseline.get("scenes") == list(clean.scenes) and all("numerators" in row for row in theirs.values()):
             pairs = {name: (row["numerators"], row["denominators"]) for name, row in theirs.items()}
@@ -265,8 +122,12 @@ def robustness(again, baseline, clean, changes, seed=0):
     return out
 
 
-def _ious_of(baseline):
-    """Name -> IoUs of the three strengths of every corruption, of an eval.json object. Raises ValueError."""
+def baseline_ious(baseline):
+    """Name -> IoUs of the three strengths of every corruption, of an eval.json object.
+
+    Raises ValueError: it was evaluated without robustness, by a version with other corruptions, or it misses nothing that
+    errors could be relative to.
+    """
     if "robustness" not in baseline:
         raise ValueError("--baseline: it was evaluated without --robustness, so there are no corruptions in it")
     found = {row["name"]: row["iou"] for row in baseline["robustness"]["rows"]}
@@ -298,13 +159,20 @@ def _span(drawn, prefix=""):
     }
 
 
-def _sums(evaluation):
-    """(2, scenes) int64 intersections and unions of the first label; of several classes (2, scenes, K)."""
+def _clean_counts(evaluation):
+    """Scene -> (K, 3) cells of the first label, as `evaluate_damaged` gives them."""
     keys = keys_of(evaluation.rows, labels_of(evaluation.rows)[0])
-    counts = [[both_predicted_true(sums.histograms[key]).sum(0) for key in keys] for sums in evaluation.scenes.values()]
-    both, predicted, truth = np.array(counts).transpose(2, 0, 1)
+    return {
+        scene: np.array([both_predicted_true(sums.histograms[key]).sum(0) for key in keys])
+        for scene, sums in evaluation.scenes.items()
+    }
+
+
+def _sums(counts):
+    """(2, scenes) int64 intersections and unions of scene -> (K, 3) cells; of several classes (2, scenes, K)."""
+    both, predicted, truth = np.array(list(counts.values())).transpose(2, 0, 1)
     found = np.stack([both, predicted + truth - both])
-    return found[..., 0] if len(keys) == 1 else found
+    return found[..., 0] if found.shape[-1] == 1 else found
 
 
 def _iou(sums, draws):

@@ -23,19 +23,13 @@ from train.data import Grid, compile_data, make_vox_util
 from train.data.label_spec import LabelSpec
 from train.evaluating import _check_folder, read_options
 from train.evaluation.bins import BINS
+from train.evaluation.corruptions import CORRUPTIONS
+from train.evaluation.damage import damages, offsets, with_moved_cameras, without_camera, without_points
 from train.evaluation.evaluator import evaluate
-from train.evaluation.robustness import (
-    CORRUPTIONS,
-    damages,
-    offsets,
-    robustness,
-    with_moved_cameras,
-    without_camera,
-    without_points,
-)
+from train.evaluation.gallery import chosen_rows
+from train.evaluation.robustness import baseline_ious, evaluate_damaged, robustness
 from train.evaluation.samples import Evaluation, SceneSums
 from train.evaluation.table import robustness_lines
-from train.gallery import chosen_rows
 from train.launch import launch
 from train.model.forward import with_voxels
 from train.model.interface import Needs
@@ -176,24 +170,20 @@ def test_robustness_is_a_table_against_the_clean_run(loader):
         World(0, 1, torch.device("cpu")),
     )
     clean = evaluate(Oracle(), loader, grid, world)
-    made = []
-
-    def again(change):
-        made.append(change)
-        return evaluate(Oracle(), loader, grid, world, change=change)
-
     off = offsets("0.5,30", "2,1000")
     changes = damages(("CAM_FRONT", "CAM_BACK"), (), seed=1, off=off)
-    table = robustness(again, None, clean, changes, seed=1)
+    loads = []
+    batches = (loads.append(batch) or batch for batch in loader)
+    damaged = evaluate_damaged(Oracle(), batches, grid, world, changes)
+    assert len(loads) == len(loader)
+    table = robustness(damaged, None, clean, seed=1)
     rows = {row["name"]: row for row in table["rows"]}
     assert (
         table["clean_iou"] == 1.0 and rows["black CAM_BACK"]["iou"] == 1.0 and rows["without CAM_FRONT"]["iou"] == 0.0
     )
-    assert len(made) == 2 + 2 + 2 + 3 * len(CORRUPTIONS) == len(rows)
+    assert 2 + 2 + 2 + 3 * len(CORRUPTIONS) == len(rows)
     assert "calibration off by 30 degrees, 1000 cm" in rows and off == ((0.5, 0.02), (30.0, 10.0))
     assert 0 < table["mRR"] <= 100 and set(table["resilience"]) == set(CORRUPTIONS)
-    with pytest.raises(ValueError, match="without --robustness"):
-        robustness(again, {"figures": []}, clean, {})
     for degrees, centimetres in (("1,2", "5"), ("much", "5")):
         with pytest.raises(ValueError, match="--off_degrees .* as many numbers"):
             offsets(degrees, centimetres)
@@ -204,6 +194,9 @@ def test_robustness_has_intervals_in_pairs():
     rng = np.random.default_rng(0)
     hits = {f"scene-{n}": int(hit) for n, hit in enumerate(rng.integers(200, 900, 12))}
 
+    def under(share):
+        return {name: np.array([[round(hit * share), round(hit * share), 1000]]) for name, hit in hits.items()}
+
     def found(share):
         rows = [SimpleNamespace(counts={"a": None})]
         histograms = {name: np.zeros((1, 2, BINS), int) for name in hits}
@@ -212,17 +205,18 @@ def test_robustness_has_intervals_in_pairs():
         return Evaluation(rows, {name: SceneSums({"a": made}) for name, made in histograms.items()})
 
     shares = {name: 0.95 - 0.005 * n for n, name in enumerate(damages(("CAM_FRONT",), ("lidar",)))}
-    table = json.loads(json.dumps(robustness(found, None, found(1.0), shares)))
+    table = json.loads(json.dumps(robustness({n: under(s) for n, s in shares.items()}, None, found(1.0))))
     for row in table["rows"]:
         assert row["low"] < row["iou"] < row["high"] and row["change_low"] < row["change"] < row["change_high"] < 0
         assert row["change_high"] - row["change_low"] < 0.5 * (row["high"] - row["low"])
         assert sum(row["numerators"]) / sum(row["denominators"]) == pytest.approx(row["iou"])
     assert table["mRR_low"] < table["mRR"] < table["mRR_high"] < table["mRR_low"] + 0.5
-    worse = robustness(lambda share: found(share - 0.1), None, found(1.0), shares)
+    worse = robustness({name: under(share - 0.1) for name, share in shares.items()}, None, found(1.0))
     baseline = {"scenes": list(hits), "robustness": worse}
-    against = robustness(found, baseline, found(1.0), shares)
+    damaged = {name: under(share) for name, share in shares.items()}
+    against = robustness(damaged, baseline, found(1.0))
     assert against["mCE_low"] < against["mCE"] < against["mCE_high"] < 100
-    assert "mCE_low" not in robustness(found, baseline | {"scenes": ["other"]}, found(1.0), shares)
+    assert "mCE_low" not in robustness(damaged, baseline | {"scenes": ["other"]}, found(1.0))
     lines = robustness_lines(against)
     assert max(map(len, lines)) <= 79 and f"[{against['mCE_low']:.1f}, " in lines[-1]
 
@@ -236,7 +230,7 @@ def test_a_baseline_that_nothing_can_be_compared_with_is_refused_before_any_pass
         ({"robustness": {"rows": perfect}}, "IoU is 1 under fog"),
     ):
         with pytest.raises(ValueError, match=message):
-            robustness(pytest.fail, damaged, None, {"a": "change"})
+            baseline_ious(damaged)
     choices = {"out": None, "pictures": 0, "robustness": False, "baseline": "eval.json"}
     with pytest.raises(ValueError, match="give --robustness too"):
         evaluating.Evaluation(choices)._baseline()

@@ -24,7 +24,7 @@ from train.evaluation.figures import (
 )
 from train.evaluation.files import as_json, read_json, write_csv, write_json
 from train.evaluation.measure import measure
-from train.evaluation.robustness import CORRUPTIONS, corrupted, corruption_error, resilience
+from train.evaluation.robustness import corruption_error, resilience
 from train.evaluation.samples import Evaluation
 from train.evaluation.table import comparison_lines, lines_of
 from train.metrics import Segmentation, intersection_union
@@ -377,28 +377,6 @@ def test_calibration_against_loops(evaluation):
     assert error.value == pytest.approx(sum(gaps) / total.sum()) and error.denominator == total.sum()
     # Three scenes of one kind of noise: their errors differ little, and a draw's lie around them.
     assert error.low < error.value < error.high < 2 * error.value
-
-
-@pytest.mark.parametrize("name", CORRUPTIONS)
-def test_corruptions_are_seeded_and_grow(name):
-    batch = _pictures()
-    made = [corrupted(batch, name, strength, seed=3).imgs for strength in (1, 2, 3)]
-    assert torch.equal(made[1], corrupted(batch, name, 2, seed=3).imgs)
-    change = [(images - batch.imgs).abs().mean() for images in made]
-    assert change[0] <= change[2] + 1e-6 and change[2] > 0
-    assert all(images.min() >= 0 and images.max() <= 1 for images in made)
-
-
-def _pictures():
-    from dataclasses import dataclass
-
-    @dataclass
-    class Pictures:
-        imgs: torch.Tensor
-        indices: list
-
-    rng = torch.Generator().manual_seed(0)
-    return Pictures(torch.rand((2, 1, 6, 3, 24, 40), generator=rng), [4, 9])
 
 
 def test_resilience_is_the_mean_of_means():

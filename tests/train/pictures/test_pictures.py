@@ -443,7 +443,7 @@ def test_show_draws_what_a_run_predicts(synth_shards, run, tmp_path):
         samples = Samples([synth_shards])
         network = network_of(run, torch.device("cpu"))
         batch, _, grid = batch_of(samples, samples.find(held["keys"][2])[0], network.options)
-        assert np.allclose(held["probability"][2], predict(network, batch, grid), atol=1e-3)
+        assert np.allclose(held["probability"][2], predict(network, batch, grid)[0], atol=1e-3)
     code, text = invoke(show.main, synth_shards, 1, "--run", tmp_path, "--out", tmp_path / "p.png")
     assert code == 1 and text.count("\n") == 1 and str(tmp_path) in text
 

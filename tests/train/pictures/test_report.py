@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.train.evaluation.test_evaluation import GRID, Evaluation, as_json, measure, random_batch, ring_map
-from train.evaluation.robustness import damages, robustness
+from train.evaluation.damage import damages
+from train.evaluation.robustness import robustness
 from train.pictures.charts import thinned
 from train.pictures.page import MOST_BYTES, Run, page
 
@@ -66,8 +67,9 @@ def test_pages_stay_small_whatever_pictures_there_are(jpeg):
 
 def test_robustness_and_calibration_are_on_the_page():
     """Beside a run that an older version evaluated, which lacks intervals, and calibration among the figures."""
-    one, other, worse = a_run("a"), a_run("b", 0.5), evaluation_of(-0.5)
-    table = robustness(lambda _: worse, None, evaluation_of(), damages(("CAM_FRONT",), ("lidar",)))
+    one, other, clean = a_run("a"), a_run("b", 0.5), evaluation_of()
+    worse = {scene: np.array([[40 + n, 80, 100]]) for n, scene in enumerate(clean.scenes)}
+    table = robustness(dict.fromkeys(damages(("CAM_FRONT",), ("lidar",)), worse), None, clean)
     one.evaluation["robustness"] = json.loads(json.dumps(table))
     later = ("calibration error", "iou by location, light and weather")
     older = {

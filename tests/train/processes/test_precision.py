@@ -53,7 +53,9 @@ class Asks(torch.nn.Module):
 def test_predictions_from_python_are_fp32_and_leave_the_process_as_it_was():
     """As from a notebook and train.show, which set nothing up before."""
     network, (batch, _) = Asks(), inputs()
-    assert predict(Network(Options(), network, 1, torch.device("cpu")), batch, grid()).shape == batch.seg_bev.shape[3:]
+    assert (
+        predict(Network(Options(), network, 1, torch.device("cpu")), batch, grid())[0].shape == batch.seg_bev.shape[3:]
+    )
     assert network.seen == [False] * 2 and all(place.allow_tf32 for place in TF32)
 
 
