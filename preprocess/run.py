@@ -11,6 +11,7 @@ import click
 
 from common.interrupts import CODE, Interruptible
 from common.keys import scene_key
+from common.plain import plain
 from common.progress import Progress, say
 from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
@@ -259,7 +260,7 @@ def _say_skipped(skipped, kept, names):
     if skipped:
         click.echo(f"{len(skipped)} samples were left out:")
         for line in by_scene(skipped, kept, names):
-            click.echo(line)
+            click.echo(plain(line))
 
 
 def _summary(recipes, todo, done, indexes, store, seconds, names):

@@ -9,6 +9,7 @@ import click
 
 from common.files import write_atomically
 from common.interrupts import Interruptible
+from common.plain import plain
 from common.progress import progress
 from common.shard_index import ShardError
 from common.spelling import EITHER, spelled
@@ -44,7 +45,7 @@ def main(shards, as_json, chart, store_options):
     if as_json:
         click.echo(json.dumps(contents.as_dict(), indent=1))
     else:
-        click.echo("\n".join(table(contents)))
+        click.echo(plain("\n".join(table(contents))))
 
 
 def _fail(error):

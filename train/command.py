@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import yaml
 
+from common.plain import one_line
 from common.spelling import EITHER, Command, spelled
 from train.errors import Interrupted, NotFinite, PeerFailed, Stopped
 from train.faults import told_in_a_line
@@ -16,9 +17,16 @@ from train.processes import ranks, signals
 from train.processes.ranks import say
 from train.runs import find_run
 
+_TYPED = "train.command: the words of the command line"
+
 
 class GroupedCommand(Command):
-    """A command whose help lists the options by group, each in one spelling."""
+    """A command whose help lists the options by group, each in one spelling, and of a network that is named its own."""
+
+    def parse_args(self, ctx, args):
+        """As click.Command; what was typed is there for the help, which click shows before it knows any value."""
+        ctx.meta[_TYPED] = list(args)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx, formatter):
         rows = {group: [] for group in GROUPS}
@@ -28,10 +36,23 @@ class GroupedCommand(Command):
         sections = {title: rows[group] for group, title in GROUPS.items()}
         own = [p for p in self.params if isinstance(p, click.Option) and not isinstance(p, OptionOfGroup)]
         sections["Of this command"] = [r for p in own if p.name != "help" and (r := p.get_help_record(ctx))]
+        sections |= fail_in_one_line(lambda: _own_options(ctx.meta.get(_TYPED, ())))
         for title, records in sections.items():
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records, col_max=34)
+
+
+def _own_options(words):
+    """{title: (name, meaning) of each option} of the network that the words of a command line name. Raises ValueError."""
+    named = [value for word, value in zip(words, words[1:], strict=False) if word == "--model"]
+    named += [word.partition("=")[2] for word in words if word.startswith("--model=")]
+    if not named:
+        return {}
+    from train.model.arguments import described  # these load torch, and the network's own file
+    from train.model.interface import find_network
+
+    return {f"Network {named[-1]}, in --model_args": described(find_network(named[-1]))}
 
 
 class OptionOfGroup(click.Option):
@@ -207,7 +228,7 @@ def fail_in_one_line(action):
             # Here, since click would make one word of some kinds. Notes are part of it.
             say("".join(traceback.format_exception(error)).rstrip(), same)
             sys.exit(1)
-        text = _one_line(error)
+        text = one_line(error)
         if out_of_memory:
             text = f"out of memory on the device; lower --batch_size or --res_scale ({text[:120]})"
         _say_with_notes(f"error: {text}", error, "run" if isinstance(error, NotFinite) else same)
@@ -223,7 +244,3 @@ def _say_with_notes(text, error, once_per="run"):
     """The text, then what was noted about the error on its way."""
     for shown in filter(None, (text, *getattr(error, "__notes__", ()))):
         say(shown, once_per)
-
-
-def _one_line(error):
-    return " ".join(str(error).split())

@@ -18,16 +18,16 @@ from train import checkpoint
 from train.command import commands_among, known_options
 from train.data.label_spec import labels_side_by_side
 from train.evaluation.evaluator import evaluate
-from train.evaluation.figures import all_figures
-from train.evaluation.files import read_json, write_csv, write_json
+from train.evaluation.figures import all_figures, headline_of, keys_of
+from train.evaluation.files import read_json, write_collected, write_csv, write_json
 from train.evaluation.robustness import damages, offsets, robustness
-from train.evaluation.table import lines_of, robustness_lines, scalars
+from train.evaluation.table import lines_of, robustness_lines, scalars, score_lines
 from train.gallery import write_gallery
 from train.launch import launch
 from train.options import SHARDS, Options, as_dict
 from train.processes.precision import on_device, set_precision
 from train.processes.ranks import say
-from train.setup import check_same_network, make_loaders, make_network
+from train.setup import check_same_network, check_same_shards, make_loaders, make_network
 
 # What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
 _OF_MODEL = (
@@ -118,6 +118,7 @@ class Evaluation:
 
     def __call__(self, options, world):
         parts = world.together(lambda: _prepare(options, world))
+        world.together(lambda: check_same_shards((None, parts.loader), world))
         out = Path(self.choices["out"] or parts.folder / "eval")
         world.together(lambda: world.leads and _check_folders(out, _curves(parts)))
         if world.leads:
@@ -126,6 +127,7 @@ class Evaluation:
         whole = evaluate(parts.network, parts.batches("evaluate", world), parts.grid, world, parts.autocast)
         damaged = None
         if self.choices["robustness"]:
+            world.together(lambda: world.leads and _check_counts(whole))
             changes = damages(*parts.held(), options.seed, self.choices["off"])
             with Progress(len(changes) * len(parts.loader), "batches", "robustness", shown=world.leads) as bar:
                 damaged = robustness(parts.again(world, bar), baseline, whole, changes, options.seed)
@@ -142,23 +144,33 @@ class Evaluation:
     def _report(self, parts, whole, damaged, out):
         whole.about = parts.about(whole)
         figures = all_figures(whole, parts.options.seed)
-        headline = parts.labels[0].name
-        [first] = [f for f in figures if (f.group, f.label) == ("iou", headline)]
-        cells = sum(int(row.counts[headline][:, 2].sum()) for row in whole.rows)
-        click.echo(f"step {parts.step}; {len(whole.rows)} samples; IoU {iou_of(first):.4f}; {cells} labelled cells")
-        if not cells:
-            raise ValueError(
-                "no cell of these samples is labelled, so the IoU says nothing; see --target_categories, --bounds"
-            )
-        for line in lines_of(whole, headline, figures):
-            click.echo(line)
-        for line in robustness_lines(damaged) if damaged else ():
+        headline = whole.about["headline"]
+        start = f"step {parts.step}; {len(whole.rows)} samples"
+        if headline:
+            first, cells = headline_of(figures, "iou", headline), labelled_cells(whole, headline)
+            click.echo(f"{start}; IoU {iou_of(first):.4f}; {cells} labelled cells")
+            if not cells:
+                raise ValueError(
+                    "no cell of these samples is labelled, so the IoU says nothing; see --target_categories, --bounds"
+                )
+        else:
+            click.echo(f"{start}; the network gives no seg, so there is no IoU")
+        lines = lines_of(whole, headline, figures) if headline else []
+        for line in [*lines, *score_lines(whole.scores), *(robustness_lines(damaged) if damaged else ())]:
             click.echo(line)
         write_json(out / "eval.json", whole, figures, parts.options.seed, damaged)
         write_csv(out / "samples.csv", whole)
-        _write_scalars(parts, figures)
-        drawn = write_gallery(out, whole, headline, parts, self.choices["pictures"])
-        click.echo(f"written: {out}/eval.json, samples.csv" + (f", {drawn} pictures" if drawn else ""))
+        own = write_collected(out, whole)
+        _write_scalars(parts, scalars(figures) | {f"eval/{n}": s.value for n, s in whole.scores.items()})
+        drawn = write_gallery(out, whole, headline, parts, self.choices["pictures"]) if headline else 0
+        names = ["eval.json", "samples.csv", *(path.name for path in own)]
+        click.echo(f"written: {out}/{', '.join(names)}" + (f", {drawn} pictures" if drawn else ""))
+
+
+def labelled_cells(evaluation, label):
+    """True cells of a label, of all its classes, that count."""
+    keys = keys_of(evaluation.rows, label)
+    return sum(int(row.counts[key][:, 2].sum()) for row in evaluation.rows for key in keys)
 
 
 def iou_of(figure):
@@ -218,7 +230,7 @@ class Parts:
         """What eval.json says of where its figures come from."""
         facts = self.loader.reader.facts
         return {
-            "headline": self.labels[0].name,
+            "headline": self.labels[0].name if keys_of(whole.rows) else "",
             "split": facts.get("split", ""),
             "version": facts["version"],
             "samples": f"{len(whole.rows)} of {len(self.loader.windows)}",
@@ -281,11 +293,17 @@ def _curves(parts):
     return Path(parts.options.log_dir, parts.folder.name, "eval")
 
 
-def _write_scalars(parts, figures):
+def _check_counts(whole):
+    """Raise ValueError where there is no IoU that damage could change."""
+    if not keys_of(whole.rows):
+        raise ValueError("--robustness compares IoUs, and the network gives no seg; leave it out")
+
+
+def _write_scalars(parts, values):
     from train.monitor.writers import Recorder
 
     recorder = Recorder(_curves(parts), "eval", replaces=f".step-{parts.step}")
-    for tag, value in scalars(figures).items():
+    for tag, value in values.items():
         recorder.add_scalar(tag, value, parts.step)
     recorder.close()
     if recorder.lost:

@@ -172,12 +172,16 @@ def flips_of(batch, options):
 
 @full_float32()
 def predict(network, batch, grid):
-    """(Z, X) probabilities of the first sample of a Batch, all in float32. Raises ValueError for a network without a seg."""
+    """Probabilities of the first sample of a Batch, all in float32: (Z, X), of several classes (K, Z, X).
+
+    None of a network without a seg.
+    """
     with torch.no_grad():
         outputs = run_network(network.model, batch, grid)
     if "seg" not in outputs:
-        raise ValueError(f"{type(network.model).__name__} gives no seg: there is no map to show; leave out --run")
+        return None
     outputs, not_finite = finite_outputs(outputs)
     if not_finite[0]:
         say(f"note: {batch.facts[0][0].key}: outputs that are not finite, and predict nothing")
-    return outputs["seg"][0, 0].sigmoid().cpu()
+    seg = outputs["seg"][0]
+    return (seg if len(seg) > 1 else seg[0]).sigmoid().cpu()

@@ -6,7 +6,7 @@ from torch import nn
 
 from train.data.order import FLIP_STREAM, sample_rng
 from train.loss import Normaliser, default_loss
-from train.metrics import Sums, merged, metrics_of, read
+from train.metrics import Segmentation, Sums, merged, metrics_of, read
 from train.model.float32 import in_float32
 from train.model.forward import run_on_voxels, with_voxels, without_gradients
 from train.model.interface import Flips, loss_of, takes_flips
@@ -78,7 +78,8 @@ class LossStep(nn.Module):
 
     def _counted(self, outputs, batch):
         """Counts of this batch, of each metric that is sums; in evaluation the others are updated."""
-        found = metrics_of(self.network, outputs)
+        found = [Segmentation()] if "seg" in outputs else []
+        found += metrics_of(self.network)
         self._sums = tuple(metric for metric in found if isinstance(metric, Sums))
         if not self.training:
             self.kept = self.kept or tuple(metric for metric in found if not isinstance(metric, Sums))

@@ -22,7 +22,7 @@ from train.options import FREE_ON_RESUME, Options, as_dict
 from train.processes.precision import on_device, set_precision
 from train.processes.ranks import say
 from train.runs import new_folder
-from train.setup import check_same_network, make_loaders, make_network
+from train.setup import check_same_network, check_same_shards, make_loaders, make_network
 
 
 def read_options(given):
@@ -84,6 +84,7 @@ def _check_importable(build):
 def train_rank(options, world, build=None):
     """One process's part of a run."""
     parts, options, step, folder = world.together(lambda: _prepare(options, world, build))
+    world.together(lambda: check_same_shards(parts["loaders"][:2], world))
     if step >= options.max_iters:
         done = folder or options.init_dir
         say(f"note: {done} has its {options.max_iters} updates; --max_iters says how far to go on")
@@ -106,12 +107,12 @@ def _run(trainer, step):
         path = trainer.run(step)
     except BaseException as error:
         if trainer.world.leads:
-            for text in ending(trainer.options, trainer.folder, done=False, evaluated=False):
+            for text in ending(trainer.options, trainer.folder, done=False):
                 error.add_note(text)  # whoever shows the error shows these after it
         raise
     if trainer.world.leads:
         say(row("done", trainer.console.speed()))
-        for text in ending(trainer.options, trainer.folder, done=True, evaluated="iou" in trainer.pools["t"].last()):
+        for text in ending(trainer.options, trainer.folder, done=True):
             say(text)
     return path
 

@@ -152,8 +152,8 @@ def test_every_generator_is_seeded_for_every_update(options):
 
 def test_nan_is_never_the_best():
     for best in (None, math.nan, 0.5):
-        assert not is_better("iou", math.nan, best)
-    assert is_better("iou", 0.1, math.nan) and is_better("total_loss", 9.0, None)
+        assert not is_better(math.nan, best, True)
+    assert is_better(0.1, math.nan, True) and is_better(9.0, None, False)
 
 
 def test_the_gallery_orders_what_has_an_iou():

@@ -15,7 +15,7 @@ from common.stores import open_store
 from preprocess import run as preprocess_run
 from preprocess import show as preprocess_show
 from preprocess.verify import verify
-from tests.conftest import run_module
+from tests.conftest import run_module, split_file
 from tests.faulty_server import FaultyServer
 from tests.train.data.test_order import CONF, GRID, equal
 from tests.train.test_resume import SMALL, assert_same, run_folder, start, wait_for
@@ -110,7 +110,7 @@ def test_two_processes_fetch_each_sample_once(s3, s3_shards, access, tmp_path):
     before = len(s3.requests('.tar HTTP/1.1" 206'))
     result = run_module(*words(f"{s3_shards}/train-*.tar", tmp_path, *cameras, *more))
     assert len(s3.requests('.tar HTTP/1.1" 206')) - before == 20 + 1  # and a look at the categories of one
-    told = re.findall(r"(\d+ % of this process's \d+) keyframes came from the cache", result.stderr)
+    told = re.findall(r"(\d+ % of this process's \d+) train keyframes came from the cache", result.stderr)
     assert told[-2:] == ["0 % of this process's 10", "100 % of this process's 10"] and len(told) <= 3
     assert not any(b"secret_access" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p != access)
     given = {"init_dir": str(run_folder(tmp_path)), "store_options": str(access)}
@@ -123,6 +123,7 @@ def invoke(command, *arguments):
 
 def test_a_bucket_is_written_counted_and_drawn_with_store_options_alone(s3, small_world, access, tmp_path):
     shared = ["--version", "v1.0-mini", "--dataroot", small_world, "--sweeps", 2, "--workers", 2, "--train-shards", 2]
+    shared += split_file(tmp_path, small_world)
     there, here = f"s3://{s3.bucket}/with-options", tmp_path / "here"
     for out in (there, here):
         result = invoke(preprocess_run.main, *shared, "--out", out, "--store-options", access)
@@ -161,7 +162,9 @@ def server(synth_shards):
 def test_a_server_that_fails_for_good_ends_a_run_in_one_line(synth_shards, tmp_path):
     server = FaultyServer(synth_shards)
     try:
-        process = start(*words(f"{server.address}/train.manifest.json", tmp_path, "--do_val", "False"))
+        process = start(
+            *words(f"{server.address}/train.manifest.json", tmp_path, "--do_val", "False", "--retry_minutes", 0)
+        )
         while process.poll() is None and not any(".tar" in path and kind for _, path, kind in server.requests):
             time.sleep(0.02)
         server.lasting = "reset"

@@ -77,10 +77,12 @@ class Batch:
     box_numbers: torch.Tensor  # (B,T,Z,X) int16, number of the box on top, of any class, and 1; 0 where none is
     seg_bev: torch.Tensor  # (B,T,K,Z,X) float32 in {0,1}
     valid_bev: torch.Tensor  # (B,T,K,Z,X) float32 in {0,1}, 0 where the cell is ignored by loss and IoU of the class
+    box_bev: torch.Tensor  # (B,T,1,Z,X) float32 in {0,1}, where a box of any class lies; of one class seg_bev itself
     center_bev: torch.Tensor  # (B,T,1,Z,X) float32 heat in [0,1], of the boxes of any class
     offset_bev: torch.Tensor  # (B,T,2,Z,X) float32, twice the (x, z) cells from the centre of the box on top
     labels: dict  # name of each LabelSpec -> (seg, valid) as above; the first's are seg_bev and valid_bev
     class_names: tuple  # K names
+    class_weights: tuple  # K numbers, of each class's part of the loss
     egopose: torch.Tensor  # (B,T,4,4) float32 global_T_ego
     ref_T_ego: torch.Tensor  # (B,T,4,4) float32; what labels, voxels, masks and pictures go by. A similarity: may scale
     ego_T_camego: torch.Tensor  # (B,T,S,4,4) float32 of a float64 computation

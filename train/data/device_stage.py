@@ -118,6 +118,7 @@ class DeviceStage:
             tidlist=sent.get("tidlist"),
             labels=self._labels(maps, sent),
             class_names=self.labels[0].class_names,
+            class_weights=tuple(spec.weight for spec in self.labels[0].classes),
             true_times=self.config.true_times,
             starts=starts,
             tokens=[[f.token for f in window] for window in loaded.windows],

@@ -20,7 +20,7 @@ def run_network(network, batch, grid, flips=None, autocast=None):
     Returns:
         dict from name to tensor.
     Raises:
-        ValueError: the network returned something else, or a seg that is no map of the grid's one class.
+        ValueError: the network returned something else, or a seg that is no map of the grid for each of the labels' classes.
     """
     begin(network, batch)
     return run_on_voxels(network, with_voxels(batch, network.needs, grid), grid, flips, autocast)
@@ -40,10 +40,10 @@ def run_on_voxels(network, batch, grid, flips=None, autocast=None):
             f"{type(network).__name__} returned a seg that is a {type(outputs['seg']).__name__}, no tensor"
         )
     # Here, since losses and counts would stretch a map of another shape over the labels in silence.
-    if "seg" in outputs and tuple(outputs["seg"].shape[1:]) != (1, grid.Z, grid.X):
+    if "seg" in outputs and tuple(outputs["seg"].shape[1:]) != (batch.seg_bev.shape[2], grid.Z, grid.X):
         raise ValueError(
             f"{type(network).__name__} returned a seg of {tuple(outputs['seg'].shape)}; "
-            f"it is (B, 1, {grid.Z}, {grid.X}), logits of the one class that labels have"
+            f"it is (B, {batch.seg_bev.shape[2]}, {grid.Z}, {grid.X}), logits of each class that labels have"
         )
     return {name: _widened(value) for name, value in outputs.items()}
 
@@ -54,7 +54,7 @@ def _widened(value):
 
 
 def with_voxels(batch, needs, grid):
-    """The batch with radar_voxels (B,T,1 or 16,Z,Y,X) and lidar_voxels (B,T,1,Z,Y,X), float32 in cam0; the rest is shared.
+    """The batch with radar_voxels (B,T,1 or 16,Z,Y,X) and lidar_voxels (B,T,1,Z,Y,X), float32; the rest is shared.
 
     T is that of needs: the present and its past. Each is None where `needs` takes other than voxels, or the batch holds none.
     """

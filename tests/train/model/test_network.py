@@ -82,17 +82,22 @@ def test_a_network_outside_the_checkout(synth_shards, outside, monkeypatch):
     best = checkpoint.read(one / "model-best.pth")
     validated = dict(dict(curves_of(outside / "logs" / one.name, "v"))["stats/total_loss"])
     assert sorted(validated) == [1, 2, 4] and best["step"] == min(validated, key=validated.get)
-    assert best["best"] == pytest.approx(validated[best["step"]], rel=1e-6)
+    assert best["best"] == {
+        "figure": "total_loss",
+        "higher_is_better": False,
+        "value": pytest.approx(validated[best["step"]], rel=1e-6),
+    }
 
     interrupted = shutil.copytree(one, outside / "interrupted" / one.name)
     (interrupted / "model-000000004.pth").unlink()
     (interrupted / "model-best.pth").unlink()
     second = interrupted / "model-000000002.pth"
-    torch.save(checkpoint.read(second) | {"best": 0.0}, second)  # which nothing beats any more
+    unbeaten = {"figure": "total_loss", "higher_is_better": False, "value": 0.0}
+    torch.save(checkpoint.read(second) | {"best": unbeaten}, second)
     run_outside(outside, "train.run", "--resume", interrupted)
     whole, resumed = checkpoint.read(one), checkpoint.read(interrupted)
     assert resumed["step"] == 4 and resumed["options"]["model"] == "mynet:spare"
-    assert resumed["best"] == 0.0 and not (interrupted / "model-best.pth").exists()
+    assert resumed["best"] == unbeaten and not (interrupted / "model-best.pth").exists()
     for name, value in whole["model_state_dict"].items():
         assert torch.equal(value, resumed["model_state_dict"][name]), name
 
@@ -156,10 +161,12 @@ def curves_of(run, part="t"):
     return [(tag, [(e.step, e.value) for e in events.Scalars(tag)]) for tag in tags]
 
 
-def test_a_higher_iou_is_better_and_a_lower_loss():
-    assert is_better("iou", 0.3, 0.2) and not is_better("iou", 0.2, 0.3) and not is_better("iou", 0.2, 0.2)
-    for name in ("total_loss", "ce_loss"):
-        assert is_better(name, 0.2, 0.3) and not is_better(name, 0.3, 0.2) and not is_better(name, 0.2, 0.2)
+def test_what_is_better_is_said_by_the_metric():
+    assert is_better(0.3, 0.2, True) and not is_better(0.2, 0.3, True) and not is_better(0.2, 0.2, True)
+    assert is_better(0.2, 0.3, False) and not is_better(0.3, 0.2, False) and not is_better(0.2, 0.2, False)
+    step = LossStep(Plain("seg", "center"), GRID)
+    step(labels())
+    assert step.higher_is_better("iou") and not any(map(step.higher_is_better, step.names(training=True)))
 
 
 def test_needs_meet_options():
