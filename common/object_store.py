@@ -268,7 +268,7 @@ class ObjectStore(RemoteStore):
         """obstore's texts are pages of debugging; what counts is what happened first, and the cause that lies deepest."""
         whole = str(error)
         text = whole.partition("Debug source:")[0]
-        text = re.sub(r"Error performing \w+ \S+ in \S+ - ", "", text)
+        text = re.sub(r"^Generic \w+ error: |Error performing \w+ \S+ in \S+ - ", "", text).rstrip(" :\n")
         if "error sending request" in text and (cause := innermost(whole)):
             return super()._clean(f"{cause}{self._proxy()}")
         head, mark, body = text.partition("<?xml")

@@ -7,6 +7,7 @@ import click
 from common.addresses import index_address, split
 from common.errors import ShardError, StoreError
 from common.interrupts import Interruptible
+from common.plain import one_line
 from common.progress import progress, say
 from common.shard_index import build_index, dump_index
 from common.shard_set import find_shards
@@ -56,7 +57,7 @@ def rebuild(store, name):
 
 
 def _failed(error):
-    say(f"error: {' '.join(str(error).split())}")
+    say(f"error: {one_line(error)}")
     return True
 
 

@@ -5,15 +5,17 @@ run returns it at the end, and raises the first error of any task, the others be
 from the parent, which holds the plan.
 """
 
+import itertools
 import multiprocessing
 import time
 from concurrent.futures import FIRST_EXCEPTION, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from preprocess.errors import SourceError
-from preprocess.shard_writer import KINDS, Written, write_shard
+from preprocess.shard_writer import FOUND, KINDS, Written, write_shard
 from preprocess.workers import Workers, go_on
 
+TASKS_A_THREAD = 2  # of a Dask cluster
 _counters = None
 
 
@@ -26,9 +28,10 @@ def _count(keyframes, read, written):
     go_on()
     with _counters.get_lock():
         _counters[0] += keyframes
+        for i, name in enumerate(KINDS + FOUND):
+            _counters[1 + i] += read.get(name, 0)
         for i, kind in enumerate(KINDS):
-            _counters[1 + i] += read.get(kind, 0)
-            _counters[1 + len(KINDS) + i] += written.get(kind, 0)
+            _counters[1 + len(KINDS + FOUND) + i] += written.get(kind, 0)
 
 
 def _task(recipe, arguments):
@@ -44,7 +47,7 @@ class LocalPool:
     def run(self, recipes, arguments, on_progress):
         if self.workers <= 1 or len(recipes) <= 1:
             return self._run_here(recipes, arguments, on_progress)
-        counters = multiprocessing.get_context("spawn").Array("q", 1 + 2 * len(KINDS))
+        counters = multiprocessing.get_context("spawn").Array("q", 1 + len(KINDS + FOUND + KINDS))
         with Workers(min(self.workers, len(recipes)), _start, (counters,)) as pool:
             futures = [pool.submit(_task, recipe, arguments) for recipe in recipes]
             try:
@@ -81,11 +84,11 @@ class LocalPool:
 
 
 def _unpack(counters):
-    values = list(counters)
-    half = 1 + len(KINDS)
-    return Written(
-        values[0], dict(zip(KINDS, values[1:half], strict=True)), dict(zip(KINDS, values[half:], strict=True))
-    )
+    keyframes, *values = counters
+    read = dict(zip(KINDS + FOUND, values, strict=False))
+    total = Written()
+    total.add(keyframes, read, dict(zip(KINDS, values[len(read) :], strict=True)))
+    return total
 
 
 class DaskPool:
@@ -105,14 +108,33 @@ class DaskPool:
         except (OSError, ValueError, TimeoutError) as error:
             raise SourceError(f"{self.address}: no Dask scheduler answers there ({error})") from None
         with client:
-            # Recipes may be megabytes each: one at a time a worker, not all in the scheduler's memory.
-            futures = [client.submit(write_shard, r, **arguments, pure=False, retries=2) for r in recipes]
+            waiting, running = iter(recipes), set()
+            arriving = self.distributed.as_completed()
             try:
-                for future in self.distributed.as_completed(futures):
+                while True:
+                    # Recipes may be megabytes each: a few per thread of the cluster are under way, not all at once.
+                    room = TASKS_A_THREAD * max(1, sum(client.nthreads().values())) - len(running)
+                    for recipe in itertools.islice(waiting, max(room, 0)):
+                        future = client.submit(_answer, recipe, arguments, pure=False, retries=2)
+                        running.add(future)
+                        arriving.add(future)
+                    if not running:
+                        return total
+                    future = next(arriving)
+                    running.discard(future)
                     one = future.result()
-                    total.add(one.keyframes, one.read, one.written)
+                    if isinstance(one, SourceError):
+                        raise one
+                    total.add(one.keyframes, {**one.read, **one.found}, one.written)
                     total.skipped += one.skipped
                     on_progress(total)
             finally:
-                client.cancel(futures)
-        return total
+                client.cancel(list(running))
+
+
+def _answer(recipe, arguments):
+    """What write_shard gives, or the SourceError of bad data, which is not tried again as a lost worker is."""
+    try:
+        return write_shard(recipe, **arguments)
+    except SourceError as error:
+        return error

@@ -1,7 +1,6 @@
 """python -m preprocess.run: nuScenes -> shards."""
 
 import itertools
-import os
 import re
 import sys
 import time
@@ -11,7 +10,7 @@ import click
 
 from common.interrupts import CODE, Interruptible
 from common.keys import scene_key
-from common.plain import plain
+from common.plain import one_line
 from common.progress import Progress, say
 from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
@@ -26,6 +25,7 @@ from preprocess.plan import DEFAULT_SHARDS, Planner, read_splits
 from preprocess.pointclouds import LIDAR_COLUMNS
 from preprocess.pool import DaskPool, LocalPool
 from preprocess.shard_writer import KINDS
+from preprocess.workers import CORES
 
 PROBED_KEYFRAMES = 24  # what --dry-run makes in memory to know how large the rest will be
 
@@ -71,7 +71,7 @@ CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
     help="float32 values a lidar point",
 )
 @click.option("--split-file", type=click.Path(path_type=Path), help='JSON {"train": [scenes], "val": [scenes]}')
-@click.option("--workers", default=os.cpu_count(), type=click.IntRange(1), help="processes")
+@click.option("--workers", default=CORES, type=click.IntRange(1), help="processes")
 @click.option("--scheduler", help="a Dask scheduler (tcp://host:8786) that runs the work instead")
 @click.option("--train-shards", default=DEFAULT_SHARDS["train"], type=click.IntRange(1), help="at most")
 @click.option("--val-shards", default=DEFAULT_SHARDS["val"], type=click.IntRange(1), help="at most; test too")
@@ -95,7 +95,7 @@ def main(**values):
 
 
 def _fail(error, code=1):
-    click.echo(f"error: {' '.join(str(error).split())}", err=True)
+    click.echo(f"error: {one_line(error)}", err=True)
     sys.exit(code)
 
 
@@ -133,7 +133,7 @@ def _plan(version, dataroot, options, split_file, rest, skip):
     counts = {split: rest["train_shards"] if split == "train" else rest["val_shards"] for split in splits}
     left = planner.check_splits(splits, complete=split_file is not None)
     if left:
-        say(f"{len(left)} scenes are in no split of {version} and are left out, the first: {left[0]}")
+        say(f"{len(left)} scenes are in no split of {version} and are left out, the first: {one_line(left[0], 100)}")
     say(
         f"planning {len(planner.scenes) - len(left)} scenes, {len(planner.samples)} samples; {', '.join(planner.sensors)}"
     )
@@ -260,7 +260,7 @@ def _say_skipped(skipped, kept, names):
     if skipped:
         click.echo(f"{len(skipped)} samples were left out:")
         for line in by_scene(skipped, kept, names):
-            click.echo(plain(line))
+            click.echo(line)
 
 
 def _summary(recipes, todo, done, indexes, store, seconds, names):
@@ -278,6 +278,9 @@ def _summary(recipes, todo, done, indexes, store, seconds, names):
             f"{len(recipes) - len(indexes)} shards came out empty and were not written; the next run tries again"
         )
     _say_skipped(done.skipped, [key for index in indexes for key in index.keys], names)
+    for name, count in done.found.items():
+        if count:
+            click.echo(f"{count} {name}")
     if todo:
         click.echo(f"{'member':<8}{'read MB':>12}{'written MB':>12}{'ratio':>8}")
         for kind in KINDS:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import sys
 import tarfile
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +16,7 @@ from common.errors import CannotList, Missing
 from common.interrupts import Interruptible
 from common.keys import keyframe_key
 from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
+from common.plain import one_line
 from common.progress import Progress, progress, say
 from common.record import (
     BOXES_MEMBER,
@@ -47,7 +47,7 @@ from preprocess.plan import Planner
 from preprocess.plausible import check_boxes, check_camera, check_rigid
 from preprocess.pointclouds import lidar_problem, radar_problem
 from preprocess.steps import check_keyframe_step, check_offset, check_sweep_step
-from preprocess.workers import Workers, go_on
+from preprocess.workers import CORES, Workers, go_on
 
 MAX_LAG_ERROR_S = 1e-5  # seconds since 1970 as float64 are exact to a quarter of a microsecond
 SAMPLE_FIELDS = frozenset(
@@ -58,7 +58,7 @@ SAMPLE_FIELDS = frozenset(
 @click.command(cls=Interruptible, context_settings=EITHER)
 @click.argument("shards", nargs=-1, required=True)
 @click.option("--against", type=click.Path(path_type=Path), help="compare every byte with this nuScenes folder")
-@click.option("--workers", default=os.cpu_count(), type=click.IntRange(1), help="processes", show_default=True)
+@click.option("--workers", default=CORES, type=click.IntRange(1), help="processes", show_default=True)
 @click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
 def main(shards, against, workers, store_options):
     """Check SHARDS (a folder, tars, a pattern, a manifest; addresses too): indexes, checksums, every member, scenes, manifests.
@@ -68,9 +68,9 @@ def main(shards, against, workers, store_options):
     try:
         problems, keyframes, count = verify(shards, against, workers, parse_options(store_options))
     except (ValueError, OSError, BrokenProcessPool) as error:
-        problems, keyframes, count = [" ".join(str(error).split())], 0, 0
+        problems, keyframes, count = [str(error)], 0, 0
     for problem in problems:
-        click.echo(f"error: {problem}", err=True)
+        click.echo(f"error: {one_line(problem)}", err=True)
     click.echo(f"{count} shards, {keyframes} keyframes: {f'{len(problems)} problems' if problems else 'all is well'}")
     sys.exit(bool(problems))
 
