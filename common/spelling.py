@@ -22,6 +22,8 @@ COMMANDS = {
     "verify": ("preprocess.verify", "read all of some shards again"),
     "index": ("preprocess.index", "rebuild the index of a shard"),
     "show-shards": ("preprocess.show", "what is in shards"),
+    "maps": ("preprocess.maps", "map layer -> beside finished shards"),
+    "layer": ("preprocess.layer", "another layer -> beside finished shards"),
     "synth": ("preprocess.synth", "a generated nuScenes folder"),
 }
 BY_NAME = "BEVSHARDS_BY_NAME"  # in the environment, so that processes which a command starts know it too

@@ -1,7 +1,8 @@
 """Shard tasks on local processes or on a Dask cluster, through one interface: run(recipes, arguments, on_progress).
 
-`arguments` are write_shard's keyword arguments. `on_progress` is called now and then with the Written of all tasks so far.
-run returns it at the end, and raises the first error of any task, the others being stopped first. No worker is forked
+`arguments` are the keyword arguments of `work`, which is write_shard where nothing else is said: any importable function of
+(task, on_keyframe=None, **arguments) that gives a Written. `on_progress` is called now and then with the Written of all tasks
+so far. run returns it at the end, and raises the first error of any task, the others being stopped first. No worker is forked
 from the parent, which holds the plan.
 """
 
@@ -34,8 +35,8 @@ def _count(keyframes, read, written):
             _counters[1 + len(KINDS + FOUND) + i] += written.get(kind, 0)
 
 
-def _task(recipe, arguments):
-    return write_shard(recipe, on_keyframe=_count, **arguments).skipped
+def _task(work, recipe, arguments):
+    return work(recipe, on_keyframe=_count, **arguments).skipped
 
 
 class LocalPool:
@@ -44,12 +45,12 @@ class LocalPool:
     def __init__(self, workers):
         self.workers = workers
 
-    def run(self, recipes, arguments, on_progress):
+    def run(self, recipes, arguments, on_progress, work=write_shard):
         if self.workers <= 1 or len(recipes) <= 1:
-            return self._run_here(recipes, arguments, on_progress)
+            return self._run_here(recipes, arguments, on_progress, work)
         counters = multiprocessing.get_context("spawn").Array("q", 1 + len(KINDS + FOUND + KINDS))
         with Workers(min(self.workers, len(recipes)), _start, (counters,)) as pool:
-            futures = [pool.submit(_task, recipe, arguments) for recipe in recipes]
+            futures = [pool.submit(_task, work, recipe, arguments) for recipe in recipes]
             try:
                 while True:
                     done, waiting = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
@@ -67,7 +68,7 @@ class LocalPool:
                     future.cancel()
 
     @staticmethod
-    def _run_here(recipes, arguments, on_progress):
+    def _run_here(recipes, arguments, on_progress, work):
         total, last = Written(), time.monotonic()
 
         def counted(*counts):
@@ -78,7 +79,7 @@ class LocalPool:
                 on_progress(total)
 
         for recipe in recipes:
-            total.skipped += write_shard(recipe, on_keyframe=counted, **arguments).skipped
+            total.skipped += work(recipe, on_keyframe=counted, **arguments).skipped
         on_progress(total)
         return total
 
@@ -101,7 +102,7 @@ class DaskPool:
             raise SourceError("--scheduler needs Dask: pip install 'dask[distributed]'") from None
         self.distributed, self.address = distributed, address
 
-    def run(self, recipes, arguments, on_progress):
+    def run(self, recipes, arguments, on_progress, work=write_shard):
         total = Written()
         try:
             client = self.distributed.Client(self.address, timeout="20s")
@@ -115,7 +116,7 @@ class DaskPool:
                     # Recipes may be megabytes each: a few per thread of the cluster are under way, not all at once.
                     room = TASKS_A_THREAD * max(1, sum(client.nthreads().values())) - len(running)
                     for recipe in itertools.islice(waiting, max(room, 0)):
-                        future = client.submit(_answer, recipe, arguments, pure=False, retries=2)
+                        future = client.submit(_answer, work, recipe, arguments, pure=False, retries=2)
                         running.add(future)
                         arriving.add(future)
                     if not running:
@@ -132,9 +133,9 @@ class DaskPool:
                 client.cancel(list(running))
 
 
-def _answer(recipe, arguments):
-    """What write_shard gives, or the SourceError of bad data, which is not tried again as a lost worker is."""
+def _answer(work, recipe, arguments):
+    """What `work` gives, or the SourceError of bad data, which is not tried again as a lost worker is."""
     try:
-        return write_shard(recipe, **arguments)
+        return work(recipe, **arguments)
     except SourceError as error:
         return error

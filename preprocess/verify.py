@@ -47,6 +47,7 @@ from preprocess.plan import Planner
 from preprocess.plausible import check_boxes, check_camera, check_rigid
 from preprocess.pointclouds import lidar_problem, radar_problem
 from preprocess.steps import check_keyframe_step, check_offset, check_sweep_step
+from preprocess.verify_layers import check_layers
 from preprocess.workers import CORES, Workers, go_on
 
 MAX_LAG_ERROR_S = 1e-5  # seconds since 1970 as float64 are exact to a quarter of a microsecond
@@ -100,7 +101,9 @@ def verify(patterns, against=None, workers=1, options=None):
         if index is not None:
             sound[store.address, name] = index
     for folder in folders:
-        problems += folder.check({name: i for (at, name), i in sound.items() if at == folder.store.address})
+        own = {name: i for (at, name), i in sound.items() if at == folder.store.address}
+        problems += folder.check(own)
+        problems += check_layers(folder.store, own, whole=folder.there is not None)
     problems += _check_scenes(list(sound.values()))
     return problems, sum(len(i.keys) for i in sound.values()), len(tars)
 

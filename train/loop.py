@@ -187,7 +187,7 @@ class Trainer:
     def _curves(self, pools, first_step):
         options = as_dict(self.options)
         mode = self.options.wandb if self.world.leads else ""
-        board = self.world.together(lambda: open_wandb(mode, self.name, self.options.log_dir, options))
+        board = self.world.together(lambda: open_wandb(mode, self.name, self.options.log_dir, options, first_step))
         where = f"{self.options.log_dir}/{self.name}"
         curves = self.world.together(lambda: Curves(where, pools, first_step, self.world.leads, board))
         curves.configuration("\n".join(f"{name}: {value}" for name, value in options.items()))
@@ -338,7 +338,11 @@ class Trainer:
         memories = self._memories(then)
         if not self.world.leads:
             return None
-        state = {"options": as_dict(self.options), "pools": {w: list(pool.entries) for w, pool in self.pools.items()}}
+        state = {
+            "name": self.name,
+            "options": as_dict(self.options),
+            "pools": {w: list(pool.entries) for w, pool in self.pools.items()},
+        }
         if self.best is not None:
             state["best"] = self.best
         for prefix, loader in (("", self.train_loader), ("val_", self.val_loader)):

@@ -13,7 +13,7 @@ from train.model.interface import build_network, complete, find_network, name_of
 from train.options import Options
 from train.paths import shard_sets
 from train.processes.precision import seed_all
-from train.processes.ranks import say
+from train.processes.ranks import cores, say
 
 DEFAULT = Options().model  # which older runs, that record none, had
 
@@ -62,11 +62,10 @@ def check_same_network(path, content, options):
 
 def _share_of_cores(name, wanted):
     """Loader threads of this process, of those `wanted` for all of this machine's."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if wanted > cores:
-        say(f"note: --{name} {wanted}: this machine has {cores} cores; {cores} loader threads")
+    if wanted > cores():
+        say(f"note: --{name} {wanted}: this machine has {cores()} cores; {cores()} loader threads")
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return -(-min(wanted, cores) // processes)
+    return -(-min(wanted, cores()) // processes)
 
 
 def check_same_shards(loaders, world):

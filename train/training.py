@@ -162,6 +162,12 @@ def _resume(options, network, optimizer, loaders, world):
     step = checkpoint.load_weights(path, content, network)
     load_moments(optimizer, content["optimizer_state_dict"])
     kept = {name: content[name] for name in ("pools", "best") if name in content}
+    named = content.get("name", path.parent.name)
+    if named != path.parent.name:
+        where = f"{options.log_dir}/{named}"
+        say(
+            f"note: {path.parent} is a copy of the run {named}: curves up to step {step} are in {where}, later ones beside it"
+        )
     if content["options"].get("keep_best") != options.keep_best:
         kept.pop("best", None)  # of another figure
     return step, path.parent, kept

@@ -32,7 +32,6 @@ class KeyframeTable:
     def __init__(self, indexes, verify_reads=False):
         self.indexes, self.verify_reads = indexes, verify_reads
         self.facts = _common_facts(indexes)
-        self.rig = indexes[0].rig
         self.bytes_read = 0
         self.keys = [key for index in indexes for key in index.keys]
         self.tokens = [token for index in indexes for token in index.tokens]
@@ -50,6 +49,11 @@ class KeyframeTable:
 
     def __len__(self):
         return len(self.keys)
+
+    @cached_property
+    def rig(self):
+        """The Rig of the shards."""
+        return self.indexes[0].rig
 
     @cached_property
     def samples_sha256(self):
@@ -146,7 +150,7 @@ def _unbroken(scene_of, keys):
 
 
 def _common_facts(indexes):
-    own = {"recipe_sha256"}
+    own = {"recipe_sha256", "base_tar", "base_sha256"}  # the last two are a layer's
     first = {k: v for k, v in indexes[0].facts.items() if k not in own}
     for index in indexes[1:]:
         facts = {k: v for k, v in index.facts.items() if k not in own}
