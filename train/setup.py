@@ -62,7 +62,7 @@ def check_same_network(path, content, options):
 
 def _share_of_cores(name, wanted):
     """Loader threads of this process, of those `wanted` for all of this machine's."""
-    if wanted > cores():
+    if wanted > cores() and wanted != getattr(Options, name):  # nobody gave the default
         say(f"note: --{name} {wanted}: this machine has {cores()} cores; {cores()} loader threads")
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return -(-min(wanted, cores()) // processes)

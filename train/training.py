@@ -30,7 +30,8 @@ def read_options(given):
         return Options(**from_run(given))
     if given.get("init_dir") and "interpolation" not in given:
         given["interpolation"] = checkpoint.interpolation(checkpoint.peek(given["init_dir"], command="--init_dir"))
-        say(f"note: --interpolation {given['interpolation']}, with which {given['init_dir']} was trained")
+        if given["interpolation"] != Options.interpolation:
+            say(f"note: --interpolation {given['interpolation']}, with which {given['init_dir']} was trained")
     return Options(**given)
 
 

@@ -53,7 +53,7 @@ def page(runs, made):
     try:
         from jinja2 import Environment
     except ImportError:
-        raise ValueError("train.report needs matplotlib and jinja2: pip install 'bevshards[report]'") from None
+        raise ValueError("train.report needs matplotlib and jinja2") from None
     template = Environment(autoescape=True).from_string(Path(__file__).with_name("page.html").read_text())
     runs = [replace(run, name=one_line(run.name, MOST_NAME), evaluation=_plain(run.evaluation)) for run in runs]
     label = _headline_label(runs[0])
