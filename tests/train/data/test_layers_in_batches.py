@@ -131,9 +131,7 @@ def test_layers_reach_a_network_by_name(shards):
 def test_depth_is_that_of_the_lidar_in_the_batch(shards):
     """Points through the cameras' own poses, and then resized and cropped, as points of the batch's lidar are."""
     layers = {"depth": (depth.MEMBER,)}
-    loader = make_loader(
-        open_source(shards, split="val"), config_of(layers, use_lidar=True, nsweeps=1), 0
-    )
+    loader = make_loader(open_source(shards, split="val"), config_of(layers, use_lidar=True, nsweeps=1), 0)
     batch = loader.batch_of([1], augment=True)
     [[points]] = batch.layers["depth"][depth.MEMBER]
     record = [camera.name for camera in loader.reader.rig.cameras]
