@@ -26,6 +26,11 @@ def clock(seconds):
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+def counted(count, one, several=""):
+    """A number of things in words: 1 shard, 2 shards. several: where that is not `one` and an s."""
+    return f"{count} {one if count == 1 else several or f'{one}s'}"
+
+
 class Pace:
     """When another line is due in a log: after `first_s`, then ever more seldom, down to one in `longest_s`."""
 

@@ -57,6 +57,18 @@ def _plain(word):
     return word.replace("-", "").replace("_", "").lower()
 
 
+def parsed(parse):
+    """Callback of a click option: what parse(text) gives; its ValueErrors are told as of the option."""
+
+    def callback(_context, _parameter, value):
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+
+    return callback
+
+
 class Command(click.Command):
     """A click command that answers a mistyped option with the nearest one, spelled as in its help."""
 

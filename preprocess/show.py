@@ -10,7 +10,7 @@ import click
 from common.files import write_atomically
 from common.interrupts import Interruptible
 from common.plain import one_line, plain
-from common.progress import progress
+from common.progress import counted, progress
 from common.shard_index import ShardError
 from common.spelling import EITHER, spelled
 from common.stores import parse_options
@@ -163,7 +163,8 @@ def _rest(contents):
     if not contents.layers:
         lines.append("no layers")
     if contents.skipped:
-        lines.append(f"{len(contents.skipped)} samples were left out when these were made; the first:")
+        left = counted(len(contents.skipped), "sample was", "samples were")
+        lines.append(f"{left} left out when these were made; the first:")
         lines.append("  " + _cut(f"{contents.skipped[0]['key']}: {contents.skipped[0]['why']}", WIDTH - 2))
     else:
         lines.append("no samples were left out when these were made")

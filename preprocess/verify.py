@@ -17,7 +17,7 @@ from common.interrupts import Interruptible
 from common.keys import keyframe_key
 from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
 from common.plain import one_line
-from common.progress import Progress, progress, say
+from common.progress import Progress, counted, progress, say
 from common.record import (
     BOXES_MEMBER,
     CAMERAS_MEMBER,
@@ -72,7 +72,8 @@ def main(shards, against, workers, store_options):
         problems, keyframes, count = [str(error)], 0, 0
     for problem in problems:
         click.echo(f"error: {one_line(problem)}", err=True)
-    click.echo(f"{count} shards, {keyframes} keyframes: {f'{len(problems)} problems' if problems else 'all is well'}")
+    found = counted(len(problems), "problem") if problems else "all is well"
+    click.echo(f"{counted(count, 'shard')}, {counted(keyframes, 'keyframe')}: {found}")
     sys.exit(bool(problems))
 
 

@@ -143,7 +143,7 @@ def join_words(arguments, alone=False):
     """
     switches = {f"__{item.name}" for item in fields(Options) if item.type is bool} if alone else ()
     out, current = [], None
-    for word, after in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for word, after in zip(arguments, [*arguments[1:], "-"], strict=False):
         if word.replace("-", "_") in switches and not after.startswith("-") and not is_bool(after):
             word = f"{word}=true"
         if word.startswith("-"):

@@ -62,7 +62,7 @@ def check_same_network(path, content, options):
 
 def _share_of_cores(name, wanted):
     """Loader threads of this process, of those `wanted` for all of this machine's."""
-    if wanted > cores():
+    if wanted > cores() and wanted != getattr(Options, name):  # nobody gave the default
         say(f"note: --{name} {wanted}: this machine has {cores()} cores; {cores()} loader threads")
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return -(-min(wanted, cores()) // processes)
@@ -88,7 +88,8 @@ def check_same_shards(loaders, world):
 
 def wanted_of(needs):
     """Wanted: what of the data a network's Needs decide. Of seqlen's windows, which run into the future, it takes the first."""
-    return Wanted(needs.cameras, frames=1, get_tids=needs.track_ids, train_only=needs.train_only)
+    layers = tuple((name, tuple(members)) for name, members in needs.layers.items())
+    return Wanted(needs.cameras, 1, needs.track_ids, needs.train_only, layers)
 
 
 def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras=True, labels=None, needs=None):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from nuscenes.map_expansion.map_api import NuScenesMap
 
-from common.map_shapes import MAP_LAYERS
+from common.map_layers import MAP_LAYERS
 from preprocess.errors import SourceError
 from preprocess.layers.maps import VectorMap
 from preprocess.synth.folder import Folder

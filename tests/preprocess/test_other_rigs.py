@@ -280,7 +280,7 @@ def test_wrong_tables_are_named_in_one_line(copy, what):
 def test_a_wrong_link_can_be_skipped(copy, tmp_path):
     rewrite(copy, "sample_data", point("prev", "scene"))
     result = run_here(copy, tmp_path / "out", "--on-error", "skip")
-    assert result.exit_code == 0 and "1 samples were left out" in result.stdout and "another scene" in result.stdout
+    assert result.exit_code == 0 and "1 sample was left out" in result.stdout and "another scene" in result.stdout
 
 
 def test_sweeps_of_samples_that_were_cut_out(copy, tmp_path):

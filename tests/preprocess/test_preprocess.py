@@ -23,7 +23,7 @@ from preprocess import pool
 from preprocess.errors import SourceError
 from preprocess.nuscenes import RADARS
 from preprocess.plan import Options, Planner
-from preprocess.pointclouds import parse_radar
+from preprocess.pointclouds import DROPPED, parse_radar
 from preprocess.verify import verify
 from tests.conftest import call_module, run_module
 from tests.index_files import load_index
@@ -197,9 +197,13 @@ def test_bad_sensor_file(copy, tmp_path, sensor, damage):
 def test_points_that_are_not_finite(copy, tmp_path):
     victim = sorted((copy / "sweeps" / "LIDAR_TOP").iterdir())[0]
     points = np.fromfile(victim, "<f4")
-    points[1] = np.nan
+    points[1] = np.inf
     points.tofile(victim)
     assert victim.name in fails(*command(copy, tmp_path / "out"))
+    points[1] = np.nan  # by which a driver says that nothing came back
+    points.tofile(victim)
+    said = call_module(*command(copy, tmp_path / "out")).stdout
+    assert f"1 {DROPPED}" in said
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def _figure(inches=CHART_INCHES):
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError("train.report needs matplotlib and jinja2: pip install 'bevshards[report]'") from None
+        raise ValueError("train.report needs matplotlib and jinja2") from None
     figure = Figure(inches, layout="constrained")
     FigureCanvasSVG(figure)
     return figure

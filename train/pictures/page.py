@@ -53,7 +53,7 @@ def page(runs, made):
     try:
         from jinja2 import Environment
     except ImportError:
-        raise ValueError("train.report needs matplotlib and jinja2: pip install 'bevshards[report]'") from None
+        raise ValueError("train.report needs matplotlib and jinja2") from None
     template = Environment(autoescape=True).from_string(Path(__file__).with_name("page.html").read_text())
     runs = [replace(run, name=one_line(run.name, MOST_NAME), evaluation=_plain(run.evaluation)) for run in runs]
     label = _headline_label(runs[0])
@@ -255,7 +255,24 @@ def _training(runs):
                     series[part if len(runs) == 1 else f"{run.name} {part}"] = run.curves[tag]
         if series:
             section.charts.append(charts.curves(series, title, unit, log))
+    section.charts += [charts.curves(series, title, unit) for title, unit, series in _own_curves(runs)]
     return section
+
+
+def _own_curves(runs):
+    """(title, unit, series) of what validation says class by class, and of each metric that a network brought."""
+    start = "v/stats/iou_"
+    each = {}
+    for run in runs:
+        for tag in (tag for tag in run.curves if tag.startswith(start)):
+            name = tag.removeprefix(start)
+            each[name if len(runs) == 1 else f"{run.name} {name}"] = run.curves[tag]
+    if each:
+        yield "IoU of the classes, validation", "IoU", each
+    for name in dict.fromkeys(name for run in runs for name in _scores(run)):
+        series = {run.name: run.curves[f"v/stats/{name}"] for run in runs if f"v/stats/{name}" in run.curves}
+        if series:
+            yield f"{name}, validation", name, series
 
 
 def _add_pictures(section, runs, room):

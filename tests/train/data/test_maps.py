@@ -6,10 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from common.map_layers import LINE_LAYERS, MAP_LAYERS
 from common.map_shapes import (
     LINE,
-    LINE_LAYERS,
-    MAP_LAYERS,
     MEMBERS,
     RING_DTYPE,
     MapShapes,
