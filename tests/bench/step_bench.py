@@ -1,9 +1,9 @@
 """python -m tests.bench.step_bench: a training step on the CPU by part, its peak memory, its share of the possible.
 
 Four ways run in turn, each in a process of its own, so that a machine whose speed drifts slows all of them alike and each
-peak is its own. `plain Simple-BEV-like` stands for Simple-BEV's own network, which is not part of this project: the same network
-of torch's own layers and optimizer, all cameras' whole volumes sampled in one go, trilinearly from features one deep, and
-kept for the backward pass, as its public code does. `plain` is our own, with unprojection="plain".
+peak is its own. `plain Simple-BEV-like` stands for Simple-BEV's own network, which is not part of this project: the same
+network of torch's own layers and optimizer, all cameras' whole volumes sampled in one go, trilinearly from features one deep,
+and kept for the backward pass, as its public code does. `plain` is our own, with unprojection="plain".
 """
 
 import json
