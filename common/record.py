@@ -292,9 +292,22 @@ def decode_array(data, what):
     """The array of a layer's `*.npy.zst` member. Raises RecordError for damage, and for anything but numbers."""
     raw = _decompress(data, MAX_ARRAY_BYTES, what)
     try:
-        return np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False, max_header_size=MAX_HEADER_CHARACTERS)
+        out = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False, max_header_size=MAX_HEADER_CHARACTERS)
+        if out.dtype.kind not in "biuf":
+            raise ValueError(f"its type is {out.dtype}")
+        return out
     except (ValueError, TypeError, SyntaxError, EOFError, MemoryError) as error:
         raise RecordError(f"{what}: not an .npy array of numbers ({str(error)[:100]})") from None
+
+
+def decode_member(data, member):
+    """A layer's member as what its name says: the array of `*.npy.zst`, the points of `*.planes.zst`, else bytes.
+
+    Raises RecordError for damage.
+    """
+    if member.endswith(".npy.zst"):
+        return decode_array(data, member)
+    return decode_points(data, member) if member.endswith(".planes.zst") else bytes(data)
 
 
 def decode_cameras(data, sample):

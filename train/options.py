@@ -131,7 +131,11 @@ class Options:
     protocol: str = _option("simple_bev", "simple_bev or min_visibility", "labels")
     min_visibility: int = _option(1, "with min_visibility: boxes under it are left out", "labels", least=1)
     target_categories: tuple = _option(("vehicle",), "comma list of category prefixes", "labels")
-    classes: tuple = _option((), "ClassSpecs, instead of one class of --target_categories", "labels", typed=False)
+    classes: tuple = _option(
+        (),
+        "name=category,…; … with map:LAYER for the map, or pon, bevfusion, cvt; instead of --target_categories",
+        "labels",
+    )
     box_categories: tuple = _option((), "prefixes of the boxes in batches; without it those that labels draw", "labels")
     bounds: tuple = _option((-50.0, 50.0, -5.0, 5.0, -50.0, 50.0), "xmin,xmax,ymin,ymax,zmin,zmax", "grid")
     frame: str = _option("cam0", "cam0 (the reference camera's) or ego (X right, Y down, Z forward)", "grid")

@@ -15,6 +15,7 @@ from train.command import commands_among, known_options
 from train.launch import launch
 from train.loop import Trainer
 from train.model.interface import name_of
+from train.model.memory import share_of
 from train.monitor.console import ending, opening, row
 from train.optim import fetch_optimizer, load_moments, parameter_groups, stand_at
 from train.options import FREE_ON_RESUME, Options, as_dict
@@ -157,6 +158,7 @@ def _resume(options, network, optimizer, loaders, world):
             continue
         check_samples(options.resume, content, loader, prefix)
         loader.load_state_dict(content[where])
+        loader.memory = share_of(content.get(f"{prefix}stream_state", {}), loader.order)
     note_other_order(content, loaders[0])
     step = checkpoint.load_weights(path, content, network)
     load_moments(optimizer, content["optimizer_state_dict"])

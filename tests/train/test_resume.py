@@ -300,6 +300,7 @@ def random_batches(dtype, count=12):
                 "intrins": pix_T_cam.expand(2, 1, 2, 4, 4),
                 "rots": torch.eye(3).expand(2, 1, 2, 3, 3),
                 "trans": torch.zeros(2, 1, 2, 3),
+                "ref_T_ego": torch.eye(4).expand(2, 1, 4, 4),
                 "seg_bev": (noise < share).to(dtype),
                 "valid_bev": (noise < 0.95).to(dtype),
                 "center_bev": noise,
@@ -343,7 +344,7 @@ def train_on(rank, size, world, dtype, updates, path):
     first = None
     for whole in random_batches(dtype, updates):
         share = slice(rank, rank + 1) if size > 1 else slice(None)
-        batch = SimpleNamespace(epoch=0, **{k: v[share] for k, v in whole.items()})
+        batch = SimpleNamespace(epoch=0, true_times=False, **{k: v[share] for k, v in whole.items()})
         optimizer.zero_grad()
         averaged.begin()
         averaged(batch)

@@ -21,7 +21,7 @@ from train import checkpoint, evaluating
 from train import evaluate as evaluate_command
 from train.data import Grid, compile_data, make_vox_util
 from train.data.label_spec import LabelSpec
-from train.evaluating import _check_folder, read_options
+from train.evaluating import _check_folders, read_options
 from train.evaluation.bins import BINS
 from train.evaluation.evaluator import evaluate
 from train.evaluation.robustness import (
@@ -119,11 +119,11 @@ def test_ctrl_c_ends_an_evaluation_in_one_line(run):
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path):
-    _check_folder(tmp_path / "new" / "out")
+    _check_folders(tmp_path / "new" / "out", tmp_path / "curves")
     assert not list((tmp_path / "new" / "out").iterdir())
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=f"{tmp_path}/file/out: cannot be written .*; give another --out"):
-        _check_folder(tmp_path / "file" / "out")
+        _check_folders(tmp_path / "file" / "out", tmp_path / "curves")
 
 
 def test_options_that_override_the_run_are_noted_and_shards_are_found(run, capsys):

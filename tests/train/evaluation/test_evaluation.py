@@ -64,6 +64,7 @@ def random_batch(seed, scenes=("a", "a", "b", "c")):
         valid_bev=valid,
         box_numbers=torch.from_numpy(numbers)[:, None],
         lrtlist=lrt,
+        box_class=torch.zeros(count, 1, boxes, dtype=torch.int64),
         ref_T_ego=torch.eye(4).repeat(count, 1, 1, 1),
         facts=facts,
         tokens=[[f"token-{seed}-{i}"] for i in range(count)],
