@@ -10,10 +10,9 @@ import shapely
 from nuscenes.map_expansion.map_api import NuScenesMap
 from shapely import affinity
 
+from common.map_layers import LINE_LAYERS, MAP_LAYERS
 from common.map_shapes import (
     LINE,
-    LINE_LAYERS,
-    MAP_LAYERS,
     MEMBERS,
     RING_DTYPE,
     MapShapes,
