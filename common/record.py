@@ -311,7 +311,7 @@ def decode_member(data, member):
 
 
 def decode_cameras(data, sample):
-    """(n,) array of CAMERA_DTYPE, a row a camera of the parsed sample.json. Raises RecordError for rows that cannot be."""
+    """(n,) array of CAMERA_DTYPE, one row per camera of the parsed sample.json. Raises RecordError for rows that cannot be."""
     rows = decode_rows(data, CAMERA_DTYPE, CAMERAS_MEMBER)
     if len(rows) != len(sample["cameras"]):
         raise RecordError(f"{CAMERAS_MEMBER}: {len(rows)} rows for {len(sample['cameras'])} cameras")
@@ -328,7 +328,7 @@ def decode_cameras(data, sample):
 
 
 def decode_boxes(data, sample):
-    """(n,) array of BOX_DTYPE, a row a box of the parsed sample.json. Raises RecordError for rows that cannot be."""
+    """(n,) array of BOX_DTYPE, one row per box of the parsed sample.json. Raises RecordError for rows that cannot be."""
     rows = decode_rows(data, BOX_DTYPE, BOXES_MEMBER)
     if len(rows) != len(sample["boxes"]["category"]):
         raise RecordError(f"{BOXES_MEMBER}: {len(rows)} rows for {len(sample['boxes']['category'])} boxes")

@@ -36,7 +36,7 @@ class SmallStep(torch.nn.Module):
             vox_util,
             dtype,
         )
-        if encoder_type == "res50":  # with a block a level: the same code, a quarter of the time
+        if encoder_type == "res50":  # with one block per level: the same code, a quarter of the time
             self.network.encoder = ResNetEncoder(ResNet(Bottleneck, [1, 1, 1, 1]), options["latent_dim"])
 
     def forward(self, batch, flips=None):

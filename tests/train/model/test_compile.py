@@ -131,7 +131,7 @@ def figures(path):
 @pytest.mark.slow
 @needs_compiler
 def test_inductor_gives_the_same_loss_and_gradients():
-    """Of all that is not a known encoder's, with a block a level: each further kernel is a second for the C++ compiler."""
+    """Of all that is not a known encoder's, with one block per level: each further kernel is a second for the C++ compiler."""
     step = SmallStep(grid(), use_lidar=False).eval()
     network = step.network
     network.encoder = torch.nn.Conv2d(3, 8, 8, stride=8)
