@@ -159,7 +159,9 @@ def test_nan_is_never_the_best():
 def test_the_gallery_orders_what_has_an_iou():
     """NaN compares with nothing, so that a sort that meets one is none."""
     counts = [(0, 0, 0), (9, 9, 9), (0, 0, 0), (1, 9, 9), (0, 0, 0), (5, 9, 9)]
-    rows = [type("Row", (), {"key": f"{n}", "counts": {"iou": np.array([c])}}) for n, c in enumerate(counts)]
+    rows = [
+        type("Row", (), {"key": f"{n}", "scene": "a", "counts": {"iou": np.array([c])}}) for n, c in enumerate(counts)
+    ]
     assert [(kind, row.key) for kind, row, _ in chosen_rows(rows, "iou", 3)] == [
         ("worst", "3"), ("median", "5"), ("best", "1"),
     ]  # fmt: skip

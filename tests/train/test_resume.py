@@ -68,7 +68,7 @@ def wait_for(out, step, process, seconds=120):
 
 @pytest.fixture(scope="module")
 def straight(synth_shards, tmp_path_factory):
-    """Folder, with a checkpoint an update, and TensorBoard curves of 8 updates without a break."""
+    """Folder, with one checkpoint per update, and TensorBoard curves of 8 updates without a break."""
     out = tmp_path_factory.mktemp("straight")
     run_module(*arguments(synth_shards, out, "--max_iters", 8, "--save_freq", 1, "--keep_latest", 8))
     return run_folder(out), curves(out)
@@ -300,6 +300,7 @@ def random_batches(dtype, count=12):
                 "intrins": pix_T_cam.expand(2, 1, 2, 4, 4),
                 "rots": torch.eye(3).expand(2, 1, 2, 3, 3),
                 "trans": torch.zeros(2, 1, 2, 3),
+                "ref_T_ego": torch.eye(4).expand(2, 1, 4, 4),
                 "seg_bev": (noise < share).to(dtype),
                 "valid_bev": (noise < 0.95).to(dtype),
                 "center_bev": noise,
@@ -343,7 +344,7 @@ def train_on(rank, size, world, dtype, updates, path):
     first = None
     for whole in random_batches(dtype, updates):
         share = slice(rank, rank + 1) if size > 1 else slice(None)
-        batch = SimpleNamespace(epoch=0, **{k: v[share] for k, v in whole.items()})
+        batch = SimpleNamespace(epoch=0, true_times=False, **{k: v[share] for k, v in whole.items()})
         optimizer.zero_grad()
         averaged.begin()
         averaged(batch)

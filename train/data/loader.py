@@ -51,6 +51,7 @@ class Loader:
         self.stage = DeviceStage(stage, decode.grid, decode.labels, self.pools)
         self.make_images = images_of(stage, decode.use_cameras)
         self.epoch, self.position = 0, 0
+        self.memory = {}  # what a network remembers of the scenes at hand, while it is busy with other samples
         self._live = None  # what makes the batches of the iterator that was begun last, as long as it is not run out
         self._met = None  # categories of a stream's first whole epoch, while that is read
         self._looks = reader.is_stream and (order.is_train or order.world_size == 1)
