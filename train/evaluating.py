@@ -23,13 +23,14 @@ from train.data.label_spec import labels_side_by_side
 from train.evaluation.damage import damages, offsets
 from train.evaluation.evaluator import evaluate
 from train.evaluation.figures import all_figures, headline_of, keys_of
-from train.evaluation.files import read_json, write_collected, write_csv, write_json
+from train.evaluation.files import THUMBNAILS, read_json, write_collected, write_csv, write_json, write_thumbnails
 from train.evaluation.gallery import chosen_rows
 from train.evaluation.robustness import baseline_ious, evaluate_damaged, robustness
 from train.evaluation.table import lines_of, robustness_lines, scalars, score_lines
 from train.launch import launch
 from train.options import SHARDS, Options, as_dict
 from train.pictures.layout import encode
+from train.pictures.thumbnails import thumbnails_of
 from train.processes.precision import on_device, set_precision
 from train.processes.ranks import say
 from train.samples import Network, Samples
@@ -135,7 +136,8 @@ class Evaluation:
             say(_opening(parts, world))
         baseline = world.together(self._baseline)
         began = time.monotonic()
-        whole = evaluate(parts.network, parts.batches("evaluate", world), parts.grid, world, parts.autocast)
+        draw = thumbnails_of if self.choices["pictures"] else None
+        whole = evaluate(parts.network, parts.batches("evaluate", world), parts.grid, world, parts.autocast, draw)
         took, table = time.monotonic() - began, None
         if self.choices["robustness"]:
             world.together(lambda: world.leads and _check_counts(whole))
@@ -178,6 +180,7 @@ class Evaluation:
         write_csv(out / "samples.csv", whole)
         own = write_collected(out, whole)
         _write_scalars(parts, scalars(figures) | {f"eval/{n}": s.value for n, s in whole.scores.items()})
+        write_thumbnails(out / THUMBNAILS, whole.thumbnails)
         drawn = _write_gallery(out, whole, headline, parts, self.choices["pictures"]) if headline else 0
         names = ["eval.json", "samples.csv", *(path.name for path in own)]
         click.echo(f"written: {out}/{', '.join(names)}" + (f", {counted(drawn, 'picture')}" if drawn else ""))

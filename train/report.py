@@ -1,5 +1,6 @@
 """python -m train.report: runs and their evaluations -> one HTML page."""
 
+import csv
 import platform
 from datetime import datetime
 from pathlib import Path
@@ -8,8 +9,9 @@ import click
 
 from common.files import write_atomically
 from common.spelling import EITHER, Command, spelled
+from train.classes import parts_of
 from train.command import fail_in_one_line
-from train.evaluation.files import evaluation_file, read_json
+from train.evaluation.files import THUMBNAILS, evaluation_file, read_json, read_thumbnails
 from train.pictures.page import Run, page
 
 CURVES = ("stats", "pooled", "_")
@@ -18,42 +20,79 @@ CURVES = ("stats", "pooled", "_")
 @click.command(cls=Command, context_settings=EITHER)
 @click.argument("runs", nargs=-1, required=True)
 @click.option("--out", default="report.html", show_default=True, help="the page")
+@click.option(
+    "--samples",
+    type=click.IntRange(0),
+    default=9,
+    show_default=True,
+    help="large pictures of each run, of those that evaluate drew",
+)
 @click.option("--log_dir", help="TensorBoard folder of the runs, where the run's options name another place")
-def main(runs, out, log_dir):
-    """Write one self-contained page about RUNS, folders or names of runs that train.evaluate has evaluated."""
-    fail_in_one_line(lambda: write_report(runs, out, log_dir))
+def main(runs, out, samples, log_dir):
+    """Write one self-contained page about RUNS, folders or names of runs that train.evaluate has evaluated.
+
+    It has thumbnails of every sample, to be filtered and clicked through, and needs no network.
+    """
+    fail_in_one_line(lambda: write_report(runs, out, log_dir, samples))
 
 
-def write_report(runs, out, log_dir=None):
-    """Write the page of the folders of evaluated runs to `out` and say so."""
-    read = [read_run(run, log_dir) for run in runs]
+def write_report(runs, out, log_dir=None, samples=9):
+    """Write the page of the folders of evaluated runs to `out` and say so. samples: large pictures of each run."""
+    read = [read_run(run, log_dir, samples) for run in runs]
     made = f"Made {datetime.now():%Y-%m-%d %H:%M} by {spelled('train.report')}, Python {platform.python_version()}."
     text = page(read, made)
     write_atomically(out, text.encode())
     click.echo(f"page: {out} ({len(text.encode()) / 1e6:.1f} MB)")
 
 
-def _caption(path):
-    """What a picture of train.gallery shows, of its file name."""
-    parts = path.stem.split("_", 4)  # number, kind, "IoU", value, key
-    return f"{parts[1]}: {parts[4]}, IoU {parts[3]}" if len(parts) == 5 else path.stem
+def _pictures(folder, most):
+    """(caption, JPEG bytes, key) of at most so many pictures that train.evaluate drew: the first of each kind, then the second."""
+    found = {}
+    for path in sorted(folder.glob("[0-9][0-9]_*.jpg")):
+        _, kind, _, iou, key = path.stem.split("_", 4)
+        found.setdefault(kind, []).append((path, f"{kind}: {key}, IoU {iou}", key))
+    turns = sorted((turn, path) for own in found.values() for turn, (path, *_) in enumerate(own))
+    chosen = {path for _, path in turns[:most]}
+    return tuple(
+        (caption, path.read_bytes(), key) for own in found.values() for path, caption, key in own if path in chosen
+    )
 
 
-def read_run(folder, log_dir=None):
-    """pictures.page.Run of a run, as evaluation_file knows it. Raises ValueError where it was never evaluated."""
+def _samples(folder, label):
+    """Run.samples of an evaluation's folder; label: whose IoU is meant, of several classes the mean of those that there are."""
+    table, pictures = folder / "samples.csv", read_thumbnails(folder / THUMBNAILS)
+    if not table.is_file():
+        return ()
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = [name for name in (rows[0] if rows else ()) if name.endswith(" iou")]
+    columns = [name for name in columns if parts_of(name.removesuffix(" iou"))[0] == label]
+    out = []
+    for row in rows:
+        ious = [float(row[name]) for name in columns if row[name]]
+        facts = {"place": row["location"], **{name: row[name] for name in ("key", "scene", "light", "weather")}}
+        iou = round(sum(ious) / len(ious), 4) if ious else None
+        out.append({**facts, "iou": iou, **pictures.get(row["key"], {})})
+    return tuple(out)
+
+
+def read_run(folder, log_dir=None, samples=9):
+    """pictures.page.Run of a run, as evaluation_file knows it. Raises ValueError where it was never evaluated.
+
+    samples: how many large pictures.
+    """
     file = evaluation_file(folder)
     evaluation = read_json(file)
     folder = file.parent.parent if file.parent.name == "eval" else file.parent
-    gallery = sorted(file.parent.glob("*.jpg"))
-    pictures = tuple((_caption(path), path.read_bytes()) for path in gallery)
     config = folder / "config.yaml"
     logs = Path(log_dir or evaluation["about"].get("log_dir") or "logs_nuscenes") / folder.name
     return Run(
         folder.name,
         evaluation,
         read_curves(logs),
-        pictures,
+        _pictures(file.parent, samples),
         config.read_text() if config.is_file() else "",
+        _samples(file.parent, evaluation["about"].get("headline")),
     )
 
 

@@ -19,7 +19,7 @@ NAMED = 5  # samples, where a network's outputs are not finite
 RESERVED = ("eval",)  # names of files that an evaluation writes itself
 
 
-def evaluate(network, batches, grid, world, autocast=None):
+def evaluate(network, batches, grid, world, autocast=None, thumbnails=None):
     """The Evaluation over every batch of every rank, on rank 0; None on the others.
 
     One forward pass per batch serves all labels. The result does not depend on how many ranks share the batches, but for
@@ -30,6 +30,7 @@ def evaluate(network, batches, grid, world, autocast=None):
     Args:
         network: see train/model/README.md; left in evaluation mode. batches: iterable of this rank's Batch objects.
         grid: VoxUtil. world: distributed.World. autocast: dtype of the network's arithmetic, None for float32.
+        thumbnails: function of batch, outputs and grid to key -> kind -> bytes of a small picture; None draws none.
     Raises:
         ValueError: what the network's metrics or its `collect` give is no metric or nothing that can be kept.
     """
@@ -43,6 +44,8 @@ def evaluate(network, batches, grid, world, autocast=None):
         outputs, not_finite = finite_outputs(outputs)
         own.add(*measure(outputs, batch, rings))
         _add_own(own, network, outputs, batch, grid)
+        if thumbnails is not None:
+            own.thumbnails.update(thumbnails(batch, outputs, grid))
         if not_finite is not None:
             wrong += [f.key for (f, *_), bad in zip(batch.facts, not_finite.tolist(), strict=True) if bad]
     wrong = sorted(key for part in world.gather(wrong) for key in part)

@@ -4,9 +4,10 @@ import csv
 import io
 import json
 import math
+import zipfile
 from pathlib import Path
 
-from common.files import write_atomically
+from common.files import new_file, write_atomically
 from common.spelling import spelled
 from train.evaluation.bins import ring_names
 from train.evaluation.figures import LEVEL, RESAMPLES, all_figures, calibration, keys_of, threshold_curve
@@ -14,6 +15,7 @@ from train.runs import find_run
 
 SCHEMA = 2
 MAX_BYTES = 256 << 20
+THUMBNAILS = "thumbnails.zip"
 
 
 def as_json(evaluation, figures=None, seed=0, robustness=None):
@@ -106,6 +108,31 @@ def write_collected(folder, evaluation):
         write_atomically(Path(folder) / f"{name}.json", text.encode() + b"\n")
         paths.append(Path(folder) / f"{name}.json")
     return paths
+
+
+def write_thumbnails(path, thumbnails):
+    """Write the thumbnails of all samples, of `thumbnails_of`, into one file."""
+    with new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for key in sorted(thumbnails):
+            for kind, data in thumbnails[key].items():
+                archive.writestr(zipfile.ZipInfo(f"{key}/{kind}.webp"), data)
+
+
+def read_thumbnails(path):
+    """What write_thumbnails wrote; {} where there is no file. Raises ValueError for anything else."""
+    if not path.is_file():
+        return {}
+    out = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
+                raise ValueError(f"{path}: more than {MAX_BYTES} bytes of pictures; evaluate again")
+            for info in archive.infolist():
+                key, _, name = info.filename.rpartition("/")
+                out.setdefault(key, {})[name.removesuffix(".webp")] = archive.read(info)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not the pictures of an evaluation ({error}); evaluate again") from None
+    return out
 
 
 def evaluation_file(path):

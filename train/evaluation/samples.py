@@ -58,7 +58,7 @@ class Evaluation:
     """Rows and scenes of one evaluation, and `about`: protocol, split, checkpoint, grid, digests, options, versions.
 
     metrics: the network's own, see train.metrics; scores: their figures, once all is counted. collected: name -> key of a
-    sample -> what the network's `collect` gave for it.
+    sample -> what the network's `collect` gave for it. thumbnails: key -> kind -> bytes of a picture.
     """
 
     rows: list = field(default_factory=list)
@@ -67,6 +67,7 @@ class Evaluation:
     metrics: list = field(default_factory=list)
     scores: dict = field(default_factory=dict)
     collected: dict = field(default_factory=dict)
+    thumbnails: dict = field(default_factory=dict)
 
     def add(self, rows, scenes):
         """Take in what one batch or one rank counted."""
@@ -81,6 +82,7 @@ class Evaluation:
         for mine, theirs in zip(self.metrics, other.metrics, strict=False):
             if mine is not theirs:
                 mine.merge(theirs)
+        self.thumbnails.update(other.thumbnails)
         for name, values in other.collected.items():
             self.collected.setdefault(name, {}).update(values)
 

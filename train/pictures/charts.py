@@ -16,6 +16,9 @@ from common.plain import one_line
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito's, told apart by everyone
 CHART_INCHES = (6.4, 3.2)
 MOST_NAME = 40  # characters of a name in a chart
+# Colours that follow the page's, light or dark.
+INK, GRID = "#010203", "#040506"
+_OF_PAGE = {INK: "currentColor", GRID: "var(--grid)"}
 MOST_POINTS = 400  # of a curve; longer ones are thinned by means
 
 
@@ -25,7 +28,7 @@ def _figure(inches=CHART_INCHES):
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("train.report needs matplotlib and jinja2") from None
-    figure = Figure(inches, layout="constrained")
+    figure = Figure(inches, layout="constrained", facecolor="none")
     FigureCanvasSVG(figure)
     return figure
 
@@ -40,16 +43,25 @@ def _svg(figure, title):
     settings = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10, "font.family": "sans-serif"}
     for text in figure.findobj(Text):
         text.set_parse_math(False)
+        if text.get_color() == "black":
+            text.set_color(INK)
+    for axes in figure.axes:
+        axes.set_facecolor("none")
+        axes.tick_params(color=INK, labelcolor=INK)
+        for spine in axes.spines.values():
+            spine.set_edgecolor(INK)
     with matplotlib.rc_context({**settings, "text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the page's own font has it, or not
         figure.savefig(out, format="svg", metadata={"Date": None})
     text = re.sub(r"<metadata>.*?</metadata>", "", out.getvalue(), flags=re.DOTALL)
+    for colour, own in _OF_PAGE.items():
+        text = text.replace(colour, own)
     return text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
 
 
 def _plain(axes):
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, axis="y", color="#dddddd", linewidth=0.6)
+    axes.grid(True, axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
@@ -95,18 +107,27 @@ def bars(groups, names, title, xlabel):
         values = np.array([row[0] for row in rows], float)
         axes.barh(places, np.nan_to_num(values), height * 0.92, color=colour, alpha=0.85, label=_label(run))
         for place, (value, low, high) in zip(places, rows, strict=True):
+            if not math.isnan(value):
+                axes.text(
+                    np.nanmax([value, high]),
+                    place,
+                    f"  {value:.3f}",
+                    va="center",
+                    fontsize=min(9, 26 * height),
+                    color=INK,
+                )
             if not any(map(math.isnan, (value, low, high))):
-                axes.plot([low, high], [place, place], color="#222222", linewidth=1.2)
+                axes.plot([low, high], [place, place], color=INK, linewidth=1.2)
     axes.set(
         yticks=np.arange(len(names)),
         yticklabels=list(map(_label, names)),
         xlabel=xlabel,
         title=one_line(title, 2 * MOST_NAME),
-        xlim=(0, None),
+        xlim=(0, 1.14 * axes.get_xlim()[1]),  # with room for the numbers
     )
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, axis="x", color="#dddddd", linewidth=0.6)
+    axes.grid(True, axis="x", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     if len(groups) > 1:
         axes.legend(frameon=False)
@@ -144,6 +165,9 @@ def sorted_scenes(values, title):
     axes.set(ylabel="IoU", title=one_line(title, 2 * MOST_NAME), xlabel="scene, worst first", ylim=(0, None))
     if len(order) <= 30:
         axes.set_xticks(range(len(order)), list(map(_label, order)), rotation=90, fontsize=8)
+        for place, name in enumerate(order):
+            axes.text(place, values[name], f" {values[name]:.3f}", ha="center", va="bottom", rotation=90, fontsize=7)
+        axes.set_ylim(0, 1.25 * max(values.values()) or 1.0)
     else:
         axes.set_xticks([])
     _plain(axes)

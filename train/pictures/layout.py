@@ -8,7 +8,7 @@ import numpy as np
 from train.pictures import palette
 from train.pictures.bev import HATCH_PX, Ground, from_above, hatch
 from train.pictures.cameras import mosaic
-from train.pictures.maps import draw_errors, draw_prediction, draw_truth, reach_of
+from train.pictures.maps import draw_errors, draw_prediction, draw_truth, mean_iou, reach_of
 from train.pictures.palette import FAINT_INK, INK, KINDS, PAGE, class_colours
 from train.pictures.text import fitting, text_width, write
 
@@ -156,7 +156,7 @@ def panels(view, width, gap=GAP):
     if maps is not None and maps.prediction is not None:
         drawn += [("prediction", lambda g: draw_prediction(maps, g))]
         if maps.truth is not None:
-            drawn += [("errors", lambda g: draw_errors(maps, g))]
+            drawn += [(f"errors, IoU {mean_iou(maps):.3f}", lambda g: draw_errors(maps, g))]
     size = (width - gap * (len(drawn) - 1)) // len(drawn)
     return beside([captioned(draw(Ground(size, reach)), caption) for caption, draw in drawn], width, gap)
 

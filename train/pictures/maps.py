@@ -16,7 +16,6 @@ from train.pictures.palette import (
     dimmed,
     ramp,
 )
-from train.pictures.text import tag
 
 NOTHING, IS_HIT, IS_FALSE, IS_MISSED, IS_MASKED = range(5)
 ERROR_COLOURS = np.array([GROUND, HIT, FALSE, MISSED, MASKED], np.uint8)
@@ -107,21 +106,23 @@ def draw_values(values, maps, ground, table=PROBABILITY_RAMP, low=0.0, high=1.0)
 
 
 def draw_errors(maps, ground):
-    """(size, size, 3) uint8: hit, false and missed cells, the masked area hatched, and the IoU of this sample.
-
-    Of several classes the mean of their IoUs, and of their errors in a cell the worst: missed, then false.
-    """
-    each = [error_codes(*one) for one in maps.by_class()]
-    worst = np.max([np.where(codes == IS_MASKED, NOTHING, codes) for codes in each], 0)
-    worst = np.where(np.all([codes == IS_MASKED for codes in each], 0), IS_MASKED, worst)
+    """(size, size, 3) uint8: hit, false and missed cells, and the masked area hatched."""
+    worst = worst_codes(maps)
     counted = (worst != NOTHING) & (worst != IS_MASKED)
     image = laid_out(ERROR_COLOURS[worst], counted, maps, ground)
     hatch_masked(image, maps, ground)
-    tag(image, f"IoU {mean_iou(each):.3f}", (4, 4), 8 if ground.size_px < 300 else 10)
     return image
 
 
-def mean_iou(each):
-    """Mean of iou_of the codes of each class in which there is something; 0 where there is nothing in any."""
+def worst_codes(maps):
+    """(Z, X) error codes; of several classes the worst in each cell: missed, then false."""
+    each = [error_codes(*one) for one in maps.by_class()]
+    worst = np.max([np.where(codes == IS_MASKED, NOTHING, codes) for codes in each], 0)
+    return np.where(np.all([codes == IS_MASKED for codes in each], 0), IS_MASKED, worst)
+
+
+def mean_iou(maps):
+    """IoU of one sample; of several classes the mean of those in which there is something, 0 where there is nothing in any."""
+    each = [error_codes(*one) for one in maps.by_class()]
     found = [iou_of(codes) for codes in each if np.isin(codes, (IS_HIT, IS_FALSE, IS_MISSED)).any()]
     return sum(found) / len(found) if found else 0.0

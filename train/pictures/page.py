@@ -9,7 +9,7 @@ from common.plain import one_line, plain
 from train.classes import MEAN, key_of, parts_of
 from train.pictures import charts
 
-MOST_BYTES = 5_000_000  # of a page
+MOST_BYTES = 20_000_000  # of a page
 MOST_NAME = 300  # characters of a name
 _MARKUP_BYTES = 200  # at most, around a picture besides its caption, and around their section
 
@@ -19,7 +19,9 @@ class Run:
     """What the page shows of one run.
 
     name: of the run. evaluation: the object of eval.json. curves: TensorBoard tag, such as "t/stats/iou", -> (steps, values).
-    pictures: (caption, JPEG bytes) of the worst, median and best samples. config: the run's options as text.
+    pictures: (caption, JPEG bytes, key) of the worst, median and best samples. config: the run's options as text.
+    samples: dict of key, scene, place, light, weather, iou (None where there is none) and what thumbnails there are, "errors"
+    and "cameras" (WebP bytes), for each.
     """
 
     name: str
@@ -27,11 +29,12 @@ class Run:
     curves: dict = field(default_factory=dict)
     pictures: tuple = ()
     config: str = ""
+    samples: tuple = ()
 
 
 @dataclass
 class Section:
-    """A part of the page: charts are SVG, tables have head and rows, pictures caption and source."""
+    """A part of the page: charts are SVG, tables have head and rows, pictures caption and source, samples as the script has them."""
 
     id: str
     title: str
@@ -39,7 +42,14 @@ class Section:
     charts: list = field(default_factory=list)
     tables: list = field(default_factory=list)
     pictures: list = field(default_factory=list)
+    samples: list = field(default_factory=list)
     preformatted: str = ""
+
+    @property
+    def choices(self):
+        """Name of a filter -> values that the samples have."""
+        names = ("run", "scene", "place", "light", "weather")
+        return {name: sorted({sample[name] for sample in self.samples if sample[name]}) for name in names}
 
 
 def page(runs, made):
@@ -57,24 +67,59 @@ def page(runs, made):
     template = Environment(autoescape=True).from_string(Path(__file__).with_name("page.html").read_text())
     runs = [replace(run, name=one_line(run.name, MOST_NAME), evaluation=_plain(run.evaluation)) for run in runs]
     label = _headline_label(runs[0])
-    samples = Section("samples", "Worst, median and best samples")
+    samples = Section("samples", "Samples")
     sections = [_accuracy(runs, label), _conditions(runs, label), _boxes(runs), _training(runs), samples]
     sections += [_robustness(runs), _provenance(runs)]
-    title = "Evaluation of " + ", ".join(run.name for run in runs)
+    title = ", ".join(run.name for run in runs)
     cards = [_card(run, label) for run in runs]
 
     def rendered():
-        shown = [s for s in sections if s.charts or s.tables or s.pictures or s.preformatted]
+        shown = [s for s in sections if s.charts or s.tables or s.pictures or s.samples or s.preformatted]
         return template.render(title=title, made=made, sections=shown, headline=cards)
 
-    # Pictures take what everything else leaves.
+    # Pictures take what everything else leaves, thumbnails what they leave.
+    samples.samples, errors, cameras = _listed(runs)
     needed = len(rendered().encode())
     if needed > MOST_BYTES:
         raise ValueError(
             f"a page of {len(runs)} runs has {needed / 1e6:.1f} MB without any picture; give fewer at once"
         )
-    _add_pictures(samples, runs, MOST_BYTES - needed)
+    room = MOST_BYTES - needed - _add_pictures(samples, runs, MOST_BYTES - needed)
+    for kind, pictures in (("errors", errors), ("cameras", cameras)):
+        room -= _add_thumbnails(samples, kind, pictures, room)
     return rendered()
+
+
+def _listed(runs):
+    """(samples as the page's script has them, WebP bytes of the errors of each, of the cameras); None for no picture."""
+    out, pictures = [], []
+    for run in runs:
+        for sample in run.samples:
+            facts = {
+                name: one_line(sample[name] or "", MOST_NAME) for name in ("key", "scene", "place", "light", "weather")
+            }
+            shown = {"errors": "", "cameras": "", "large": None}
+            out.append({"run": run.name if len(runs) > 1 else "", **facts, "iou": sample["iou"], **shown})
+            pictures.append((sample.get("errors"), sample.get("cameras")))
+    return out, *([pair[n] for pair in pictures] for n in (0, 1))
+
+
+def _add_thumbnails(section, kind, pictures, room):
+    """Add thumbnails of the samples, the worst ones' first, as far as `room` goes; the bytes that they take."""
+    taken, left = 0, 0
+    order = sorted(
+        range(len(pictures)), key=lambda n: (section.samples[n]["iou"] is None, section.samples[n]["iou"] or 0.0)
+    )
+    for n in (n for n in order if pictures[n]):
+        text = base64.b64encode(pictures[n]).decode()
+        if taken + len(text) > room - _MARKUP_BYTES:
+            left += 1
+            continue
+        taken += len(text)
+        section.samples[n][kind] = text
+    if left:
+        section.text += f" There is no room for the {kind} of {left} samples."
+    return taken
 
 
 def _plain(value):
@@ -276,22 +321,26 @@ def _own_curves(runs):
 
 
 def _add_pictures(section, runs, room):
-    """Those pictures of the runs that fit into `room` bytes."""
+    """Those pictures of the runs that fit into `room` bytes, each with its sample; the bytes that they take."""
+    before, left = room, 0
     room -= 2 * _MARKUP_BYTES
-    left = 0
     for run in runs:
-        for caption, jpeg in run.pictures:
+        for caption, jpeg, key in run.pictures:
             source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-            caption = caption if len(runs) == 1 else f"{run.name}: {caption}"
+            caption = one_line(caption if len(runs) == 1 else f"{run.name}: {caption}", 2 * MOST_NAME)
             # A caption is there twice, and a letter of it takes up to six bytes as HTML writes it.
             needed = len(source) + 12 * len(caption) + _MARKUP_BYTES
             if needed > room:
                 left += 1
                 continue
             room -= needed
+            for sample in section.samples:
+                if (sample["key"], sample["run"]) == (key, run.name if len(runs) > 1 else ""):
+                    sample["large"] = len(section.pictures)
             section.pictures.append({"caption": caption, "source": source})
     if left:
         section.text = f"{left} more pictures lie beside the evaluations; they would make this page too large."
+    return before - room
 
 
 def _robustness(runs):

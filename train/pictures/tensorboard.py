@@ -5,7 +5,7 @@ import numpy as np
 from train.pictures.bev import Ground
 from train.pictures.cameras import mosaic
 from train.pictures.layout import beside, captioned, stacked
-from train.pictures.maps import draw_errors, draw_prediction, draw_truth, draw_values, laid_out, reach_of
+from train.pictures.maps import draw_errors, draw_prediction, draw_truth, draw_values, laid_out, mean_iou, reach_of
 from train.pictures.palette import HEIGHT_RAMP, diverging, ramp
 from train.pictures.view import array_of, maps_of_batch, view_of_batch
 
@@ -64,7 +64,7 @@ def _segmentation(maps):
     panels = [("truth", draw_truth(maps, ground))]
     if maps.prediction is not None:
         panels.append(("prediction", draw_prediction(maps, ground)))
-        panels.append(("hit green, false orange, missed blue", draw_errors(maps, ground)))
+        panels.append((f"IoU {mean_iou(maps):.3f}: hit green, false orange, missed blue", draw_errors(maps, ground)))
     return _row(panels)
 
 
