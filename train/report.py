@@ -46,7 +46,7 @@ def write_report(runs, out, log_dir=None, samples=9):
 
 
 def _pictures(folder, most):
-    """(caption, JPEG bytes, key) of at most so many pictures that train.evaluate drew: the first of each kind, then the second."""
+    """(caption, JPEG bytes, key) of at most so many pictures of train.evaluate: the first of each kind, then the second."""
     found = {}
     for path in sorted(folder.glob("[0-9][0-9]_*.jpg")):
         _, kind, _, iou, key = path.stem.split("_", 4)

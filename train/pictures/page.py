@@ -34,7 +34,7 @@ class Run:
 
 @dataclass
 class Section:
-    """A part of the page: charts are SVG, tables have head and rows, pictures caption and source, samples as the script has them."""
+    """A part of the page: charts are SVG; tables have head and rows, pictures caption and source; samples are the script's."""
 
     id: str
     title: str

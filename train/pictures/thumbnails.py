@@ -16,7 +16,7 @@ _RANKS = np.argsort(_CODES)
 
 
 def thumbnails_of(batch, outputs, grid):
-    """Key -> "errors" and "cameras" -> WebP bytes of each sample of a Batch; without a seg no errors, without images no cameras."""
+    """Key -> "errors" (where there is a seg), "cameras" (where there are images) -> WebP bytes, of each sample of a Batch."""
     images = None
     if batch.imgs is not None:
         height, width = batch.imgs.shape[-2:]
