@@ -9,7 +9,7 @@ from common.shard_set import find_shards
 from common.spelling import EITHER, Command, spelled
 from common.stores import parse_options
 from train.command import fail_in_one_line
-from train.pictures.formats import DRAWS, DRAWS_PX, SHEET_PX, check_picture
+from train.pictures.formats import DRAWS, DRAWS_PX, SHEET_PX, check_picture, points_of
 from train.runs import find_run
 
 
@@ -21,6 +21,9 @@ from train.runs import find_run
 @click.option("--run", help="a run's folder or name, or a checkpoint: show its prediction and errors too")
 @click.option("--predictions", help="with --run: write its maps of the scene, without WHAT of all SHARDS, as .npz")
 @click.option("--augment", is_flag=True, help=f"draw it {DRAWS} times as the network gets it in training instead")
+@click.option(
+    "--points", default="", help="lidar,radar or one of them: draw points into the cameras, coloured by depth"
+)
 @click.option("--width", type=click.IntRange(400, 8000), help=f"columns  [{SHEET_PX}; {DRAWS_PX} with --augment]")
 @click.option("--device", default="", help="cuda or cpu, for --run; without it CUDA where there is one")
 @click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
@@ -50,12 +53,17 @@ def _split(words):
 
 
 def _check(wanted, run):
-    """Raise ValueError for options that exclude one another."""
+    """Take --points apart. Raises ValueError for options that exclude one another."""
     files = [f"--{name}" for name in ("out", "video", "mcap", "predictions") if wanted[name]]
     if len(files) > 1:
         raise ValueError(f"{' and '.join(files)} are one file each; give one of them")
     if wanted["augment"] and files not in ([], ["--out"]):
         raise ValueError(f"--augment draws one sample; leave out {files[0]}")
+    wanted["points"] = points_of(wanted["points"])
+    if wanted["points"] and (wanted["augment"] or wanted["mcap"] or wanted["predictions"]):
+        raise ValueError(
+            "--points draws into the pictures of a sample or a video; leave out --augment, --mcap, --predictions"
+        )
     if wanted["predictions"] and not (run and wanted["predictions"].endswith(".npz")):
         raise ValueError(f"--predictions {wanted['predictions']}: name a .npz, and with --run whose predictions")
     if wanted["out"]:

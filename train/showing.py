@@ -38,12 +38,17 @@ def show(shards, what, run, device, wanted):
     elif wanted["mcap"]:
         _write_recording(wanted["mcap"], samples, scene, network)
     elif wanted["video"]:
-        _write_scene(wanted["video"], samples, scene, network, wanted["width"] or SHEET_PX)
+        _write_scene(
+            wanted["video"],
+            sheets(samples, scene, network, wanted["width"] or SHEET_PX, wanted["points"]),
+            samples,
+            scene,
+        )
     elif wanted["augment"]:
         picture = _draws(samples, number, network, wanted["width"] or DRAWS_PX)
         write_picture(wanted["out"] or f"{samples.keys[number]}.augment.png", picture)
     else:
-        picture = sheet_of(samples, number, network, wanted["width"] or SHEET_PX)
+        picture = sheet_of(samples, number, network, wanted["width"] or SHEET_PX, wanted["points"])
         write_picture(wanted["out"] or f"{samples.keys[number]}.png", picture)
 
 
@@ -70,16 +75,22 @@ def views(samples, numbers, network=None, width=None):
         yield samples.decoded(number, partial(view_of_record, samples.keys[number], members, width)).with_maps(maps)
 
 
-def sheets(samples, numbers, network=None, width=SHEET_PX):
-    """Yield (H, width, 3) uint8, the sheet of each keyframe of Samples, with what a Network says where one is given."""
+def sheets(samples, numbers, network=None, width=SHEET_PX, points=()):
+    """Yield (H, width, 3) uint8, the sheet of each keyframe of Samples, with what a Network says where one is given.
+
+    points: of "lidar" and "radar" those that are drawn into the cameras. Raises ValueError where a keyframe has none.
+    """
     note = f"{network.options.exp_name}, step {network.step}" if network else ""
     for view in views(samples, numbers, network, width // 3):
-        yield sheet(view, width, note)
+        for name in points:
+            if getattr(view, name) is None:
+                raise ValueError(f"--points {name}: {view.key} has no {name}; leave it out")
+        yield sheet(view, width, note, points)
 
 
-def sheet_of(samples, number, network=None, width=SHEET_PX):
+def sheet_of(samples, number, network=None, width=SHEET_PX, points=()):
     """The sheet of one keyframe, see `sheets`."""
-    [picture] = sheets(samples, [number], network, width)
+    [picture] = sheets(samples, [number], network, width, points)
     return picture
 
 
@@ -117,8 +128,8 @@ def write_picture(path, picture):
     click.echo(f"{path}: {picture.shape[1]} x {picture.shape[0]} pixels")
 
 
-def _write_scene(path, samples, numbers, network, width):
-    pictures = progress(sheets(samples, numbers, network, width), "keyframes", "video", len(numbers))
+def _write_scene(path, pictures, samples, numbers):
+    pictures = progress(pictures, "keyframes", "video", len(numbers))
     per_s = 1 / samples.source_of(numbers[0])[0].rig.keyframe_interval_s  # so that a video runs in real time
     _say_scene(path, write_video(path, pictures, per_s))
 

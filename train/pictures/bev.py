@@ -11,6 +11,7 @@ from train.pictures.palette import (
     GROUND,
     HEIGHT_RAMP,
     HIGH_HEIGHT_M,
+    INK,
     LINE,
     LOW_HEIGHT_M,
     MASKED,
@@ -89,15 +90,16 @@ def _label_rings(image, ground, step):
             f"{n * step} m" if n == 1 else f"{n * step}",
             (column - 2, row + letters + 4),
             letters,
-            FAINT_INK,
+            INK,
             "right",
+            halo=GROUND,
         )
     if ground.size_px < 250:
         return  # no room for the names of the axes
     column, row = ground.to_pixels([ground.reach_m, 0.0])
-    write(image, "x forward", (column + 5, row + letters + 5), letters, FAINT_INK)
+    write(image, "x forward", (column + 5, row + letters + 5), letters, INK, halo=GROUND)
     column, row = ground.to_pixels([0.0, ground.reach_m])
-    write(image, "y left", (column + 5, row - 5), letters, FAINT_INK)
+    write(image, "y left", (column + 5, row - 5), letters, INK, halo=GROUND)
 
 
 def draw_ego(image, ground):

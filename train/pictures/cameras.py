@@ -1,9 +1,11 @@
 """Camera images with projected 3D boxes, and all of them side by side in the order of the rig."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
-from train.pictures.palette import FAINT_INK, GROUND, PAGE, colour_of
+from train.pictures.palette import DEPTH_RAMP, FAINT_INK, FAR_M, GROUND, PAGE, colour_of, ramp
 from train.pictures.text import fitting, tag, write
 from train.pictures.view import Camera
 
@@ -117,21 +119,48 @@ def resized(camera, width, height):
     return Camera(camera.name, image, camera.intrinsics * scale[:, None], camera.ego_T_cam)
 
 
-def draw_camera(camera, boxes, width, height=None, note=""):
-    """(height, width, 3) uint8: the image at that size with boxes and the camera's name."""
+def draw_points(camera, points, radius=0):
+    """The Camera with points (3, V) in ego drawn into its image, coloured by depth, near ones on top.
+
+    radius: pixels around each point's own. What hides a point is not asked: one that lies beside its thing shows how far the
+    calibration or the clocks are off.
+    """
+    seen = in_camera(points.T, camera)
+    seen = seen[seen[:, 2] > NEAR_M]
+    height, width = camera.image.shape[:2]
+    places = to_pixels(seen, camera.intrinsics)
+    inside = ((places >= 0) & (places < [width, height])).all(1)
+    places, depth = np.floor(places[inside]).astype(int), seen[inside, 2]
+    order = np.argsort(-depth, kind="stable")
+    image, colours = camera.image.copy(), ramp(DEPTH_RAMP, depth, 0.0, FAR_M)
+    if not radius:
+        image[places[order, 1], places[order, 0]] = colours[order]
+    else:
+        for n in order:
+            cv2.circle(image, places[n].tolist(), radius, colours[n].tolist(), -1, cv2.LINE_AA)
+    return replace(camera, image=image)
+
+
+def draw_camera(camera, boxes, width, height=None, note="", clouds=()):
+    """(height, width, 3) uint8: the image at that size with boxes and the camera's name.
+
+    clouds: points (3, V) in ego and the radius that each is drawn with.
+    """
     height = height or round(width * camera.image.shape[0] / camera.image.shape[1])
     small = resized(camera, width, height)
+    for points, radius in clouds:
+        small = draw_points(small, points, radius)
     image = draw_boxes(small, boxes, thickness=1 if width < 700 else 2)
     letters, name = (9, camera.name) if width >= 300 else (7, camera.name.removeprefix("CAM_"))
     tag(image, fitting(name + note, width - 16, letters), (4, 4), letters)
     return image
 
 
-def mosaic(cameras, boxes, width, gap=6, reference=None, names=()):
+def mosaic(cameras, boxes, width, gap=6, reference=None, names=(), clouds=()):
     """(H, width, 3) uint8: three cameras per row, each named; a plain field where one is missing.
 
     names: of the rig's cameras in its order, nuScenes' front ones before its back ones; without it only those that are there.
-    reference: name of the camera in whose frame the BEV maps are, to be marked; None marks none.
+    reference: name of the camera in whose frame the BEV maps are, to be marked; None marks none. clouds: see draw_camera.
     """
     by_name = {camera.name: camera for camera in cameras}
     names = [name for name in names or by_name if name in by_name or len(by_name) > 2]
@@ -146,7 +175,7 @@ def mosaic(cameras, boxes, width, gap=6, reference=None, names=()):
         field = out[top : top + height, left : left + cell]
         if name in by_name:
             note = "  reference" if name == reference else ""
-            field[:] = draw_camera(by_name[name], boxes, cell, height, note)
+            field[:] = draw_camera(by_name[name], boxes, cell, height, note, clouds)
         else:
             field[:] = GROUND
             write(field, f"no {name}", (cell / 2, height / 2), colour=FAINT_INK, align="centre")

@@ -9,3 +9,11 @@ def check_picture(path):
     """Raise ValueError for a name that is not a picture's."""
     if not str(path).lower().endswith(PICTURES):
         raise ValueError(f"--out {path}: a picture ends in {' or '.join(PICTURES)}")
+
+
+def points_of(text):
+    """The sensors of a comma list. Raises ValueError for others than lidar and radar."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if set(names) - {"lidar", "radar"}:
+        raise ValueError(f"--points {text}: it is lidar, radar or lidar,radar")
+    return names

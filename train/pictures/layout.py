@@ -10,11 +10,13 @@ from train.pictures.bev import HATCH_PX, Ground, from_above, hatch
 from train.pictures.cameras import mosaic
 from train.pictures.maps import draw_errors, draw_prediction, draw_truth, mean_iou, reach_of
 from train.pictures.palette import FAINT_INK, INK, KINDS, PAGE, class_colours
-from train.pictures.text import fitting, text_width, write
+from train.pictures.text import fitting, lines_of, text_width, write
 
 DEFAULT_REACH_M = 52.5  # a sheet without maps shows as much as the benchmark's grid
 GAP = 8
+POINT_RADIUS = {"lidar": 0, "radar": 3}  # pixels, of points in cameras: there are few of radar's
 _ROW = 26  # of the legend
+_TITLE = 50  # of one line of facts
 
 
 def page(height, width):
@@ -53,13 +55,15 @@ def time_of(timestamp_us):
 
 
 def title(view, width, note=""):
-    """Two lines: key and token; then time, place and what the scene's description says of weather and light."""
-    out = page(50, width)
+    """Key and token; then time, place and what the description says of weather and light, in as many lines as that takes."""
+    facts = [time_of(view.timestamp_us) if view.timestamp_us else "", view.place, view.description]
+    lines = lines_of("   |   ".join(fact for fact in facts if fact), width - 4, 9) or [""]
+    out = page(_TITLE + 20 * (len(lines) - 1), width)
     write(out, view.key, (2, 18), 12, INK, bold=True)
-    right = note or view.token
-    write(out, right, (width - 4, 18), 9, FAINT_INK, "right")
-    words = [time_of(view.timestamp_us) if view.timestamp_us else "", view.place, view.description]
-    write(out, fitting("   |   ".join(word for word in words if word), width - 4, 9), (2, 40), 9, FAINT_INK)
+    beside_key = width - 24 - text_width(view.key, 12, bold=True)
+    write(out, fitting(note or view.token, beside_key, 9), (width - 4, 18), 9, FAINT_INK, "right")
+    for n, line in enumerate(lines):
+        write(out, line, (2, 40 + 20 * n), 9, FAINT_INK)
     return out
 
 
@@ -105,6 +109,7 @@ def _entries(parts, classes):
         "boxes": [(_box_mark(kind.colour), 21, kind.name) for kind in KINDS]
         + [(_box_mark(palette.dimmed(KINDS[0].colour)), 21, "dim: visibility 0-40 %")],
         "lidar": [(_ramp_mark(palette.HEIGHT_RAMP), 48, f"lidar, height {low:g} to {high:g} m")],
+        "points": [(_ramp_mark(palette.DEPTH_RAMP), 48, f"points in cameras, depth 0 to {palette.FAR_M:g} m")],
         "radar": [(_radar_mark, 21, "radar; arrows reach 1 s ahead")],
         "truth": [*(each or one), (_hatch_mark, 21, "masked: not counted")],
         "prediction": likeliest if each else [(_ramp_mark(palette.PROBABILITY_RAMP), 48, "prediction, 0 to 1")],
@@ -119,7 +124,7 @@ def _entries(parts, classes):
 def legend(width, parts, classes=()):
     """(H, width, 3) uint8: every mark that a sheet uses, in as many lines as it takes.
 
-    parts: those of boxes, lidar, radar, truth, prediction and errors that it shows. classes: names of several classes.
+    parts: those of boxes, points, lidar, radar, truth, prediction and errors that it shows. classes: names of several classes.
     """
     lines, left = [page(_ROW, width)], 2
     for mark, span, text in _entries(parts, classes):
@@ -161,17 +166,19 @@ def panels(view, width, gap=GAP):
     return beside([captioned(draw(Ground(size, reach)), caption) for caption, draw in drawn], width, gap)
 
 
-def sheet(view, width=1600, note=""):
+def sheet(view, width=1600, note="", points=()):
     """(H, width, 3) uint8: everything there is to see of one sample, on one page.
 
-    note: on the right of the title instead of the token.
+    note: on the right of the title instead of the token. points: of "lidar" and "radar" those to draw into the cameras.
     """
     inner = width - 2 * GAP
+    clouds = [(getattr(view, name)[:3], POINT_RADIUS[name]) for name in points]
+    legends = parts_of(view) if not points else ["points", *parts_of(view)]
     parts = [
         title(view, inner, note),
-        mosaic(view.cameras, view.boxes, inner, names=view.camera_names),
+        mosaic(view.cameras, view.boxes, inner, names=view.camera_names, clouds=clouds),
         panels(view, inner),
-        legend(inner, parts_of(view), view.maps.class_names if view.maps else ()),
+        legend(inner, legends, view.maps.class_names if view.maps else ()),
     ]
     return framed(stacked(parts))
 

@@ -85,6 +85,10 @@ def _ramp(*stops):
 HEIGHT_RAMP = _ramp((70, 70, 150), (40, 120, 165), (45, 170, 140), (150, 210, 80), (250, 235, 90))
 PROBABILITY_RAMP = _ramp(GROUND, (95, 40, 110), (190, 60, 90), (245, 130, 50), (255, 240, 190))
 GREYS = _ramp(GROUND, TRUTH)
+DEPTH_RAMP = _ramp(
+    (255, 245, 130), (250, 160, 40), (215, 60, 95), (120, 45, 170), (45, 60, 190)
+)  # near ones are bright
+FAR_M = 60.0  # where it ends
 LOW_HEIGHT_M, HIGH_HEIGHT_M = -0.5, 3.5
 
 

@@ -47,10 +47,22 @@ def fitting(text, width, height=9):
     return text.rstrip() + "..."
 
 
-def write(image, text, at, height=9, colour=INK, align="left", bold=False):
+def lines_of(text, width, height=9):
+    """The text in as many lines as it takes in `width` columns, broken between words; a word that is wider is cut."""
+    lines = []
+    for word in plain(text).split():
+        if lines and text_width(f"{lines[-1]} {word}", height) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(fitting(word, width, height))
+    return lines
+
+
+def write(image, text, at, height=9, colour=INK, align="left", bold=False, halo=None):
     """Write on `image` (H, W, 3) uint8, in place.
 
     at: (column, row) of the base line's beginning, middle or end as `align` says. height: of a capital, pixels.
+    halo: colour around the letters, so that they read on top of data.
     """
     if not text:
         return
@@ -63,6 +75,9 @@ def write(image, text, at, height=9, colour=INK, align="left", bold=False):
         return
     cover = mask[y0 - top : y1 - top, x0 - left : x1 - left, None]
     under = image[y0:y1, x0:x1]
+    if halo is not None:
+        around = cv2.dilate(mask, np.ones((5, 5)))[y0 - top : y1 - top, x0 - left : x1 - left, None]
+        under[:] = (under + (np.array(halo, np.float32) - under) * around).round().astype(np.uint8)
     under[:] = (under + (np.array(colour, np.float32) - under) * cover).round().astype(np.uint8)
 
 

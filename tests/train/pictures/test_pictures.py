@@ -31,7 +31,7 @@ from common.shard_index import build_index, dump_index
 from preprocess import show as preprocess_show
 from preprocess.nuscenes import CAMERAS
 from preprocess.shard_writer import skipped_name
-from tests.conftest import run_module
+from tests.conftest import call_module, run_module
 from tests.index_files import index_path
 from tests.processes import client
 from train import checkpoint, show
@@ -39,13 +39,14 @@ from train.augment import crop_and_resize
 from train.metrics import intersection_union, iou
 from train.monitor.curves import Curves, Pool
 from train.options import Options, as_dict
+from train.pictures import layout, palette, text
 from train.pictures import maps as map_pictures
-from train.pictures import palette
 from train.pictures.augmentation import DrawnSample, augmentation_sheet, mirror
 from train.pictures.bev import Ground, from_above
-from train.pictures.cameras import clip_edges, draw_boxes, in_camera, mosaic, to_pixels
+from train.pictures.cameras import clip_edges, draw_boxes, draw_points, in_camera, mosaic, to_pixels
 from train.pictures.layout import legend, sheet
 from train.pictures.maps import ERROR_COLOURS, draw_errors, error_codes, iou_of
+from train.pictures.palette import DEPTH_RAMP, FAR_M, ramp
 from train.pictures.tensorboard import pictures_of
 from train.pictures.text import tag
 from train.pictures.video import write_video
@@ -670,3 +671,37 @@ def test_preprocess_show_prints_a_table_for_a_terminal(synth_shards, tmp_path):
     for arguments in ((tmp_path,), (tmp_path / "none.tar",), (synth_shards, "--chart", "c.gif")):
         code, text = invoke(preprocess_show.main, *arguments)
         assert code == 1 and text.startswith("error: ") and text.count("\n") == 1
+
+
+def test_points_in_cameras_lie_where_they_project_near_ones_on_top(capsys, synth_shards, tmp_path):
+    camera = Camera("A", np.zeros((40, 60, 3), np.uint8), np.array([[30.0, 0, 30], [0, 30, 20], [0, 0, 1]]), np.eye(4))
+    points = np.array([[0, 0, 50], [0, 0, 5], [2, 1, 10], [0, 0, -5], [99, 0, 5]], float).T  # the last two are not seen
+    image = draw_points(camera, points).image
+    assert np.argwhere(image.any(2)).tolist() == [[20, 30], [23, 36]]
+    assert image[20, 30].tolist() == ramp(DEPTH_RAMP, 5.0, 0.0, FAR_M).tolist()
+    assert draw_points(camera, points, 3).image.any(2).sum() > 40 and not camera.image.any()
+    out = tmp_path / "points.png"
+    call_module("train.show", synth_shards, 0, "--points", "lidar,radar", "--out", out, "--width", 600)
+    plain = tmp_path / "plain.png"
+    call_module("train.show", synth_shards, 0, "--out", plain, "--width", 600)
+    assert (cv2.imread(str(out))[:200] != cv2.imread(str(plain))[:200]).any()
+    for words, told in (
+        (["--points", "sonar"], "it is lidar, radar"),
+        (["--points", "lidar", "--augment"], "leave out"),
+    ):
+        assert told in call_module("train.show", synth_shards, 0, *words, check=False).stderr
+
+
+def test_titles_take_the_lines_that_they_need():
+    words = "rain, " * 60 + "end"
+    assert (
+        layout.title(dataclasses.replace(view(), description=words), 800).shape[0] > layout.title(view(), 800).shape[0]
+    )
+    lines = text.lines_of(words, 300)
+    assert " ".join(lines) == words and all(text.text_width(line) <= 300 for line in lines)
+
+
+def test_labels_are_read_on_top_of_data():
+    image = np.full((40, 120, 3), 255, np.uint8)
+    text.write(image, "20 m", (10, 25), halo=(0, 0, 0))
+    assert image.min() < 40
