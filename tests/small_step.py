@@ -10,7 +10,7 @@ from common.vox import VoxUtil
 from train.loss import Normaliser
 from train.model import Flips
 from train.model.encoders import ResNetEncoder
-from train.model.forward import run_network
+from train.model.forward import run_on_voxels, with_voxels
 from train.model.simple_bev import SimpleBev
 
 GRID = (16, 2, 24)
@@ -40,7 +40,11 @@ class SmallStep(torch.nn.Module):
             self.network.encoder = ResNetEncoder(ResNet(Bottleneck, [1, 1, 1, 1]), options["latent_dim"])
 
     def forward(self, batch, flips=None):
-        outputs = run_network(self.network, batch, self.vox_util, flips, self.dtype)
+        return self.scored(with_voxels(batch, self.network.needs, self.vox_util), flips)
+
+    def scored(self, batch, flips=None):
+        """The loss of a batch that has its voxels: what --compile compiles."""
+        outputs = run_on_voxels(self.network, batch, self.vox_util, flips, self.dtype)
         return self.network.loss(outputs, batch, Normaliser())[0]
 
 
