@@ -171,7 +171,7 @@ def stacked(images):
 
 
 def sampling_plan(sizes_hw, resize_wh, crop_ltrb, final_hw, interpolation):
-    """What `resample` needs to know of N images, made on the host: float32, a row an image.
+    """What `resample` needs to know of N images, made on the host: float32, one row per image.
 
     bilinear: (N,2,4): for rows and for columns, stored pixels a resized one, first resized pixel of the crop, resized and
     stored size. nearest: (N,h+w): the stored row of each row and the stored column of each column, -1 outside the image.

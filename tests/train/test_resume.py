@@ -68,7 +68,7 @@ def wait_for(out, step, process, seconds=120):
 
 @pytest.fixture(scope="module")
 def straight(synth_shards, tmp_path_factory):
-    """Folder, with a checkpoint an update, and TensorBoard curves of 8 updates without a break."""
+    """Folder, with one checkpoint per update, and TensorBoard curves of 8 updates without a break."""
     out = tmp_path_factory.mktemp("straight")
     run_module(*arguments(synth_shards, out, "--max_iters", 8, "--save_freq", 1, "--keep_latest", 8))
     return run_folder(out), curves(out)

@@ -80,10 +80,10 @@ def compile_data(
     Args:
         shards, val_shards: path or address of tars, a glob, range, folder, manifest, a list of them, or a ShardSet (see
             common.shard_set.find_shards); either may be None.
-        data_aug_conf: the lineage's dict: final_dim (h, w), resize_lim, crop_offset, cams, ncams.
+        data_aug_conf: Simple-BEV's dict: final_dim (h, w), resize_lim, crop_offset, cams, ncams.
         centroid: (1, 3) scene centroid in ref, metres; None for the frame's own, in cam0 (0, 1, 0). bounds: XMIN XMAX YMIN
             YMAX ZMIN ZMAX around it. res_3d: (Z, Y, X).
-        bsz: samples a batch over all ranks. nworkers, nworkers_val: threads; 0 loads in the caller's.
+        bsz: samples per batch over all ranks. nworkers, nworkers_val: threads; 0 loads in the caller's.
         nsweeps: lidar and radar sweeps, keyframe included. seqlen, temporal_aug, past: see train.data.windows.
         order: see train.data.config.OrderConfig.
         refcam_id: slot of the reference camera in evaluation, and in training without do_shuffle_cams.

@@ -106,7 +106,7 @@ class AugmentConfig:
 
     @classmethod
     def from_dict(cls, conf, **chosen):
-        """From the lineage's dict; `chosen` are further fields. Raises ValueError for a missing or unknown entry."""
+        """From Simple-BEV's dict; `chosen` are further fields. Raises ValueError for a missing or unknown entry."""
         known = {"crop", "crop_offset", "resize_lim", "resize_scale", "final_dim", "H", "W", "cams", "ncams"}
         if set(conf) - known or "final_dim" not in conf:
             raise ValueError(f"data_aug_conf needs final_dim and knows {sorted(known)}, but has {sorted(conf)}")

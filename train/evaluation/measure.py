@@ -31,7 +31,7 @@ def measure(outputs, batch, rings):
     """
     names, counted = _counted(outputs, batch, rings)
     boxes = box_cells(_predicted_of_boxes(outputs, batch), batch.box_numbers[:, 0], batch.lrtlist.shape[2])
-    # One wait for the device a batch.
+    # One wait for the device per batch.
     counted, boxes = counted.cpu().numpy() if names else [()] * len(batch.facts), boxes.cpu().numpy()
     losses = {name: values.tolist() for name, values in sample_losses(outputs, batch).items()}
     classes = batch.box_class[:, 0].tolist()

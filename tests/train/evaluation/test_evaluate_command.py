@@ -282,7 +282,7 @@ def test_the_command_measures_robustness_against_a_baseline(small_shards, tmp_pa
     checkpoint.save(tmp_path / "run", 7, Returns(), options=as_dict(options))
     half = [{"name": f"{name}, strength {s}", "iou": 0.5} for name in CORRUPTIONS for s in (1, 2, 3)]
     baseline = tmp_path / "baseline.json"
-    baseline.write_text(json.dumps({"schema": 1, "figures": [], "robustness": {"rows": half}}))
+    baseline.write_text(json.dumps({"schema": 2, "figures": [], "robustness": {"rows": half}}))
     words = ["--robustness", "--baseline", baseline, "--pictures", 0, "--nworkers", 0, "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["command", str(tmp_path / "run"), *map(str, words)])
     with pytest.raises(SystemExit) as ended:
