@@ -20,8 +20,10 @@ from common.record import lidar_member
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY, call_module
 from tests.processes.client import run
-from train import checkpoint, show, showing
-from train.evaluating import read_options
+from train import checkpoint, show
+from train.jobs import showing
+from train.jobs.evaluating import read_options
+from train.jobs.training import from_run
 from train.loop import Trainer, is_better
 from train.loss import Normaliser, default_loss
 from train.model import Needs, find_network
@@ -36,7 +38,6 @@ from train.run import train as train_run
 from train.samples import Samples, network_of
 from train.setup import check_same_network, make_loaders, make_network
 from train.step import LossStep
-from train.training import from_run
 
 PAGE = (REPOSITORY / "train" / "model" / "README.md").read_text()
 EXAMPLE, NOTEBOOK = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -500,7 +501,7 @@ def test_moments_fit_a_fused_optimizer_and_another_memory_order():
 
 def test_nothing_outside_names_a_network():
     """But for the options' default; the label protocol of the same name is theirs and data/'s."""
-    folders = [REPOSITORY / "train" / name for name in (".", "evaluation", "monitor", "pictures")]
+    folders = [REPOSITORY / "train" / name for name in (".", "evaluation", "jobs", "monitor", "pictures", "processes")]
     paths = {path for folder in folders for path in folder.glob("*.py")} - {REPOSITORY / "train" / "options.py"}
     names = {path.stem for path in paths}
     assert names >= {"loop", "checkpoint", "console", "writers", "command", "measure", "evaluator", "tensorboard"}
