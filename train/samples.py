@@ -94,7 +94,7 @@ class Samples:
 
 
 def _groups(shards):
-    """The parts of a ShardSet that belong together: where folders are named, one a split."""
+    """The parts of a ShardSet that belong together: where folders are named, one per split."""
     splits = {}
     for tar in shards:
         splits.setdefault(addresses.split(tar)[1].rpartition("-")[0], []).append(tar)
@@ -134,7 +134,7 @@ def batch_of(samples, number, options, device="cpu", epoch=None, wanted=PRESENT)
     """The Batch of the sample that begins at a keyframe, as a network of these Options gets it; its Augmentation; the grid.
 
     Args:
-        epoch: of training, whose draws are taken; None for evaluation, which draws nothing. wanted: see
+        epoch: of training, whose augmentation is taken; None for evaluation, which has none. wanted: see
             train.setup.wanted_of.
     Returns:
         (Batch, its Augmentation, VoxUtil).

@@ -88,7 +88,7 @@ def test_six_thousand_samples_fit_with_their_thumbnails(jpeg):
 
 
 def test_robustness_and_calibration_are_on_the_page():
-    """Beside a run that an older version evaluated, which lacks intervals, and calibration among the figures."""
+    """Beside a run without intervals, as one of a single scene is, and without calibration among the figures."""
     one, other, clean = a_run("a"), a_run("b", 0.5), evaluation_of()
     worse = {scene: np.array([[40 + n, 80, 100]]) for n, scene in enumerate(clean.scenes)}
     table = robustness(dict.fromkeys(damages(("CAM_FRONT",), ("lidar",)), worse), None, clean)

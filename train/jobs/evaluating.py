@@ -27,7 +27,8 @@ from train.evaluation.files import THUMBNAILS, read_json, write_collected, write
 from train.evaluation.gallery import chosen_rows
 from train.evaluation.robustness import baseline_ious, evaluate_damaged, robustness
 from train.evaluation.table import lines_of, robustness_lines, scalars, score_lines
-from train.launch import launch
+from train.jobs.launch import launch
+from train.jobs.showing import sheets
 from train.options import SHARDS, Options, as_dict
 from train.pictures.layout import encode
 from train.pictures.thumbnails import thumbnails_of
@@ -35,7 +36,6 @@ from train.processes.precision import on_device, set_precision
 from train.processes.ranks import say
 from train.samples import Network, Samples
 from train.setup import check_same_network, check_same_shards, make_loaders, make_network
-from train.showing import sheets
 
 # What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
 _OF_MODEL = (
