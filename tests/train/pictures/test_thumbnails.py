@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 import pytest
-import torch
 
-from tests.train.evaluation.test_evaluation import GRID, random_batch
+from tests.train.evaluation.test_evaluate_command import CONF, GRID
+from train.data import compile_data
 from train.evaluation.files import read_thumbnails, write_thumbnails
 from train.pictures.maps import ERROR_COLOURS, IS_FALSE, IS_HIT, IS_MASKED, IS_MISSED, NOTHING
 from train.pictures.thumbnails import _cameras, _errors, thumbnails_of
@@ -30,10 +30,12 @@ def test_cameras_lie_three_to_a_row_in_the_order_of_the_rig():
     assert [picture[2, 4, 0], picture[2, 14, 0], picture[2, 24, 0], picture[8, 4, 0]] == [3, 2, 1, 0]
 
 
-def test_every_sample_has_its_own_and_a_file_gives_them_back(tmp_path):
-    batch, logits = random_batch(0)
-    batch.imgs = torch.rand((*batch.rots.shape[:3], 3, 28, 50))
-    made = thumbnails_of(batch, {"seg": logits}, GRID)
+def test_every_sample_has_its_own_and_a_file_gives_them_back(synth_shards, tmp_path):
+    options = {"bsz": 2, "nworkers": 0, "nworkers_val": 0, "use_radar": False, "use_lidar": False}
+    loader = compile_data(None, f"{synth_shards}/val-*.tar", CONF, **GRID, **options)[1]
+    batch, grid = next(iter(loader)), loader.stage.vox_util
+    logits = batch.seg_bev[:, 0] - 0.5
+    made = thumbnails_of(batch, {"seg": logits}, grid)
     assert set(made) == {facts.key for facts, *_ in batch.facts}
     for pictures in made.values():
         assert set(pictures) == {"errors", "cameras"}
@@ -41,7 +43,7 @@ def test_every_sample_has_its_own_and_a_file_gives_them_back(tmp_path):
     write_thumbnails(tmp_path / "thumbnails.zip", made)
     assert read_thumbnails(tmp_path / "thumbnails.zip") == made and read_thumbnails(tmp_path / "none.zip") == {}
     batch.imgs = None
-    assert all(list(pictures) == ["errors"] for pictures in thumbnails_of(batch, {"seg": logits}, GRID).values())
+    assert all(list(pictures) == ["errors"] for pictures in thumbnails_of(batch, {"seg": logits}, grid).values())
     (tmp_path / "thumbnails.zip").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="thumbnails.zip: .* evaluate again"):
         read_thumbnails(tmp_path / "thumbnails.zip")
