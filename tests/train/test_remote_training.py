@@ -43,11 +43,9 @@ def killed(process, out, step):
 
 
 @pytest.fixture(scope="module")
-def local_run(synth_shards, tmp_path_factory):
+def local_run(synth_shards, made_once):
     """Folder of a run of 10 updates, two epochs, from the disk."""
-    out = tmp_path_factory.mktemp("local-run")
-    run_module(*words(f"{synth_shards}/train-*.tar", out))
-    return run_folder(out)
+    return run_folder(made_once("local-run", lambda out: run_module(*words(f"{synth_shards}/train-*.tar", out))))
 
 
 def test_a_run_from_a_bucket_is_the_one_from_the_disk_wherever_it_goes_on(local_run, s3_shards, synth_shards, tmp_path):

@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from common.vox import VoxUtil
 from tests.conftest import call_module, run_module
 from tests.index_files import load_index
-from tests.processes.client import Process
+from tests.processes.client import Process, run
+from tests.train.two_layers import TwoLayers
 from train import checkpoint
-from train.model import Segnet
+from train.model.encoders import ResNetEncoder
 from train.model.simple_bev import SimpleBev
 from train.optim import fetch_optimizer
 from train.options import Options
@@ -33,10 +34,13 @@ from train.processes.distributed import World
 from train.step import LossStep, over_processes
 
 SMALL = (
-    "--encoder_type effb0 --no_pretrained --nworkers 2 --batch_size 2 --grad_acc 2 --res_scale 0.25 --rand_flip "
-    "--latent_dim 16 --use_radar --use_lidar --nsweeps 1 --bounds -25,25,-5,5,-25,25 --val_freq 4 --device cpu --deterministic "
+    "--model tests.train.two_layers:TwoLayers --nworkers 2 --batch_size 2 --grad_acc 2 --res_scale 0.25 --rand_flip "
+    "--use_radar --use_lidar --nsweeps 1 --bounds -25,25,-5,5,-25,25 --val_freq 4 --device cpu --deterministic "
     "--Z 24 --Y 2 --X 24"
 ).split()
+
+
+VOX_CENTRE = torch.tensor([[0.0, 1.0, 0.0]])
 
 
 def arguments(shards, out, *more):
@@ -66,10 +70,10 @@ def wait_for(out, step, process, seconds=120):
 
 
 @pytest.fixture(scope="module")
-def straight(synth_shards, tmp_path_factory):
+def straight(synth_shards, made_once):
     """Folder, with a checkpoint an update, and TensorBoard curves of 8 updates without a break."""
-    out = tmp_path_factory.mktemp("straight")
-    run_module(*arguments(synth_shards, out, "--max_iters", 8, "--save_freq", 1, "--keep_latest", 8))
+    words = ["--max_iters", 8, "--save_freq", 1, "--keep_latest", 8]
+    out = made_once("straight", lambda out: run_module(*arguments(synth_shards, out, *words)))
     return run_folder(out), curves(out)
 
 
@@ -108,7 +112,7 @@ def test_killed_and_resumed_equals_straight(synth_shards, straight, tmp_path):
 
 
 def small_net():
-    return Segnet(24, 2, 24, use_radar=True, use_lidar=True, latent_dim=16, encoder_type="effb0", rand_flip=True)
+    return TwoLayers(Options(use_radar=True, use_lidar=True), VoxUtil(24, 2, 24, VOX_CENTRE, Options.bounds))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -280,7 +284,7 @@ def test_two_processes_stop_together(synth_shards, tmp_path, number):
     assert 3 <= checkpoint.load(run_folder(tmp_path), small_net()) < 900
 
 
-VOX = VoxUtil(16, 2, 16, torch.tensor([[0.0, 1.0, 0.0]]), (-16, 16, -4, 4, -16, 16))
+VOX = VoxUtil(16, 2, 16, VOX_CENTRE, (-16, 16, -4, 4, -16, 16))
 
 
 def random_batches(dtype, count=12):
@@ -309,8 +313,9 @@ def random_batches(dtype, count=12):
     return out
 
 
-# Of the comparison of two processes with one: type, updates, what the two may differ by. Rounding grows by the update.
-CASES = ((torch.float64, 12, 1e-6), (torch.float32, 1, 1e-5))
+# Of the comparison of two processes with one: type, updates, what the two may differ by, the encoder's blocks. Rounding grows by
+# the update.
+CASES = ((torch.float64, 12, 1e-6, (1, 1, 1, 1)), (torch.float32, 1, 1e-5, (3, 4, 6, 3)))
 
 
 def train_all_on(rank, size, port, folder):
@@ -322,16 +327,19 @@ def train_all_on(rank, size, port, folder):
         dist.init_process_group("gloo")
         world = World(rank, size, torch.device("cpu"))
     folder.mkdir(exist_ok=True)
-    for number, (dtype, updates, _) in enumerate(CASES):
-        train_on(rank, size, world, dtype, updates, folder / f"{number}.pth")
+    for number, case in enumerate(CASES):
+        train_on(rank, size, world, case, folder / f"{number}.pth")
     if size > 1:
         dist.destroy_process_group()
 
 
-def train_on(rank, size, world, dtype, updates, path):
-    """`updates` updates with flips and frozen batch norm; saves the first gradients and the weights."""
+def train_on(rank, size, world, case, path):
+    """Updates of one of CASES with flips and frozen batch norm; saves the first gradients and the weights."""
+    dtype, updates, _, blocks = case
     torch.manual_seed(0)
-    net = SimpleBev(16, 2, 16, latent_dim=8, encoder_type="res50", rand_flip=True).to(dtype)
+    net = SimpleBev(16, 2, 16, latent_dim=8, encoder_type="res50", rand_flip=True)
+    net.encoder = ResNetEncoder(ResNet(Bottleneck, blocks), 8)
+    net = net.to(dtype)
     step = LossStep(net, VOX, None, world).to(dtype)
     parallel = over_processes(step)
     parallel.train()
@@ -356,11 +364,17 @@ def train_on(rank, size, world, dtype, updates, path):
 def test_two_processes_have_the_gradients_of_one(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(train_all_on, (2, port, tmp_path / "two"), nprocs=2)
+    code = f"""
+import torch.multiprocessing
+from pathlib import Path
+from tests.train.test_resume import train_all_on
+torch.multiprocessing.spawn(train_all_on, (2, {port}, Path({str(tmp_path / "two")!r})), nprocs=2)
+"""
+    run("-c", code, check=True)
     threads = torch.get_num_threads()
     train_all_on(0, 1, port, tmp_path / "one")
     torch.set_num_threads(threads)
-    for number, (dtype, _, tolerance) in enumerate(CASES):
+    for number, (dtype, _, tolerance, _) in enumerate(CASES):
         one, two = (torch.load(tmp_path / processes / f"{number}.pth") for processes in ("one", "two"))
         for part in ("first", "weights"):
             a, b = (torch.cat([t.flatten() for t in state[part]]) for state in (one, two))
