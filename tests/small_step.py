@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import torch
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from common.geometry import merge_rt, rigid_inverse
 from common.vox import VoxUtil
 from train.loss import Normaliser
 from train.model import Flips
@@ -51,7 +52,7 @@ def inputs(batch=2, points=50, seed=0):
     intrins[..., 0, 2], intrins[..., 1, 2] = IMAGE[1] / 2, IMAGE[0] / 2
     plane = (batch, 1, 1, GRID[0], GRID[2])
     counts = torch.randint(1, points + 1, (2, batch, 1), generator=rng)
-    return SimpleNamespace(
+    batch = SimpleNamespace(
         imgs=torch.rand((batch, 1, CAMERAS, 3, *IMAGE), generator=rng),
         intrins=intrins,
         rots=torch.eye(3).repeat(batch, 1, CAMERAS, 1, 1),
@@ -64,4 +65,7 @@ def inputs(batch=2, points=50, seed=0):
         valid_bev=(torch.rand(plane, generator=rng) < 0.9).float(),
         center_bev=torch.rand(plane, generator=rng),
         offset_bev=torch.randn((batch, 1, 2, GRID[0], GRID[2]), generator=rng),
-    ), Flips.of(torch.rand((batch, 2 + CAMERAS), generator=rng))
+        true_times=False,
+    )
+    batch.ref_T_ego = rigid_inverse(merge_rt(batch.rots[:, :, 0], batch.trans[:, :, 0]))
+    return batch, Flips.of(torch.rand((len(batch.imgs), 2 + CAMERAS), generator=rng))

@@ -79,7 +79,11 @@ def options_command(hide=(), argument=None, extra=()):
             context_settings={**EITHER, "max_content_width": 100},
             params=[
                 *words,
-                *(OptionOfGroup(f, f.name in hide or f.metadata["group"] in hide) for f in fields(Options)),
+                *(
+                    OptionOfGroup(f, f.name in hide or f.metadata["group"] in hide)
+                    for f in fields(Options)
+                    if f.metadata["typed"]
+                ),
                 *extra,
             ],
         )

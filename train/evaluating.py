@@ -233,7 +233,7 @@ def _prepare(options, world):
     content = checkpoint.read(path)
     check_same_network(path, content, options)
     network, options = make_network(options)
-    labels = labels_side_by_side(options.target_categories, options.protocol, options.min_visibility)
+    labels = labels_side_by_side(options)
     place = (world.device, False, world.rank, world.size)
     _, loader, grid = make_loaders(options, *place, network.needs.cameras, labels)
     autocast = options.autocast_on(world.device)

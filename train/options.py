@@ -2,12 +2,13 @@
 
 import math
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 
 from common.addresses import recordable
 from common.cameras import CAMERAS
 from common.record import MOST_VISIBLE
 from common.stores import parse_options
+from train.classes import class_specs
 from train.runs import CKPT_DIR
 
 ENCODERS = ("res101", "res50", "effb0", "effb4")  # that train.model.encoders makes
@@ -23,21 +24,21 @@ GROUPS = {
     "sensors": "Sensors",
     "model": "Network",
     "labels": "Labels",
-    "grid": "Grid, metres in cam0",
+    "grid": "Grid, metres in its frame",
 }
-_ITEMS = {"device_ids": int}  # items of list options whose default is empty and so does not tell
+_ITEMS = {"device_ids": int, "centroid": float}  # items of list options whose default is empty and so does not tell
 _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def _option(default, help, group, least=None, secret=False, also=()):
-    """also: names that people type for it, whom the right one is told."""
-    facts = {"help": help, "group": group, "least": least, "secret": secret, "also": also}
+def _option(default, help, group, least=None, secret=False, also=(), typed=True):
+    """also: names that people type for it, whom the right one is told. typed: False: of Python and config files alone."""
+    facts = {"help": help, "group": group, "least": least, "secret": secret, "also": also, "typed": typed}
     return field(default=default, repr=not secret, metadata=facts)
 
 
 @dataclass
 class Options:
-    """Options of a run; validate() raises ValueError with the remedy. Lengths in metres, cam0 axes."""
+    """Options of a run; validate() raises ValueError with the remedy. Lengths in metres."""
 
     exp_name: str = _option("debug", "name of the experiment, part of the run's name", "run")
     run_name: str = _option(
@@ -108,6 +109,7 @@ class Options:
     use_radar_filters: bool = _option(False, "the devkit's default radar filters", "sensors")
     use_metaradar: bool = _option(False, "radar with its 16 features", "sensors")
     use_lidar: bool = _option(False, "lidar occupancy", "sensors")
+    true_times: bool = _option(False, "cameras see from where the car was when each took its picture", "sensors")
     model: str = _option("simple_bev", "the network: simple_bev or package.module:factory", "model")
     model_args: str = _option("", "its own arguments: JSON, or a file of it", "model")
     encoder_type: str = _option("res101", f"one of {', '.join(ENCODERS)}", "model", also=("backbone",))
@@ -118,8 +120,11 @@ class Options:
     protocol: str = _option("simple_bev", "simple_bev or min_visibility", "labels")
     min_visibility: int = _option(1, "with min_visibility: boxes under it are left out", "labels", least=1)
     target_categories: tuple = _option(("vehicle",), "comma list of category prefixes", "labels")
+    classes: tuple = _option((), "ClassSpecs, instead of one class of --target_categories", "labels", typed=False)
+    box_categories: tuple = _option((), "prefixes of the boxes in batches; without it those that labels draw", "labels")
     bounds: tuple = _option((-50.0, 50.0, -5.0, 5.0, -50.0, 50.0), "xmin,xmax,ymin,ymax,zmin,zmax", "grid")
-    centroid: tuple = _option((0.0, 1.0, 0.0), "x,y,z of the grid's middle", "grid")
+    frame: str = _option("cam0", "cam0 (the reference camera's) or ego (X right, Y down, Z forward)", "grid")
+    centroid: tuple = _option((), "x,y,z of the grid's middle; without it 0,1,0 in cam0, 0,-0.5,0 in ego", "grid")
     Z: int = _option(200, "voxels forward", "grid", least=1)
     Y: int = _option(8, "voxels down", "grid", least=1)
     X: int = _option(200, "voxels to the right", "grid", least=1)
@@ -168,7 +173,11 @@ class Options:
             raise ValueError(f"--ncams {self.ncams}: the car has {len(CAMERAS)} cameras")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"--lr {self.lr} must be positive")
-        if len(self.bounds) != 6 or len(self.centroid) != 3:
+        if self.frame not in ("cam0", "ego"):
+            raise ValueError(f"--frame {self.frame}: it is cam0 or ego")
+        if class_specs(self.classes) and self.target_categories != Options.target_categories:
+            raise ValueError("--target_categories makes one class, and classes are given; leave one out")
+        if len(self.bounds) != 6 or len(self.centroid) not in (0, 3):
             raise ValueError("--bounds takes 6 numbers, --centroid 3")
         if any(low >= high for low, high in zip(self.bounds[::2], self.bounds[1::2], strict=True)):
             raise ValueError("--bounds takes a lower and a higher number for each axis")
@@ -203,6 +212,9 @@ def as_dict(options):
     values = {f.name: getattr(options, f.name) for f in fields(options) if not f.metadata["secret"]}
     values["data_dir"] = recordable(values["data_dir"])
     values |= {name: list(map(recordable, values[name])) for name in ("shards", "val_shards")}
+    values["classes"] = [
+        asdict(spec) | {"categories": list(spec.categories)} for spec in class_specs(values["classes"])
+    ]
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
@@ -237,6 +249,8 @@ def coerce(name, value):
     """A value of a command line or a config file, as the type of the option `name`. Raises ValueError."""
     item = next(f for f in fields(Options) if f.name == name)
     try:
+        if name == "classes":
+            return class_specs(value)
         if name in ("shards", "val_shards"):
             return tuple(part for text in ([value] if isinstance(value, str) else value) for part in _patterns(text))
         if item.type is tuple:

@@ -139,13 +139,13 @@ def _write_predictions(path, samples, numbers, network):
                 batch, _, grid = batch_of(samples, number, network.options, network.device, cameras=cameras)
                 maps = maps_of_batch(batch, 0, grid, predict(network, batch, grid))
                 member.write(maps.prediction.astype("<f2").tobytes())
-                places.append(maps.ego_T_cam0)
+                places.append(maps.ego_T_ref)
         small = {
             "keys": [samples.keys[number] for number in numbers],
             "tokens": [samples.tokens[number] for number in numbers],
             "low_xz_m": maps.low_xz_m,
             "high_xz_m": maps.high_xz_m,
-            "ego_T_cam0": places,
+            "ego_T_cam0" if network.options.frame == "cam0" else "ego_T_ref": places,
         }
         for name, values in small.items():
             with arrays.open(f"{name}.npy", "w") as member:

@@ -9,7 +9,7 @@ from common.interrupts import Interruptible
 from common.progress import progress
 from common.spelling import EITHER, spelled
 from preprocess.errors import SourceError
-from preprocess.plan import official_splits
+from preprocess.plan import read_splits
 from preprocess.synth.folder import Folder
 
 
@@ -21,14 +21,13 @@ from preprocess.synth.folder import Folder
 @click.option("--version", default="v1.0-mini", type=click.Choice(["v1.0-mini", "v1.0-trainval"]))
 @click.option("--seed", default=0, type=click.IntRange(0))
 @click.option("--tables-only", is_flag=True, help="no sensor files")
-def main(out, scenes, samples, sweeps, version, seed, tables_only):
+@click.option(
+    "--split-file", type=click.Path(path_type=Path), help='JSON {"train": [scenes], "val": [scenes]}; no devkit needed'
+)
+def main(out, scenes, samples, sweeps, version, seed, tables_only, split_file):
     """Write a generated world that nuscenes-devkit loads: cameras, lidar and radars of one geometry."""
     try:
-        splits = official_splits(version)
-        val = min(max(1, scenes // 5), len(splits["val"]))
-        names = splits["train"][: scenes - val] + splits["val"][:val]
-        if len(names) < scenes:
-            raise SourceError(f"{version} has fewer than {scenes} scenes; lower --scenes or use v1.0-trainval")
+        names = _names(read_splits(version, split_file), scenes, split_file or version)
         if (out / version).exists():
             raise SourceError(f"{out / version} exists already; remove it or choose another --out")
         folder = Folder(out, version, seed, tables_only=tables_only)
@@ -39,6 +38,16 @@ def main(out, scenes, samples, sweeps, version, seed, tables_only):
         _fail(error)
     except OSError as error:
         _fail(f"{error.filename or out}: {error.strerror or error}; choose another --out")
+
+
+def _names(splits, scenes, source):
+    """Of the scenes: from the train split, a fifth of them from the val split. Raises SourceError for too few."""
+    train, held = splits.get("train", []), splits.get("val", [])
+    val = min(max(1, scenes // 5), len(held))
+    names = train[: scenes - val] + held[:val]
+    if len(names) < scenes:
+        raise SourceError(f"{source} has fewer than {scenes} scenes; lower --scenes, or take a split that has more")
+    return names
 
 
 def _fail(error):

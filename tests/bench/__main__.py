@@ -29,13 +29,12 @@ def decoder(dataroot):
 
 
 @click.command()
-@click.option("--device", default="cpu", type=click.Choice(["cpu", "cuda"]))
 @click.option("--scenes", default=10, help="of the generated world, 20 keyframes each")
 @click.option("--keep", help="also write the table to results/NAME.txt")
-def main(device, scenes, keep):
-    """Print the benchmarks' table. On CUDA only the rows that need it."""
+def main(scenes, keep):
+    """Print the benchmarks' table of a CPU; python -m tests.bench.gpu is a GPU's."""
     torch.set_num_threads(1)
-    said = [machine() + (f", {torch.cuda.get_device_name()}" if device == "cuda" else "")]
+    said = [machine()]
     click.echo(said[0])
 
     def show(rows):
@@ -44,13 +43,13 @@ def main(device, scenes, keep):
             said.append(row.rstrip())
         sys.stdout.flush()
 
-    _measure(device, scenes, show)
+    _measure(scenes, show)
     if keep:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{keep}.txt").write_text("\n".join(said) + "\n")
 
 
-def _measure(device, scenes, show):
+def _measure(scenes, show):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         world, version = folder / "world", "v1.0-trainval"
@@ -65,10 +64,6 @@ def _measure(device, scenes, show):
         common = ["--version", version, "--dataroot", world, "--sweeps", 3, "--train-shards", 4, "--val-shards", 1]
         run_module("preprocess.run", *common, "--out", folder / "full", timeout=3600)
         full = sorted(map(str, (folder / "full").glob("train-*.tar")))
-        if device == "cuda":
-            show(device_bench.rows(full[0], unit, device))
-            show(train_bench.rows(full, folder / "run", device))
-            return
         run_module("preprocess.run", *common, "--out", folder / "small", "--image-size", "540x960", timeout=3600)
         small = sorted(map(str, (folder / "small").glob("train-*.tar")))
         show(shards_bench.rows(world, version, decode))
@@ -79,7 +74,7 @@ def _measure(device, scenes, show):
         show(loader_bench.opening(full[0], folder / "large"))
         show(device_bench.rows(full[0], unit))
         torch.set_num_threads(os.cpu_count() or 1)
-        show(train_bench.rows(full, folder / "run", "cuda" if torch.cuda.is_available() else "cpu"))
+        show(train_bench.rows(full, folder / "run"))
         show(step_bench.rows())
     if (SHARED / "realframe").is_dir():
         decode = decoder(SHARED / "realframe")

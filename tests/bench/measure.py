@@ -3,6 +3,9 @@
 import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass

@@ -25,8 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from common.vox import VoxUtil
-from tests.bench.measure import Row, best_ms
-from tests.conftest import REPOSITORY
+from tests.bench.measure import REPOSITORY, Row, best_ms
 from train.loss import SimpleLoss, balanced_mse_loss
 from train.model import Segnet, camera_mean
 from train.model.norm import InstanceNorm
@@ -74,41 +73,43 @@ def with_torch_norms(network):
 
 
 class Step:
-    """One training step at a time of one of the WAYS, on inputs drawn once."""
+    """One training step at a time of one of the WAYS, on inputs drawn once. zyx: cells of the grid."""
 
-    def __init__(self, way, encoder="res101", image_hw=IMAGE):
+    def __init__(self, way, encoder="res101", image_hw=IMAGE, samples=1, device="cpu", zyx=GRID):
         unprojection, self.dtype, channels_last = WAYS[way]
+        self.device, self.samples, self.zyx = torch.device(device), samples, zyx
         if unprojection == "fused":
             keep_freed_memory()  # as train.run does on the CPU
         camera_mean.camera_mean = lineage_mean if unprojection == "lineage" else OUR_MEAN
         torch.manual_seed(0)
-        self.vox = VoxUtil(*GRID, scene_centroid=[[0.0, 1.0, 0.0]], bounds=(-50, 50, -5, 5, -50, 50))
-        self.net = Segnet(*GRID, encoder_type=encoder, unprojection="fused" if unprojection == "fused" else "plain")
+        self.vox = VoxUtil(*zyx, scene_centroid=[[0.0, 1.0, 0.0]], bounds=(-50, 50, -5, 5, -50, 50))
+        self.net = Segnet(*zyx, encoder_type=encoder, unprojection="fused" if unprojection == "fused" else "plain")
         self.net.decoder.gives_feat = unprojection == "lineage"
         self.net.decoder.feat_head.requires_grad_(False)
-        if channels_last and not torch._guards.detect_fake_mode():  # fake parameters cannot be exchanged
-            self.net.to(memory_format=torch.channels_last)
+        if not torch._guards.detect_fake_mode():  # fake parameters cannot be exchanged
+            order = torch.channels_last if channels_last or self.device.type == "cuda" else torch.preserve_format
+            self.net.to(self.device, memory_format=order)
         self.optimizer, _ = fetch_optimizer(self.net.parameters(), 3e-4, 1e-7, 1000)
         if unprojection == "lineage":
             with_torch_norms(self.net)
             self.optimizer = torch.optim.AdamW(self.net.parameters(), 3e-4, weight_decay=1e-7)
-        self.seg_loss = SimpleLoss(2.13)
-        self.inputs, self.labels = self._draw(image_hw)
+        self.seg_loss = SimpleLoss(2.13).to(self.device)
+        self.inputs, self.labels = ([t.to(self.device) for t in each] for each in self._draw(image_hw))
         self.marks = []
         self.net.encoder.register_forward_hook(lambda *_: self.mark())
         self.net.bev_compressor[1].register_forward_pre_hook(lambda *_: self.mark())
 
     def _draw(self, image_hw):
         yaw = torch.deg2rad(torch.tensor(YAWS, dtype=torch.float32))
-        cam0_T_cams = torch.eye(4).repeat(1, CAMERAS, 1, 1)
-        cam0_T_cams[0, :, 0, 0] = cam0_T_cams[0, :, 2, 2] = yaw.cos()
-        cam0_T_cams[0, :, 0, 2], cam0_T_cams[0, :, 2, 0] = yaw.sin(), -yaw.sin()
-        pix_T_cams = torch.eye(4).repeat(1, CAMERAS, 1, 1)
+        cam0_T_cams = torch.eye(4).repeat(self.samples, CAMERAS, 1, 1)
+        cam0_T_cams[:, :, 0, 0] = cam0_T_cams[:, :, 2, 2] = yaw.cos()
+        cam0_T_cams[:, :, 0, 2], cam0_T_cams[:, :, 2, 0] = yaw.sin(), -yaw.sin()
+        pix_T_cams = torch.eye(4).repeat(self.samples, CAMERAS, 1, 1)
         pix_T_cams[..., 0, 0] = pix_T_cams[..., 1, 1] = image_hw[1] * 1266 / 1600
         pix_T_cams[..., 0, 2], pix_T_cams[..., 1, 2] = image_hw[1] / 2, image_hw[0] / 2
-        plane = (1, 1, GRID[0], GRID[2])
-        labels = (torch.rand(plane) < 0.05).float(), torch.rand(plane), torch.randn(1, 2, *plane[2:])
-        return (torch.rand(1, CAMERAS, 3, *image_hw) - 0.5, pix_T_cams, cam0_T_cams), labels
+        plane = (self.samples, 1, self.zyx[0], self.zyx[2])
+        labels = (torch.rand(plane) < 0.05).float(), torch.rand(plane), torch.randn(self.samples, 2, *plane[2:])
+        return (torch.rand(self.samples, CAMERAS, 3, *image_hw) - 0.5, pix_T_cams, cam0_T_cams), labels
 
     def mark(self):
         self.marks.append(self.clock())
@@ -116,7 +117,7 @@ class Step:
     def run(self, clock):
         """Seconds of each of PARTS."""
         self.clock, self.marks = clock, [clock()]
-        with torch.autocast("cpu", dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+        with torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             outputs = [o.float() for o in self.net(*self.inputs, self.vox)[-3:]]
         self.mark()
         seg, center, offset = self.labels
@@ -142,12 +143,20 @@ class Count(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if not func.is_view and not func.name().startswith("prim::"):
-            counter = flop_registry.get(func._overloadpacket)
-            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
-            flops = counter(*args, **(kwargs or {}), out_val=out) if counter else 0
-            self.each.append((flops, sum(t.numel() * t.element_size() for t in tensors)))
+        needed = moved(func, args, kwargs or {}, out)
+        if needed is not None:
+            self.each.append(needed)
         return out
+
+
+def moved(func, args, kwargs, out):
+    """(operations, bytes read and written) of one call of an operator; None of a view, which moves nothing."""
+    if func.is_view or func.name().startswith("prim::"):
+        return None
+    counter = flop_registry.get(func._overloadpacket)
+    tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+    flops = counter(*args, **kwargs, out_val=out) if counter else 0
+    return flops, sum(t.numel() * t.element_size() for t in tensors)
 
 
 def counts(way, encoder, image_hw=IMAGE):
@@ -288,7 +297,8 @@ def machine():
     facts = {key.strip(): value.strip() for key, value in facts.items()}
     name = facts.get("model name", platform.processor() or platform.machine())
     family = f"family {facts['cpu family']} model {facts['model']}, " if "cpu family" in facts else ""
-    bf16 = "avx512_bf16" if "avx512_bf16" in facts.get("flags", "").split() else "no avx512_bf16"
+    units = [unit for unit in ("avx512_bf16", "amx_bf16") if unit in facts.get("flags", "").split()]
+    bf16 = " and ".join(units) or "no unit for bfloat16"
     day, load = time.strftime("%Y-%m-%d", time.gmtime()), os.getloadavg()[1]
     return f"{name}, {family}{os.cpu_count()} cores, {bf16}, torch {torch.__version__}, {day}, load {load:.1f} at first"
 

@@ -3,10 +3,8 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.bench import step_bench
-from tests.conftest import run_module
 from train.command import from_config
 from train.options import Options
 
@@ -32,12 +30,3 @@ def test_presets_are_the_default_experiment(path):
     assert options.batch_size * options.grad_acc == default.batch_size * default.grad_acc
     others = {name for name in vars(default) if getattr(options, name) != getattr(default, name)}
     assert others <= {"batch_size", "grad_acc", "config"}
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_benchmark_of_a_gpu_runs():
-    """Its figures are read, not compared: they are printed."""
-    table = run_module("tests.bench", "--device", "cuda", timeout=900).stdout
-    print(table)
-    assert "train: cameras: samples/s" in table and "train: cameras, --compile: peak memory" in table

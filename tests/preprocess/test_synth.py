@@ -1,5 +1,8 @@
 """The generated world: the devkit loads it, its sensors agree, and the same seed gives the same bytes."""
 
+import json
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from preprocess.synth.roads import AREAS, LINES
 from preprocess.synth.things import BUILDING
 from preprocess.synth.traffic import sights
 from preprocess.synth.world import Scene
-from tests.conftest import run_module
+from tests.conftest import call_module, run_module
 
 
 def make(out, seed=3):
@@ -214,3 +217,18 @@ def test_night_is_dark_and_rain_is_pale():
     assert night.mean() < 0.4 * day.mean()
     saturation = [cv2.cvtColor(image, cv2.COLOR_RGB2HSV)[:400, :, 1].mean() for image in (day, rain)]
     assert saturation[1] < 0.5 * saturation[0]
+
+
+def test_a_split_file_names_scenes_of_one_s_own_and_no_devkit_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nuscenes", None)  # whose import fails
+    splits = tmp_path / "splits.json"
+    splits.write_text(json.dumps({"train": ["street-1", "street-2"], "val": ["street-3"]}))
+    options = ["--version", "v1.0-mini", "--split-file", splits]
+    world, small = tmp_path / "world", "--samples 1 --sweeps 0 --tables-only".split()
+    call_module("preprocess.synth.__main__", "--out", world, *options, "--scenes", 3, *small)
+    rows = json.loads((world / "v1.0-mini" / "scene.json").read_text())
+    assert [row["name"] for row in rows] == ["street-1", "street-2", "street-3"]
+    result = call_module("preprocess.synth.__main__", "--out", tmp_path / "x", *options, "--scenes", 4, check=False)
+    assert result.returncode == 1 and result.stderr == (
+        f"error: {splits} has fewer than 4 scenes; lower --scenes, or take a split that has more\n"
+    )

@@ -64,6 +64,10 @@ def compile_data(
     cache_gb=100.0,
     store_options=None,
     requests=16,
+    frame="cam0",
+    true_times=False,
+    classes=(),
+    box_categories=(),
 ):
     """Loaders of training and evaluation batches; the arguments are Simple-BEV's, and ours after the star.
 
@@ -71,8 +75,8 @@ def compile_data(
         shards, val_shards: path or address of tars, a glob, range, folder, manifest, a list of them, or a ShardSet (see
             common.shard_set.find_shards); either may be None.
         data_aug_conf: the lineage's dict: final_dim (h, w), resize_lim, crop_offset, cams, ncams.
-        centroid: (1, 3) scene centroid in cam0, metres; None for (0, 1, 0). bounds: XMIN XMAX YMIN YMAX ZMIN ZMAX
-            around it. res_3d: (Z, Y, X).
+        centroid: (1, 3) scene centroid in ref, metres; None for the frame's own, in cam0 (0, 1, 0). bounds: XMIN XMAX YMIN
+            YMAX ZMIN ZMAX around it. res_3d: (Z, Y, X).
         bsz: samples a batch over all ranks. nworkers, nworkers_val: threads; 0 loads in the caller's.
         nsweeps: lidar and radar sweeps, keyframe included. seqlen, temporal_aug: see train.data.windows.
         refcam_id: slot of the reference camera in evaluation, and in training without do_shuffle_cams.
@@ -82,6 +86,8 @@ def compile_data(
         labels: LabelSpecs instead of those three, for several label maps in one pass; the first is what the losses see.
         reader, verify_reads, cache_dir, cache_gb, store_options: see train.data.sources.SourceConfig.
         requests: range requests in flight, or as many as there are threads where that is more.
+        frame: of the grid, see train.data.grid. true_times: see train.data.config.StageConfig.
+        classes: ClassSpecs of the label maps instead of the one of target_categories. box_categories: see DecodeConfig.
     Returns:
         (train_loader, val_loader); None where no shards were given. Batches are augmented and on `device`.
     Raises:
@@ -92,6 +98,7 @@ def compile_data(
         batch_size=bsz, shuffle=shuffle, seed=seed, seqlen=seqlen, temporal_aug=temporal_aug,
         centroid=centroid, bounds=bounds, **dict(zip("ZYX", res_3d, strict=True)),
         nsweeps=nsweeps, use_radar=use_radar, use_lidar=use_lidar, use_radar_filters=use_radar_filters,
+        frame=frame, true_times=true_times, classes=classes, box_categories=box_categories,
         target_categories=tuple(target_categories), protocol=protocol, min_visibility=min_visibility,
         data_aug_conf=lambda: data_aug_conf, do_shuffle_cams=do_shuffle_cams, refcam_id=refcam_id,
         interpolation=interpolation, decode=decode, reader=reader, verify_reads=verify_reads,

@@ -1,10 +1,10 @@
 """The batch: one named object, from the loader to the loss.
 
-Shape legend: B batch, T time, S camera slot, C channel, N box, V lidar point, R radar point; H, W image rows and columns; Z,
-X rows and columns of the BEV grid. Names are Simple-BEV's.
+Shape legend: B batch, T time, S camera slot, C channel, K class, N box, V lidar point, R radar point; H, W image rows and
+columns; Z, X rows and columns of the BEV grid. Names are Simple-BEV's.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ class FrameFacts:
     """What is known of one keyframe besides tensors; arrays in the order of the batch's boxes, on the CPU.
 
     key: in the shards. location, description: the log's place, and the scene's free text (night, rain). timestamp_us: of the
-    keyframe. categories: n names. visibility: (n,) int32, 1-4, 0 where not annotated. num_lidar_pts, num_radar_pts: (n,) int32,
-    -1 where unknown. velocity: (n, 3) float64 m/s, global frame, NaN where unknown.
+    keyframe. categories: n names. instances: n tokens, the same for a thing in all keyframes. attributes: n tuples of names.
+    visibility: (n,) int32, 1-4, 0 where not annotated. num_lidar_pts, num_radar_pts: (n,) int32, -1 where unknown. velocity:
+    (n, 3) float64 m/s, global frame, NaN where unknown.
     """
 
     key: str
@@ -27,6 +28,8 @@ class FrameFacts:
     location: str
     timestamp_us: int
     categories: tuple
+    instances: tuple
+    attributes: tuple
     visibility: np.ndarray
     num_lidar_pts: np.ndarray
     num_radar_pts: np.ndarray
@@ -37,12 +40,16 @@ class FrameFacts:
 class Batch:
     """One batch on one device. Modalities that are switched off are None.
 
-    Frames: ego = the car at the LIDAR_TOP timestamp; cam = camera of the slot, X right, Y down, Z forward; cam0 = the
-    reference camera, slot 0; BEV maps are in cam0's Z, X plane. Metres, radians, seconds. Padding, to the longest in
-    the batch, is zero except where said; true counts are in the num_* fields.
+    Time: t = 0 is the present. In a window that looks back (Needs(past=K)) t is the t-th keyframe before it; in one of
+    compile_data(seqlen) t is the t-th after it.
+
+    Frames: ego = the car at the LIDAR_TOP timestamp of its t; camego = the car when a camera took its picture; cam = camera of
+    the slot, X right, Y down, Z forward; cam0 = the reference camera, slot 0; ref = the grid's frame, that of cam0 or, with
+    Grid.frame "ego", X right, Y down, Z forward at the ego's origin. BEV maps are in ref's Z, X plane. Metres, radians,
+    seconds. Padding, to the longest in the batch, is zero except where said; true counts are in the num_* fields.
 
     What no loss needs is computed when asked for, each time anew: size_bev (B,T,3,Z,X) l, w, h; ry_bev (B,T,1,Z,X) heading
-    about cam0's Y; ycoord_bev (B,T,1,Z,X) height of the box centre along cam0's Y; lidar0_data and lidar0_extra
+    about ref's Y; ycoord_bev (B,T,1,Z,X) height of the box centre along ref's Y; lidar0_data and lidar0_extra
     (B,T,3,V), the keyframe's sweep alone, all zero where padded; scorelist (B,T,N), 1 for real boxes. All float32.
     """
 
@@ -54,16 +61,25 @@ class Batch:
     lidar_extra: torch.Tensor | None  # (B,T,3,V) float32 intensity, ring, lag; padding -1
     radar_data: torch.Tensor | None  # (B,T,19,R) float32, 18 PCD fields (x, y, z ego) and lag
     lrtlist: torch.Tensor  # (B,T,N,19) float32, lengths l, w, h and ego_T_box row by row
-    lrtlist_cam0: torch.Tensor  # (B,T,N,19) float32, lengths and cam0_T_box
+    lrtlist_ref: torch.Tensor  # (B,T,N,19) float32, lengths and ref_T_box
     vislist: torch.Tensor  # (B,T,N) float32, 0 for visibility 1, else 1
     tidlist: torch.Tensor | None  # (B,T,N) int64, one id a track over the window; padding -1
-    box_numbers: torch.Tensor  # (B,T,Z,X) int16, number of the box on top and 1, 0 where none is
-    seg_bev: torch.Tensor  # (B,T,1,Z,X) float32 in {0,1}
-    valid_bev: torch.Tensor  # (B,T,1,Z,X) float32 in {0,1}, 0 where loss and IoU look away
-    center_bev: torch.Tensor  # (B,T,1,Z,X) float32 heat in [0,1]
-    offset_bev: torch.Tensor  # (B,T,2,Z,X) float32, twice the (x, z) cells from the box centre
+    box_class: torch.Tensor  # (B,T,N) int64, which of class_names, the first that fits; -1 of none, and padding
+    box_velocity: torch.Tensor  # (B,T,N,3) float32 m/s in ref, NaN where unknown
+    box_numbers: torch.Tensor  # (B,T,Z,X) int16, number of the box on top, of any class, and 1; 0 where none is
+    seg_bev: torch.Tensor  # (B,T,K,Z,X) float32 in {0,1}
+    valid_bev: torch.Tensor  # (B,T,K,Z,X) float32 in {0,1}, 0 where the cell is ignored by loss and IoU of the class
+    center_bev: torch.Tensor  # (B,T,1,Z,X) float32 heat in [0,1], of the boxes of any class
+    offset_bev: torch.Tensor  # (B,T,2,Z,X) float32, twice the (x, z) cells from the centre of the box on top
     labels: dict  # name of each LabelSpec -> (seg, valid) as above; the first's are seg_bev and valid_bev
+    class_names: tuple  # K names
     egopose: torch.Tensor  # (B,T,4,4) float32 global_T_ego
+    ref_T_ego: torch.Tensor  # (B,T,4,4) float32; what labels, voxels, masks and pictures go by. A similarity: may scale
+    ego_T_camego: torch.Tensor  # (B,T,S,4,4) float32 of a float64 computation
+    ego_T_now: torch.Tensor  # (B,T,4,4) float32 of a float64 computation, ego at t from ego at t = 0
+    is_real: (
+        torch.Tensor
+    )  # (B,T) bool, False where a keyframe stands in for one that there is not; see train.data.frames
     num_lidar0: torch.Tensor | None  # (B,T) int64
     num_lidar: torch.Tensor | None  # (B,T) int64
     num_radar: torch.Tensor | None  # (B,T) int64
@@ -75,6 +91,8 @@ class Batch:
     facts: list  # B lists of T FrameFacts
     indices: list  # B window numbers: what every random draw of the sample depends on, besides seed and epoch
     epoch: int = 0
+    true_times: bool = False  # whether networks are to take cameras from where the car was at their own times
+    layers: dict = field(default_factory=dict)  # name of each layer -> dict of its members' arrays
 
     def __len__(self):
         return self.rots.shape[0]
@@ -125,7 +143,7 @@ class Batch:
         return (place < self.num_boxes[..., None]).float()
 
     def _box_map(self, name):
-        maps = box_maps(self.box_numbers.flatten(0, 1), self.lrtlist_cam0.flatten(0, 1))
+        maps = box_maps(self.box_numbers.flatten(0, 1), self.lrtlist_ref.flatten(0, 1))
         return maps[name].unflatten(0, self.box_numbers.shape[:2])
 
     def _keyframe_sweep(self, points):
@@ -136,15 +154,15 @@ class Batch:
 
     def __repr__(self):
         lines = [f"Batch of {len(self)}, epoch {self.epoch}"]
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for each in fields(self):
+            value = getattr(self, each.name)
             if isinstance(value, torch.Tensor):
                 what = f"{str(tuple(value.shape)):<28}{str(value.dtype).removeprefix('torch.'):<9}{value.device}"
-            elif field.name == "labels":
+            elif each.name == "labels":
                 what = ", ".join(value)
             elif isinstance(value, list):
                 what = f"{len(value)} of {type(value[0]).__name__}" if value else "none"
             else:
                 what = str(value)
-            lines.append(f"  {field.name:<16}{what}")
+            lines.append(f"  {each.name:<16}{what}")
         return "\n".join(lines)

@@ -16,10 +16,11 @@ DECODERS = ("auto", "host", "device")
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """What to take from a keyframe. The first of `labels` is what the batch's label maps and boxes show.
+    """What to take from a keyframe. The first of `labels` is what the batch's label maps show.
 
     nsweeps: lidar and radar sweeps, keyframe included. use_radar_filters: the devkit's default filters. use_cameras: False
-    reads no image; the cameras' geometry is always there, since the reference camera is the grid's frame.
+    reads no image; the cameras' geometry is always there, since the reference camera may be the grid's frame.
+    box_categories: prefixes of the categories whose annotated boxes the batch holds; without them those that the labels draw.
     """
 
     grid: Grid
@@ -29,8 +30,10 @@ class DecodeConfig:
     use_radar_filters: bool = False
     labels: tuple = (LabelSpec(),)
     use_cameras: bool = True
+    box_categories: tuple = ()
 
     def __post_init__(self):
+        object.__setattr__(self, "box_categories", tuple(self.box_categories))
         if self.nsweeps < 1:
             raise ValueError(f"nsweeps is {self.nsweeps}; it counts the keyframe, so it is at least 1")
         names = [spec.name for spec in self.labels]
@@ -144,6 +147,7 @@ class StageConfig:
 
     device: where batches live. final_hw, interpolation: as in train.augment.crop_and_resize. get_tids: number tracks.
     decode: who decodes JPEGs: "host", the loader's threads; "device", the stage, on CUDA by nvJPEG; "auto" is the host.
+    true_times: cameras see the world from where the car was when each took its picture; see train.model.points.
     """
 
     final_hw: tuple
@@ -151,6 +155,7 @@ class StageConfig:
     interpolation: str = "bilinear"
     get_tids: bool = False
     decode: str = "auto"
+    true_times: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "device", torch.device(self.device))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.cameras import LIDAR_FIELDS, RADAR_FIELDS
-from common.geometry import rigid_inverse, transform_lrtlist
+from common.geometry import transform_lrtlist
 from common.record import (
     BOXES_MEMBER,
     CAMERAS_MEMBER,
@@ -21,7 +21,8 @@ from common.record import (
     radar_member,
 )
 from train.data.batch import FrameFacts
-from train.data.labels import chosen_boxes, draw_maps, footprints, masked_boxes
+from train.data.frames import ego_T_camegos
+from train.data.labels import chosen_boxes, classes_of, footprints, label_maps
 
 # The devkit's default radar filters (RadarPointCloud.default_filters): field -> values kept.
 RADAR_FILTERS = {"invalid_state": (0,), "dyn_prop": tuple(range(7)), "ambig_state": (3,)}
@@ -29,12 +30,27 @@ NUM_RADAR_ROWS = len(RADAR_FIELDS) + 1  # and the time lag
 
 
 @dataclass
+class Boxes:
+    """n boxes of a keyframe; shapes as in Batch.
+
+    lrt, lrt_ref: (n,19) in the ego's and the grid's frame; visible (n,); classes (n,); velocity (n,3); instances: tokens.
+    """
+
+    lrt: np.ndarray
+    lrt_ref: np.ndarray
+    visible: np.ndarray
+    classes: np.ndarray
+    velocity: np.ndarray
+    instances: list
+
+
+@dataclass
 class Frame:
     """One keyframe on the CPU, all but its images; shapes as in Batch without B and T.
 
-    sizes_hw: stored height and width of each camera's image. lidar: (6, V) x, y, z, intensity, ring, lag. lrt, lrt_cam0:
-    boxes (N,19) in the ego's and the reference camera's frame; visible (N,); instances: their tokens. maps: by label, what
-    draw_maps gives. categories: of every box of the keyframe, drawn or not.
+    sizes_hw: stored height and width of each camera's image. global_T_ego: float64. lidar: (6, V) x, y, z, intensity, ring,
+    lag. maps: by label, LabelMaps. box_numbers: of `boxes`. drawn: (n,19) boxes in ref that the first label's maps are of,
+    where these are others than `boxes`; else None. categories: of every box of the keyframe, drawn or not.
     """
 
     facts: FrameFacts
@@ -42,15 +58,16 @@ class Frame:
     sizes_hw: list
     intrinsics: np.ndarray
     ego_T_cam: np.ndarray
+    ego_T_camego: np.ndarray
     global_T_ego: np.ndarray
+    ref_T_ego: np.ndarray
     lidar: np.ndarray | None
     num_lidar0: int
     radar: np.ndarray | None
-    lrt: np.ndarray
-    lrt_cam0: np.ndarray
-    visible: np.ndarray
-    instances: list
+    boxes: Boxes
     maps: list
+    box_numbers: np.ndarray
+    drawn: np.ndarray | None
     categories: list
 
 
@@ -67,28 +84,21 @@ def decode_frame(members, key, cams, config):
         sample = parse_sample(members[SAMPLE])
         rows = _cameras(members, sample, cams)
         ego_T_cam = rows["ego_T_cam"].astype(np.float32)
-        boxes = decode_boxes(members[BOXES_MEMBER], sample)
-        categories = sample["boxes"]["category"]
-        keep = chosen_boxes(boxes, categories, config.labels[0])
-        lrt_cam0, maps = _label_maps(boxes, categories, ego_T_cam[0], config)
+        global_T_ego = np.asarray(sample["global_T_ego"], np.float64)
+        ref_T_ego = config.grid.ref_T_ego(ego_T_cam[0])
         lidar, num_lidar0 = _lidar(members, sample, config)
-        shown = boxes[keep]
         return Frame(
-            facts=_facts(key, sample, shown, [categories[i] for i in keep]),
             token=sample["token"],
             sizes_hw=list(zip(rows["height"].tolist(), rows["width"].tolist(), strict=True)),
             intrinsics=rows["intrinsics"].astype(np.float32),
             ego_T_cam=ego_T_cam,
-            global_T_ego=np.asarray(sample["global_T_ego"], np.float32),
+            ego_T_camego=ego_T_camegos(global_T_ego, rows["global_T_ego"]),
+            global_T_ego=global_T_ego,
+            ref_T_ego=ref_T_ego,
             lidar=lidar,
             num_lidar0=num_lidar0,
             radar=_radar(members, config),
-            lrt=shown["ego_lrt"].astype(np.float32),
-            lrt_cam0=lrt_cam0[keep],
-            visible=(shown["visibility"] != 1).astype(np.float32),
-            instances=[sample["boxes"]["instance"][i] for i in keep],
-            maps=maps,
-            categories=categories,
+            **_boxes_and_maps(members, key, sample, ref_T_ego, config),
         )
     except (KeyError, IndexError, TypeError) as error:
         raise RecordError(f"lacks {error}") from None
@@ -102,30 +112,55 @@ def _cameras(members, sample, cams):
     return decode_cameras(members[CAMERAS_MEMBER], sample)[[channels.index(c) for c in cams]]
 
 
-def _label_maps(boxes, categories, ego_T_cam0, config):
-    """All boxes in cam0, (N,19) float32, and the maps of each label."""
-    lrt_cam0 = transform_lrtlist(rigid_inverse(ego_T_cam0), boxes["ego_lrt"].astype(np.float32))
-    polygons = footprints(lrt_cam0, config.grid.mem_T_cam)
-    maps = []
-    for spec in config.labels:
-        keep = chosen_boxes(boxes, categories, spec)
-        maps.append(draw_maps(polygons[keep], ~masked_boxes(boxes[keep], spec), config.grid.zx))
-    return lrt_cam0, maps
+def _boxes_and_maps(members, key, sample, ref_T_ego, config):
+    """The fields of a Frame that come from its boxes."""
+    rows, names = decode_boxes(members[BOXES_MEMBER], sample), sample["boxes"]["category"]
+    label = config.labels[0]
+    lrt_ref = transform_lrtlist(ref_T_ego, rows["ego_lrt"].astype(np.float32))
+    polygons = footprints(lrt_ref, config.grid.mem_T_ref)
+    maps = [label_maps(polygons, rows, names, spec, config.grid.zx) for spec in config.labels]
+    drawn = chosen_boxes(rows, names, label)
+    keep, numbers = drawn, maps[0].numbers
+    if config.box_categories:
+        keep = [i for i, name in enumerate(names) if name.startswith(config.box_categories)]
+        place = {i: n + 1 for n, i in enumerate(keep)}
+        numbers = np.array([0, *(place.get(i, 0) for i in drawn)], np.int16)[numbers]
+    return {
+        "facts": _facts(key, sample, rows[keep], keep),
+        "boxes": _boxes(rows[keep], lrt_ref[keep], sample, keep, ref_T_ego, label),
+        "maps": maps,
+        "box_numbers": numbers,
+        "drawn": lrt_ref[drawn] if config.box_categories else None,
+        "categories": names,
+    }
 
 
-def _facts(key, sample, boxes, categories):
-    scene = sample["scene"]
+def _boxes(rows, lrt_ref, sample, keep, ref_T_ego, label):
+    """Boxes: the rows `keep` of a keyframe."""
+    ref_T_global = ref_T_ego[:3, :3].astype(np.float64) @ np.asarray(sample["global_T_ego"], np.float64)[:3, :3].T
+    return Boxes(
+        lrt=rows["ego_lrt"].astype(np.float32),
+        lrt_ref=lrt_ref,
+        visible=(rows["visibility"] != 1).astype(np.float32),
+        classes=classes_of([sample["boxes"]["category"][i] for i in keep], label),
+        velocity=(rows["velocity"] @ ref_T_global.T).astype(np.float32),
+        instances=[sample["boxes"]["instance"][i] for i in keep],
+    )
+
+
+def _facts(key, sample, rows, keep):
+    """FrameFacts: the rows `keep` of the keyframe's boxes. Arrays are copies: in a row of bytes they would lie askew."""
+    scene, boxes = sample["scene"], sample["boxes"]
     return FrameFacts(
         key=key,
         scene=scene["name"],
         description=scene["description"],
         location=sample["log"]["location"],
         timestamp_us=sample["timestamp_us"],
-        categories=tuple(categories),
-        visibility=boxes["visibility"],
-        num_lidar_pts=boxes["num_lidar_pts"],
-        num_radar_pts=boxes["num_radar_pts"],
-        velocity=boxes["velocity"],
+        categories=tuple(boxes["category"][i] for i in keep),
+        instances=tuple(boxes["instance"][i] for i in keep),
+        attributes=tuple(tuple(boxes["attributes"][i]) for i in keep),
+        **{name: rows[name].copy() for name in ("visibility", "num_lidar_pts", "num_radar_pts", "velocity")},
     )
 
 

@@ -8,17 +8,24 @@ import torch
 from train.augment import moved_intrinsics, resample, resample_into, sampling_plan, stacked
 from train.data.batch import Batch
 from train.data.buffers import passed
+from train.data.frames import ego_T_nows
 from train.data.images import EncodedImages, NoImages, ResampledImages
 from train.data.targets import bev_targets
 from train.data.upload import Parcel
 from train.errors import DataError
+
+# What every batch takes as it was sent.
+AS_SENT = (
+    *("rots", "trans", "intrins", "egopose", "ref_T_ego", "ego_T_camego", "ego_T_now", "is_real"),
+    *("num_boxes", "lrtlist", "lrtlist_ref", "vislist", "box_class", "box_velocity", "box_numbers"),
+)
 
 
 @dataclass
 class Loaded:
     """What the loader's threads made of one batch.
 
-    windows: B lists of T Frames. draws: their Augmentations. images: see images.py.
+    windows: B lists of T Frames. draws: their Augmentations. images: see images.py. is_real: B arrays (T,), see frames.py.
     """
 
     windows: list
@@ -26,6 +33,7 @@ class Loaded:
     images: object
     indices: list
     epoch: int
+    is_real: list | None = None
 
     @property
     def frames(self):
@@ -87,18 +95,19 @@ class DeviceStage:
         imgs = None
         if not isinstance(loaded.images, NoImages):
             imgs = self._images(loaded.images, loaded, sent.pop("plan", None)).unflatten(0, loaded.shape)
-        targets = bev_targets(sent["numbers"], sent["valid"], sent["lrt_cam0"], sent["num_boxes"], self.vox_util)
+        drawn, counts = sent.pop("drawn", sent["lrtlist_ref"]), sent.pop("num_drawn", sent["num_boxes"])
+        seg = sent.pop("seg", None)
+        numbers = sent.pop("numbers", sent["box_numbers"])
+        targets = bev_targets(numbers, sent.pop("valid"), drawn, counts, self.vox_util, seg)
         sent = {name: value.unflatten(0, loaded.shape) for name, value in sent.items()}
         maps = {f"{name}_bev": value.unflatten(0, loaded.shape) for name, value in vars(targets).items()}
         return Batch(
             imgs=imgs,
-            **{name: sent[name] for name in ("rots", "trans", "intrins", "egopose", "num_boxes")},
-            lrtlist=sent["lrt"],
-            lrtlist_cam0=sent["lrt_cam0"],
-            vislist=sent["visible"],
-            tidlist=sent.get("tids"),
-            box_numbers=sent["numbers"],
+            **{name: sent[name] for name in AS_SENT},
+            tidlist=sent.get("tidlist"),
             labels=self._labels(maps, sent),
+            class_names=self.labels[0].class_names,
+            true_times=self.config.true_times,
             tokens=[[f.token for f in window] for window in loaded.windows],
             scenes=[window[0].facts.scene for window in loaded.windows],
             cams=[list(d.cams) for d in loaded.draws],
@@ -117,18 +126,15 @@ class DeviceStage:
         parcel.copy("intrins", list(intrins.numpy().reshape(len(frames), -1, 4, 4)))
         parcel.copy("rots", [f.ego_T_cam[:, :3, :3] for f in frames])
         parcel.copy("trans", [f.ego_T_cam[:, :3, 3] for f in frames])
-        parcel.copy("egopose", [f.global_T_ego for f in frames])
-        parcel.copy("num_boxes", [np.array(len(f.lrt)) for f in frames])
-        parcel.pad("lrt", [f.lrt for f in frames])
-        parcel.pad("lrt_cam0", [f.lrt_cam0 for f in frames])
-        parcel.pad("visible", [f.visible for f in frames])
-        if self.config.get_tids:
-            parcel.pad("tids", _track_ids(loaded.windows), -1)
-        parcel.copy("numbers", [f.maps[0][0] for f in frames])
-        parcel.copy("valid", [f.maps[0][1] for f in frames])
-        for spec, maps in zip(self.labels[1:], zip(*(f.maps[1:] for f in frames), strict=True), strict=True):
-            parcel.copy(f"seg of {spec.name}", [numbers > 0 for numbers, _ in maps])
-            parcel.copy(f"valid of {spec.name}", [valid for _, valid in maps])
+        parcel.copy("egopose", [f.global_T_ego.astype(np.float32) for f in frames])
+        parcel.copy("ref_T_ego", [f.ref_T_ego for f in frames])
+        parcel.copy("ego_T_camego", [f.ego_T_camego for f in frames])
+        nows = [ego_T_nows(np.stack([f.global_T_ego for f in window])) for window in loaded.windows]
+        parcel.copy("ego_T_now", list(np.concatenate(nows)))
+        real = loaded.is_real or [np.ones(len(window), bool) for window in loaded.windows]
+        parcel.copy("is_real", list(np.concatenate(real)))
+        self._add_boxes(parcel, loaded)
+        self._add_maps(parcel, frames)
         if frames[0].lidar is not None:
             parcel.copy("num_lidar0", [np.array(f.num_lidar0) for f in frames])
             parcel.copy("num_lidar", [np.array(f.lidar.shape[1]) for f in frames])
@@ -140,6 +146,31 @@ class DeviceStage:
         if self.config.on_cuda and not isinstance(loaded.images, NoImages):
             parcel.copy("plan", list(sampling_plan(*crops, self.config.final_hw, self.config.interpolation)))
         return parcel
+
+    def _add_boxes(self, parcel, loaded):
+        boxes = [frame.boxes for frame in loaded.frames]
+        parcel.copy("num_boxes", [np.array(len(b.lrt)) for b in boxes])
+        parcel.pad("lrtlist", [b.lrt for b in boxes])
+        parcel.pad("lrtlist_ref", [b.lrt_ref for b in boxes])
+        parcel.pad("vislist", [b.visible for b in boxes])
+        parcel.pad("box_class", [b.classes for b in boxes], -1)
+        parcel.pad("box_velocity", [b.velocity for b in boxes])
+        if self.config.get_tids:
+            parcel.pad("tidlist", _track_ids(loaded.windows), -1)
+
+    def _add_maps(self, parcel, frames):
+        """Label maps of all labels; where boxes are others than those drawn, also these, for what the losses make of them."""
+        parcel.copy("box_numbers", [f.box_numbers for f in frames])
+        parcel.copy("valid", [f.maps[0].valid for f in frames])
+        if frames[0].drawn is not None:
+            parcel.copy("numbers", [f.maps[0].numbers for f in frames])
+            parcel.copy("num_drawn", [np.array(len(f.drawn)) for f in frames])
+            parcel.pad("drawn", [f.drawn for f in frames])
+        if len(self.labels[0].classes) > 1:
+            parcel.copy("seg", [f.maps[0].seg for f in frames])
+        for spec, maps in zip(self.labels[1:], zip(*(f.maps[1:] for f in frames), strict=True), strict=True):
+            parcel.copy(f"seg of {spec.name}", [own.seg for own in maps])
+            parcel.copy(f"valid of {spec.name}", [own.valid for own in maps])
 
     def _images(self, images, loaded, plan):
         """(frames,S,3,h,w) float32 in [0,1] of any of the three forms."""
@@ -193,7 +224,7 @@ class DeviceStage:
         """(seg, valid) of each LabelSpec; the first's are the batch's own."""
         labels = {self.labels[0].name: (maps["seg_bev"], maps["valid_bev"])}
         for spec in self.labels[1:]:
-            labels[spec.name] = tuple(sent[f"{what} of {spec.name}"].float()[:, :, None] for what in ("seg", "valid"))
+            labels[spec.name] = tuple(sent[f"{what} of {spec.name}"].float() for what in ("seg", "valid"))
         return labels
 
 
@@ -208,5 +239,5 @@ def _track_ids(windows):
     ids = []
     for window in windows:
         seen = {}
-        ids += [np.array([seen.setdefault(i, len(seen)) for i in frame.instances], np.int64) for frame in window]
+        ids += [np.array([seen.setdefault(i, len(seen)) for i in frame.boxes.instances], np.int64) for frame in window]
     return ids

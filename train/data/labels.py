@@ -1,4 +1,6 @@
-"""Label polygons: boxes -> one map of box numbers and one mask of invisible boxes, drawn in the loader's threads."""
+"""Label polygons: boxes -> maps of box numbers and masks of invisible boxes, drawn in the loader's threads."""
+
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -19,6 +21,41 @@ _SIGNS = np.array(
 )
 
 
+@dataclass
+class LabelMaps:
+    """The maps of one LabelSpec. numbers (Z,X) int16: number + 1, among the boxes drawn, of the box on top; 0 where none is.
+
+    seg, valid: (K,Z,X) uint8; valid is 0 where an invisible box of the class lies.
+    """
+
+    numbers: np.ndarray
+    seg: np.ndarray
+    valid: np.ndarray
+
+
+def label_maps(polygons, boxes, categories, spec, grid_zx):
+    """The LabelMaps of a LabelSpec. polygons: footprints of all boxes, rows of BOX_DTYPE. categories: their names."""
+
+    def drawn(keep):
+        return draw_maps(polygons[keep], ~masked_boxes(boxes[keep], spec), grid_zx)
+
+    keep = chosen_boxes(boxes, categories, spec)
+    numbers, valid = drawn(keep)
+    if len(spec.classes) == 1:
+        return LabelMaps(numbers, (numbers > 0).astype(np.uint8)[None], valid[None])
+    each = [drawn([i for i in keep if categories[i].startswith(one.categories)]) for one in spec.classes]
+    seg = np.stack([own > 0 for own, _ in each]).astype(np.uint8)
+    return LabelMaps(numbers, seg, np.stack([own for _, own in each]))
+
+
+def classes_of(categories, spec):
+    """(n,) int64: the first of a LabelSpec's classes that each category is of; -1 where it is of none."""
+    found = (
+        next((k for k, one in enumerate(spec.classes) if name.startswith(one.categories)), -1) for name in categories
+    )
+    return np.fromiter(found, np.int64, len(categories))
+
+
 def chosen_boxes(boxes, categories, spec):
     """Numbers of the boxes that a LabelSpec draws. boxes: rows of BOX_DTYPE. categories: their names."""
     keep = [i for i, name in enumerate(categories) if name.startswith(spec.categories)]
@@ -33,21 +70,21 @@ def masked_boxes(boxes, spec):
     return (boxes["visibility"] == 1) & (spec.protocol == "simple_bev")
 
 
-def footprints(lrt_cam, mem_T_cam):
+def footprints(lrt_ref, mem_T_ref):
     """Upper faces of boxes as polygons in BEV cells.
 
-    The four corners of least Y (cam0's Y points down) are taken and truncated toward zero, as the benchmark has it.
+    The four corners of least Y (ref's Y points down) are taken and truncated toward zero, as the benchmark has it.
 
     Args:
-        lrt_cam: (n, 19) float32 boxes in cam0, metres. mem_T_cam: (4, 4) float32, cam0 to voxel coordinates.
+        lrt_ref: (n, 19) float32 boxes in ref, metres. mem_T_ref: (4, 4) float32, ref to voxel coordinates.
     Returns:
         (n, 4, 2) int32 x, z cells, in order around the polygon.
     """
-    corners = _SIGNS * (lrt_cam[:, None, :3] / 2)
-    cam_T_box = lrt_cam[:, 3:].reshape(-1, 4, 4)
-    corners = corners @ cam_T_box[:, :3, :3].transpose(0, 2, 1) + cam_T_box[:, None, :3, 3]
+    corners = _SIGNS * (lrt_ref[:, None, :3] / 2)
+    ref_T_box = lrt_ref[:, 3:].reshape(-1, 4, 4)
+    corners = corners @ ref_T_box[:, :3, :3].transpose(0, 2, 1) + ref_T_box[:, None, :3, 3]
     top = np.argsort(corners[:, :, 1], axis=1, kind="stable")[:, :4]
-    scale, shift = mem_T_cam[[0, 2], [0, 2]], mem_T_cam[[0, 2], 3]
+    scale, shift = mem_T_ref[[0, 2], [0, 2]], mem_T_ref[[0, 2], 3]
     mem = corners[..., [0, 2]] * scale + shift
     four = np.take_along_axis(mem, top[:, :, None], axis=1)
     return np.ascontiguousarray(_ring(four).clip(-(1 << 20), 1 << 20), dtype=np.int32)

@@ -13,7 +13,7 @@ _COLD = -4 * CENTER_RADIUS_CELLS**2 * math.log(CENTER_FLOOR)  # squared cells wh
 
 @dataclass
 class Targets:
-    """Label maps, all float32: seg, valid, center (B,1,Z,X), offset (B,2,Z,X)."""
+    """Label maps, all float32: seg, valid (B,K,Z,X), center (B,1,Z,X), offset (B,2,Z,X)."""
 
     seg: torch.Tensor
     valid: torch.Tensor
@@ -21,47 +21,47 @@ class Targets:
     offset: torch.Tensor
 
 
-def bev_targets(numbers, valid, lrt_cam, num_boxes, vox_util):
+def bev_targets(numbers, valid, lrt_ref, num_boxes, vox_util, seg=None):
     """Derive the label maps, batched over samples and boxes; nothing here waits for a GPU.
 
     Args:
-        numbers: (B,Z,X) integer map of box number + 1, 0 elsewhere. valid: (B,Z,X), 0 where masked.
-        lrt_cam: (B,N,19) float32 boxes in cam0, metres, padded. num_boxes: (B,) true counts.
-        vox_util: VoxUtil whose Z, Y, X grid the maps have.
+        numbers: (B,Z,X) integer map of box number + 1, 0 elsewhere. valid: (B,Z,X) or, of K classes, (B,K,Z,X), 0 where masked.
+        lrt_ref: (B,N,19) float32 boxes in ref, metres, padded. num_boxes: (B,) true counts.
+        vox_util: VoxUtil whose Z, Y, X grid the maps have. seg: (B,K,Z,X) of several classes; None for one, where any box is.
     Returns:
         Targets. As in the benchmark, offset is twice the cells from the rounded centre.
     """
     _, rows, columns = numbers.shape
-    cells = vox_util.ref_to_mem(_centers(lrt_cam)).round()  # x, y, z
+    cells = vox_util.ref_to_mem(_centers(lrt_ref)).round()  # x, y, z
     picked = _of_box_on_top(numbers, cells)
-    seg = (numbers > 0).float()[:, None]
+    any_box = (numbers > 0).float()[:, None]
     grid_x = torch.arange(columns, device=numbers.device, dtype=torch.float32)
     grid_z = torch.arange(rows, device=numbers.device, dtype=torch.float32)[:, None]
     return Targets(
-        seg=seg,
-        valid=valid.float()[:, None],
+        seg=any_box if seg is None else seg.float(),
+        valid=valid.float() if valid.dim() == 4 else valid.float()[:, None],
         center=_center_heat(cells, num_boxes, (rows, vox_util.Y, columns)),
-        offset=2 * seg * torch.stack([grid_x - picked[:, 0], grid_z - picked[:, 2]], 1),
+        offset=2 * any_box * torch.stack([grid_x - picked[:, 0], grid_z - picked[:, 2]], 1),
     )
 
 
-def box_maps(numbers, lrt_cam):
+def box_maps(numbers, lrt_ref):
     """Maps of the boxes' own figures, which no loss uses; arguments as in bev_targets.
 
     Returns:
-        dict of float32 maps: size (B,3,Z,X) l, w, h; ry (B,1,Z,X) the heading of the box's x axis about cam0's Y, plus a
-        quarter turn, in [-pi, pi]; ycoord (B,1,Z,X) height of the centre along cam0's Y.
+        dict of float32 maps: size (B,3,Z,X) l, w, h; ry (B,1,Z,X) the heading of the box's x axis about ref's Y, plus a
+        quarter turn, in [-pi, pi]; ycoord (B,1,Z,X) height of the centre along ref's Y.
     """
-    cam_T_box = lrt_cam[..., 3:].unflatten(-1, (4, 4))
-    heading = torch.atan2(cam_T_box[..., 0, 0], cam_T_box[..., 2, 0]) + math.pi / 2
+    ref_T_box = lrt_ref[..., 3:].unflatten(-1, (4, 4))
+    heading = torch.atan2(ref_T_box[..., 0, 0], ref_T_box[..., 2, 0]) + math.pi / 2
     heading = torch.atan2(torch.sin(heading), torch.cos(heading))
-    table = torch.cat([lrt_cam[..., :3], heading[..., None], _centers(lrt_cam)[..., 1:2]], -1)
+    table = torch.cat([lrt_ref[..., :3], heading[..., None], _centers(lrt_ref)[..., 1:2]], -1)
     size, ry, ycoord = _of_box_on_top(numbers, table).split([3, 1, 1], 1)
     return {"size": size, "ry": ry, "ycoord": ycoord}
 
 
-def _centers(lrt_cam):
-    return lrt_cam[..., 3:].unflatten(-1, (4, 4))[..., :3, 3]
+def _centers(lrt_ref):
+    return lrt_ref[..., 3:].unflatten(-1, (4, 4))[..., :3, 3]
 
 
 def _of_box_on_top(numbers, table):

@@ -1,8 +1,8 @@
 """Logits and label maps -> counts of every sample, on the device, from which all figures follow by adding up.
 
-A cell belongs to one ring around the reference camera, one truth and one bin of predicted probability. The histogram over these
-three holds intersection, union, precision, recall and calibration at every threshold at once, and adds up exactly over
-samples, scenes and ranks.
+A cell belongs to one ring around the origin of the grid's frame, one truth and one bin of predicted probability. The histogram
+over these three holds intersection, union, precision, recall and calibration at every threshold at once, and adds up exactly
+over samples, scenes and ranks.
 
 Shape legend: B batch, L label, R ring, P probability bin; Z, X rows and columns of the BEV grid.
 """
@@ -13,7 +13,7 @@ from train.evaluation.bins import BINS, RINGS_M
 
 
 def ring_map(grid):
-    """(Z,X) int64 number of each cell's ring: horizontal distance of its middle from the reference camera.
+    """(Z,X) int64 number of each cell's ring: horizontal distance of its middle from the origin of the grid's frame.
 
     grid: VoxUtil; the result lies on the CPU.
     """

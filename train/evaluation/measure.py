@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from common.geometry import similarity_inverse
 from train.evaluation.bins import RINGS_M, both_predicted_true, ring_names
 from train.evaluation.counting import box_cells, histograms
 from train.evaluation.samples import (
@@ -89,9 +90,9 @@ def _row(facts, token, by_label, in_view, losses):
 
 
 def _distances(batch):
-    """(B,N) metres from the reference camera to each box's middle, along the ground."""
+    """(B,N) metres from the origin of the grid's frame to each box's middle, along the ground."""
     ego_T_box = batch.lrtlist[:, 0, :, 3:].unflatten(-1, (4, 4))
-    away = ego_T_box[..., :2, 3] - batch.trans[:, 0, :1, :2]
+    away = ego_T_box[..., :2, 3] - similarity_inverse(batch.ref_T_ego[:, :1])[..., :2, 3]
     return torch.linalg.vector_norm(away, dim=-1).cpu().numpy()
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from common.geometry import apply_4x4, merge_rt, rigid_inverse
+from common.geometry import apply_4x4, merge_rt
 
 NEAR_EGO_M = 1.0  # lidar points this close to the ego origin are dropped, as in the lineage
 RADAR_FEATURES = slice(3, 19)  # of radar_data's rows: all but the position
@@ -21,13 +21,20 @@ class Points(NamedTuple):
 
 
 def ref_T_ego(batch, t=0):
-    """(B,4,4): the grid's frame at frame t of the batch's windows from the ego at t."""
-    return rigid_inverse(merge_rt(batch.rots[:, t, 0], batch.trans[:, t, 0]))
+    """(B,4,4): the grid's frame at frame t of the batch's windows from the ego at t. A similarity: never invert it as rigid."""
+    return batch.ref_T_ego[:, t]
 
 
 def ref_T_cams(batch, t=0):
-    """(B,S,4,4): the grid's frame at frame t from each camera."""
-    return ref_T_ego(batch, t)[:, None] @ merge_rt(batch.rots[:, t], batch.trans[:, t])
+    """(B,S,4,4): the grid's frame at frame t from each camera.
+
+    With --true_times from where the car was when the camera took its picture. The benchmark, and this without the option, takes
+    all sensors as of one moment.
+    """
+    ego_T_cams = merge_rt(batch.rots[:, t], batch.trans[:, t])
+    if batch.true_times:
+        ego_T_cams = batch.ego_T_camego[:, t] @ ego_T_cams
+    return ref_T_ego(batch, t)[:, None] @ ego_T_cams
 
 
 def lidar_places(batch, t=0):

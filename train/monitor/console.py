@@ -144,7 +144,8 @@ def _validation(loader, options):
 
 def _labels(options):
     at_least = f" {options.min_visibility}" if options.protocol == "min_visibility" else ""
-    return f"{', '.join(options.target_categories)}; protocol {options.protocol}{at_least}"
+    names = [spec.name for spec in options.classes] or options.target_categories
+    return f"{', '.join(names)}; protocol {options.protocol}{at_least}"
 
 
 def _network(network, options):

@@ -44,11 +44,11 @@ def iou_of(codes):
 def cells_under(maps, shape_zx, ground):
     """The cell of maps (Z, X) under every pixel of a Ground: (rows, columns, inside), each (size, size)."""
     xy = ground.of_pixels()
-    # At the camera's own height, so that its tilt moves nothing.
-    points = np.concatenate([xy, np.full((*xy.shape[:2], 1), maps.ego_T_cam0[2, 3])], -1)
-    in_cam0 = (points - maps.ego_T_cam0[:3, 3]) @ maps.ego_T_cam0[:3, :3]
+    # At the height of the frame's origin, so that a camera's tilt moves nothing.
+    points = np.concatenate([xy, np.full((*xy.shape[:2], 1), maps.ego_T_ref[2, 3])], -1)
+    in_ref = (points - maps.ego_T_ref[:3, 3]) @ np.linalg.inv(maps.ego_T_ref[:3, :3]).T
     low, high, cells = np.array(maps.low_xz_m), np.array(maps.high_xz_m), np.array(shape_zx[::-1])
-    index = np.floor((in_cam0[..., [0, 2]] - low) / (high - low) * cells).astype(int)
+    index = np.floor((in_ref[..., [0, 2]] - low) / (high - low) * cells).astype(int)
     inside = ((index >= 0) & (index < cells)).all(-1)
     index = index.clip(0, cells - 1)
     return index[..., 1], index[..., 0], inside

@@ -203,15 +203,15 @@ class _Messages:
         return scene
 
     def _grid(self, maps, stamp_ns):
-        """The maps, side by side in each cell; a Grid's columns go along its x axis, its rows along y: X and Z of cam0."""
+        """The maps, side by side in each cell; a Grid's columns go along its x axis, its rows along y: X and Z of ref."""
         layers = {name: getattr(maps, name) for name in ("truth", "valid", "prediction")}
         layers = {name: layer for name, layer in layers.items() if layer is not None}
         rows, columns = next(iter(layers.values())).shape
         message = self._stamped(self.Grid, "ego", stamp_ns)
         low, high = np.array(maps.low_xz_m), np.array(maps.high_xz_m)
         ego_T_grid = np.eye(4)
-        ego_T_grid[:3, :3] = maps.ego_T_cam0[:3, :3] @ np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]])
-        ego_T_grid[:3, 3] = maps.ego_T_cam0[:3, :3] @ [low[0], 0.0, low[1]] + maps.ego_T_cam0[:3, 3]
+        ego_T_grid[:3, :3] = maps.ego_T_ref[:3, :3] @ np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]])
+        ego_T_grid[:3, 3] = maps.ego_T_ref[:3, :3] @ [low[0], 0.0, low[1]] + maps.ego_T_ref[:3, 3]
         ego_T_grid[2, 3] = 0.0  # on the road, not at the camera
         message.pose.CopyFrom(self._pose(ego_T_grid))
         message.column_count = columns

@@ -70,9 +70,9 @@ def _values(values, maps):
 
 def _occupancy(xyz, maps, grid, name):
     """Points (3, V) in ego as what a network gets of them: the share of a cell's height that is occupied."""
-    in_cam0 = (xyz.T - maps.ego_T_cam0[:3, 3]) @ maps.ego_T_cam0[:3, :3]
+    in_ref = (xyz.T - maps.ego_T_ref[:3, 3]) @ np.linalg.inv(maps.ego_T_ref[:3, :3]).T
     cells = np.array([grid.X, grid.Y, grid.Z])
-    index = np.floor((in_cam0 - grid.low_m) / grid.voxel_m).astype(int)
+    index = np.floor((in_ref - grid.low_m) / grid.voxel_m).astype(int)
     x, y, z = index[((index >= 0) & (index < cells)).all(1)].T
     occupied = np.zeros((grid.Z, grid.Y, grid.X), bool)
     occupied[z, y, x] = True

@@ -71,14 +71,14 @@ NO_BOXES = Boxes(np.zeros((0, 19)), (), np.zeros(0, int), np.zeros((0, 3)))
 
 @dataclass(frozen=True)
 class Maps:
-    """BEV maps (Z, X) over low_xz_m to high_xz_m of the reference camera, row 0 nearest to its back.
+    """BEV maps (Z, X) over low_xz_m to high_xz_m of the grid's frame, ref, row 0 furthest back. ego_T_ref may scale.
 
     truth in {0,1}; valid 0 where loss and IoU look away; prediction a probability. Each may be None.
     """
 
     low_xz_m: tuple
     high_xz_m: tuple
-    ego_T_cam0: np.ndarray
+    ego_T_ref: np.ndarray
     truth: np.ndarray | None = None
     valid: np.ndarray | None = None
     prediction: np.ndarray | None = None
@@ -203,6 +203,8 @@ def view_of_batch(batch, sample, maps=None, boxes=None):
 def _cameras_of_batch(batch, sample):
     ego_T_cam = np.tile(np.eye(4), (len(batch.cams[sample]), 1, 1))
     ego_T_cam[:, :3, :3], ego_T_cam[:, :3, 3] = array_of(batch.rots[sample, 0]), array_of(batch.trans[sample, 0])
+    if batch.true_times:
+        ego_T_cam = array_of(batch.ego_T_camego[sample, 0]) @ ego_T_cam
     images = (array_of(batch.imgs[sample, 0]).transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
     intrinsics = array_of(batch.intrins[sample, 0])[:, :3, :3]
     cameras = zip(batch.cams[sample], np.ascontiguousarray(images), intrinsics, ego_T_cam, strict=True)
@@ -232,12 +234,10 @@ def maps_of_batch(batch, sample, grid, prediction=None):
 
     grid: VoxUtil of the maps. prediction: (Z, X) probabilities of this sample, or None.
     """
-    ego_T_cam0 = np.eye(4)
-    ego_T_cam0[:3, :3], ego_T_cam0[:3, 3] = array_of(batch.rots[sample, 0, 0]), array_of(batch.trans[sample, 0, 0])
     return Maps(
         low_xz_m=tuple(grid.low_m[[0, 2]].tolist()),
         high_xz_m=tuple(grid.high_m[[0, 2]].tolist()),
-        ego_T_cam0=ego_T_cam0,
+        ego_T_ref=np.linalg.inv(array_of(batch.ref_T_ego[sample, 0]).astype(float)),
         truth=array_of(batch.seg_bev[sample, 0, 0]),
         valid=array_of(batch.valid_bev[sample, 0, 0]),
         prediction=None if prediction is None else array_of(prediction),

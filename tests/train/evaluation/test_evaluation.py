@@ -54,7 +54,7 @@ def random_batch(seed, scenes=("a", "a", "b", "c")):
         valid_bev=valid,
         box_numbers=torch.from_numpy(numbers)[:, None],
         lrtlist=lrt,
-        trans=torch.zeros(count, 1, 6, 3),
+        ref_T_ego=torch.eye(4).repeat(count, 1, 1, 1),
         facts=facts,
         tokens=[[f"token-{seed}-{i}"] for i in range(count)],
     )
@@ -242,7 +242,7 @@ def test_the_recall_of_boxes_made_by_hand():
     batch.lrtlist[0, 0, :, 0] = torch.tensor([3.0, 4.5, 8.0, 0.0])
     middles = batch.lrtlist[..., 3:].unflatten(-1, (4, 4))[0, 0, :, :3, 3]
     middles[:3] = torch.tensor([[4.0, 6.0, 9.0], [25.0, 9.0, 0.0], [41.0, 42.0, 0.0]])
-    batch.trans[0, 0, 0] = torch.tensor([1.0, 2.0, 1.5])
+    batch.ref_T_ego[0, 0, :3, 3] = -torch.tensor([1.0, 2.0, 1.5])  # the reference camera lies there in the ego frame
     facts = batch.facts[0][0]
     facts.categories = ("vehicle.car", "vehicle.car", "vehicle.truck")
     facts.visibility, facts.num_lidar_pts = np.array([1, 4, 0]), np.array([-1, 5, 101])

@@ -22,7 +22,7 @@ def on_fake_cuda(step, batch, flips, watch):
 
     with fake_mode():
         to_fake_cuda(step)
-        batch, flips = SimpleNamespace(**faked(vars(batch))), Flips(**faked(vars(flips)))
+        batch, flips = SimpleNamespace(**faked(vars(batch)), true_times=False), Flips(**faked(vars(flips)))
         with watch:
             return step(batch, flips)
 
@@ -59,7 +59,7 @@ def test_the_training_step_with_its_flips_and_figures_never_waits():
     step = LossStep(SmallStep(grid()).network, grid())
     with host() as own, fake_mode():
         to_fake_cuda(step)
-        batch = SimpleNamespace(**faked(vars(batch)), indices=[3, 1], epoch=0)
+        batch = SimpleNamespace(**faked(vars(batch)), indices=[3, 1], epoch=0, true_times=False)
         with Watch(own) as watch:
             loss, figures, outputs = step.train()(batch)
             with torch.no_grad():

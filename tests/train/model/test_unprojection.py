@@ -270,8 +270,12 @@ def compiled(name, dtype):
     return built.asm["ptx"], built.asm["cubin"], disassembler
 
 
+# Registers a thread: of four warps a block, 10 and 9 blocks of them find room on a multiprocessor of 65,536.
+REGISTERS = {"gather_kernel": 48, "scatter_kernel": 56}
+
+
 @pytest.mark.parametrize("dtype", ["*bf16", "*fp32"])
-@pytest.mark.parametrize("name", ["gather_kernel", "scatter_kernel"])
+@pytest.mark.parametrize("name", REGISTERS)
 def test_kernels_compile_for_sm_90_without_spilling_and_with_wide_loads(name, dtype, tmp_path):
     ptx, cubin, disassembler = compiled(name, dtype)
     (tmp_path / "kernel.cubin").write_bytes(cubin)
@@ -280,12 +284,12 @@ def test_kernels_compile_for_sm_90_without_spilling_and_with_wide_loads(name, dt
     ).stdout
     used = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     assert used["STACK"] == used["LOCAL"] == 0
-    assert used["REG"] <= 128  # four blocks of four warps, or more, on a multiprocessor
+    assert used["REG"] <= REGISTERS[name]
     assert "ld.global.v4.b32" in ptx
     if name == "gather_kernel":
         assert "st.global.v4.b32" in ptx and "atom" not in ptx and "red.global" not in ptx
     else:
-        assert re.search(r"red\.global\S*\.v4\.f32", ptx)
+        assert re.search(r"(red|atom)\.global\S*\.v4\.f32", ptx)  # Triton 3.6 writes atom, whose result nobody reads
 
 
 @pytest.mark.gpu
