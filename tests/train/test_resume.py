@@ -303,6 +303,7 @@ def random_batches(dtype, count=12):
                 "intrins": pix_T_cam.expand(2, 1, 2, 4, 4),
                 "rots": torch.eye(3).expand(2, 1, 2, 3, 3),
                 "trans": torch.zeros(2, 1, 2, 3),
+                "ref_T_ego": torch.eye(4).expand(2, 1, 4, 4),
                 "seg_bev": (noise < share).to(dtype),
                 "valid_bev": (noise < 0.95).to(dtype),
                 "center_bev": noise,
@@ -313,9 +314,8 @@ def random_batches(dtype, count=12):
     return out
 
 
-# Of the comparison of two processes with one: type, updates, what the two may differ by, the encoder's blocks. Rounding grows by
-# the update.
-CASES = ((torch.float64, 12, 1e-6, (1, 1, 1, 1)), (torch.float32, 1, 1e-5, (3, 4, 6, 3)))
+# Of the comparison of two processes with one: type, updates, what the two may differ by. Rounding grows by the update.
+CASES = ((torch.float64, 12, 1e-6), (torch.float32, 1, 1e-5))
 
 
 def train_all_on(rank, size, port, folder):
@@ -335,10 +335,11 @@ def train_all_on(rank, size, port, folder):
 
 def train_on(rank, size, world, case, path):
     """Updates of one of CASES with flips and frozen batch norm; saves the first gradients and the weights."""
-    dtype, updates, _, blocks = case
+    dtype, updates, _ = case
     torch.manual_seed(0)
     net = SimpleBev(16, 2, 16, latent_dim=8, encoder_type="res50", rand_flip=True)
-    net.encoder = ResNetEncoder(ResNet(Bottleneck, blocks), 8)
+    if updates > 1:  # with a block a level: the same code, a quarter of the time
+        net.encoder = ResNetEncoder(ResNet(Bottleneck, [1, 1, 1, 1]), 8)
     net = net.to(dtype)
     step = LossStep(net, VOX, None, world).to(dtype)
     parallel = over_processes(step)
@@ -350,7 +351,7 @@ def train_on(rank, size, world, case, path):
     first = None
     for whole in random_batches(dtype, updates):
         share = slice(rank, rank + 1) if size > 1 else slice(None)
-        batch = SimpleNamespace(epoch=0, **{k: v[share] for k, v in whole.items()})
+        batch = SimpleNamespace(epoch=0, true_times=False, **{k: v[share] for k, v in whole.items()})
         optimizer.zero_grad()
         parallel(batch)[0].backward()
         first = first or [p.grad.clone() for p in net.parameters() if p.grad is not None]
@@ -374,7 +375,7 @@ torch.multiprocessing.spawn(train_all_on, (2, {port}, Path({str(tmp_path / "two"
     threads = torch.get_num_threads()
     train_all_on(0, 1, port, tmp_path / "one")
     torch.set_num_threads(threads)
-    for number, (dtype, _, tolerance, _) in enumerate(CASES):
+    for number, (dtype, _, tolerance) in enumerate(CASES):
         one, two = (torch.load(tmp_path / processes / f"{number}.pth") for processes in ("one", "two"))
         for part in ("first", "weights"):
             a, b = (torch.cat([t.flatten() for t in state[part]]) for state in (one, two))
