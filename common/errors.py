@@ -1,7 +1,11 @@
-"""What goes wrong with shards and with the stores that hold them; the messages name the file and the remedy."""
+"""What was asked for and cannot be done; the messages are one line, and name the file or the option and the remedy."""
 
 
-class ShardError(ValueError):
+class InputError(ValueError):
+    """What a user gave cannot be used. Raised on purpose, by this project alone: any other ValueError is a fault."""
+
+
+class ShardError(InputError):
     """A shard, index, manifest or sample that cannot be used."""
 
 

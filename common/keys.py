@@ -31,9 +31,9 @@ def scene_key(name):
     return f"{readable or 'scene'}--{digest}"
 
 
-def keyframe_key(scene_name, number, schema=2):
-    """Key of keyframe `number` of a scene. Shards of schema 1 did not escape names."""
-    return f"{scene_key(scene_name) if schema > 1 else scene_name}_{number:04d}"
+def keyframe_key(scene_name, number):
+    """Key of keyframe `number` of a scene."""
+    return f"{scene_key(scene_name)}_{number:04d}"
 
 
 def is_key(key):

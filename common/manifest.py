@@ -10,6 +10,7 @@ from functools import cached_property
 
 from common.errors import ShardError
 from common.record import SCHEMA_VERSION
+from common.rig import Rig, parse_rig
 from common.shard_index import check_schema, dump_sealed
 from common.spelling import spelled
 
@@ -33,8 +34,9 @@ class Manifest:
     """What one manifest says.
 
     Attributes:
-        split, version: of nuScenes. options: of preprocessing. licence: of the data.
+        split, version: of the source data. options: of preprocessing. licence: of the data.
         shards: ManifestShard of each, in order. skipped: samples left out, {key, token, why} each.
+        rig: that all the shards share; None where it was not said, as in schema 2.
     """
 
     split: str
@@ -44,6 +46,7 @@ class Manifest:
     licence: str = ""
     skipped: list = field(default_factory=list)
     schema: int = SCHEMA_VERSION
+    rig: Rig | None = None
 
     @property
     def keyframes(self):
@@ -65,21 +68,22 @@ def dump_manifest(manifest):
     """Canonical bytes of a manifest."""
     body = {k: v for k, v in asdict(manifest).items() if k != "shards"}
     body["shards"] = [asdict(shard) for shard in manifest.shards]
+    if manifest.rig is None:
+        del body["rig"]
     body["keyframes"] = manifest.keyframes
     return dump_sealed(body)
 
 
 def parse_manifest(raw, where):
-    """Manifest from its bytes; `where` names it in messages. Schema 1 may lack the digest.
+    """Manifest from its bytes; `where` names it in messages.
 
     Raises ShardError for damage, or a schema that this version does not know.
     """
     try:
         body = json.loads(raw)
         check_schema(body["schema"], where)
-        if "body_sha256" in body or body["schema"] > 1:
-            if bytes(raw) != dump_sealed(body):  # byte for byte, so that no flipped one goes unseen
-                raise ValueError("its bytes differ from what was written")
+        if bytes(raw) != dump_sealed(body):  # byte for byte, so that no flipped one goes unseen
+            raise ValueError("its bytes differ from what was written")
         shards = tuple(
             ManifestShard(s["name"], int(s["keyframes"]), list(s["scenes"]), int(s["bytes"]), str(s["sha256"]))
             for s in body["shards"]
@@ -92,6 +96,7 @@ def parse_manifest(raw, where):
             body.get("licence", ""),
             body.get("skipped", []),
             body["schema"],
+            parse_rig(body["rig"]) if "rig" in body else None,
         )
         if body["keyframes"] != manifest.keyframes:
             raise ValueError("its keyframes do not add up")

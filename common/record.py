@@ -15,10 +15,12 @@ import cv2
 import numpy as np
 import zstandard
 
-from common.cameras import CAMERAS
+from common.conditions import conditions_of
+from common.rig import RigError, rig_of
+from common.spelling import spelled
 
-SCHEMA_VERSION = 2  # what is written
-READ_SCHEMAS = (1, 2)  # what is read: 1 did not escape scene names in keys
+SCHEMA_VERSION = 3  # what is written
+READ_SCHEMAS = (2, 3)  # what is read: 2 had neither a rig nor conditions
 ZSTD_LEVEL = 3
 
 SAMPLE = "sample.json"
@@ -143,16 +145,29 @@ def decode_json(data, what=SAMPLE):
     return value
 
 
+def schema_problem(schema):
+    """Why shards of a schema are not read, and what to do about it, as a clause; None for one that is."""
+    if type(schema) is int and schema in READ_SCHEMAS:
+        return None
+    known = " and ".join(map(str, READ_SCHEMAS))
+    if type(schema) is int and schema > SCHEMA_VERSION:
+        return f"schema {schema}, this version reads {known}; use a later version of bevshards"
+    return f"schema {schema!r:.60}, this version reads {known}; make the shards anew with {spelled('preprocess.run')}"
+
+
 def parse_sample(data, what=SAMPLE):
     """The sample.json member as a dict, after checking that everything the specification puts into it is there.
 
+    Of schema 2, `conditions` are read from the scene's description.
+
     Raises RecordError, naming the field, for another schema, a missing or wrongly typed field, a pose that is not a finite
-    (4, 4) transform, sweeps without a finite lag, or columns of boxes that differ in length.
+    (4, 4) transform, sensors that the rig does not have, sweeps without a finite lag, columns of boxes that differ in length.
     """
     sample = decode_json(data, what)
     try:
-        if type(sample["schema"]) is not int or sample["schema"] not in READ_SCHEMAS:
-            raise RecordError(f"{what}: schema {sample['schema']}, this version reads {READ_SCHEMAS}")
+        problem = schema_problem(sample["schema"])
+        if problem:
+            raise RecordError(f"{what}: {problem}")
         _want(_are((sample["token"], sample["prev"], sample["next"]), str), what, "token, prev, next")
         _want(_is_time(sample["timestamp_us"]), what, "timestamp_us")
         _want(type(sample["index"]) is int and sample["index"] >= 0, what, "index")
@@ -161,21 +176,43 @@ def parse_sample(data, what=SAMPLE):
         _want(_are((sample["scene"]["description"], sample["log"]["location"]), str), what, "description, location")
         _want(isinstance(sample["facts"], dict), what, "facts")
         _want(_is_pose(sample["global_T_ego"]), what, "global_T_ego")
-        channels = [camera["channel"] for camera in sample["cameras"]]
-        _want(channels and _are(channels, str) and set(channels) <= set(CAMERAS), what, "cameras")
-        _want(len(set(channels)) == len(channels), what, "cameras")
-        _want(isinstance(sample["lidar"], list) and all(map(_is_sweep, sample["lidar"])), what, "lidar")
-        _want(isinstance(sample["radar"], list), what, "radar")
-        _want(all(isinstance(s, list) and all(map(_is_sweep, s)) for s in sample["radar"]), what, "radar")
+        rig = rig_of(sample["facts"], sample["schema"])
+        _check_sensors(sample, rig, what)
         _check_boxes(sample["boxes"], what)
-    except (KeyError, TypeError, IndexError) as error:
+        if sample["schema"] == 2:
+            sample["conditions"] = conditions_of(sample["scene"]["description"])
+        known = {condition.name: condition.values for condition in rig.conditions}
+        stated = sample["conditions"].items()
+        _want(all(value in known[name] for name, value in stated), what, "conditions")
+    except RigError as error:
+        raise RecordError(f"{what}: {error}") from None
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
         raise RecordError(f"{what}: lacks a field or has one of another type ({error})") from None
     return sample
 
 
+def lidar_files(sample):
+    """Of a parsed sample.json: for each lidar member, the list of its lidars' files, in the order of the rig."""
+    return [[files] if isinstance(files, dict) else files for files in sample["lidar"]]
+
+
+def _check_sensors(sample, rig, what):
+    channels = [camera["channel"] for camera in sample["cameras"]]
+    _want(channels and _are(channels, str) and set(channels) <= set(rig.camera_names), what, "cameras")
+    _want(len(set(channels)) == len(channels), what, "cameras")
+    several = len(rig.lidars) > 1
+    for name, sweeps, lists, known in (
+        ("lidar", sample["lidar"], several, rig.lidars),
+        ("radar", sample["radar"], True, rig.radar_names),
+    ):
+        _want(isinstance(sweeps, list) and _are(sweeps, list if lists else dict), what, name)
+        for files in sweeps if lists else [sweeps]:
+            _want(all(map(_is_sweep, files)) and {file["channel"] for file in files} <= set(known), what, name)
+
+
 def _want(true, what, field):
     if not true:
-        raise RecordError(f"{what}: {field} is not what schema {SCHEMA_VERSION} prescribes")
+        raise RecordError(f"{what}: {field} is not what the schema prescribes")
 
 
 def _are(values, kind):
@@ -238,7 +275,7 @@ def decode_rows(data, dtype, what):
     start = len(_MAGIC) + 2 + struct.unpack_from("<H", raw, len(_MAGIC))[0]
     body = len(raw) - start
     if body < 0 or body % dtype.itemsize or raw[:start] != _npy_header(dtype, body // dtype.itemsize):
-        raise RecordError(f"{what}: its array is not of the type that schema {SCHEMA_VERSION} prescribes")
+        raise RecordError(f"{what}: its array is not of the type that the schema prescribes")
     return np.frombuffer(raw, dtype, offset=start)
 
 
@@ -253,7 +290,9 @@ def decode_cameras(data, sample):
     if (sides[0] * sides[1]).max(initial=0) > MAX_IMAGE_PIXELS:
         raise RecordError(f"{CAMERAS_MEMBER}: an image of more than {MAX_IMAGE_PIXELS} pixels")
     for name, limit in (("intrinsics", MAX_EGO_M), ("ego_T_cam", MAX_EGO_M), ("global_T_ego", MAX_GLOBAL_M)):
-        _check_range(rows[name], limit, f"{CAMERAS_MEMBER}: {name}")
+        if not (np.abs(rows[name]) < limit).all():
+            for values, camera in zip(rows[name], sample["cameras"], strict=True):
+                _check_range(values, limit, f"{CAMERAS_MEMBER}: {name} of {camera['channel']}")
     return rows
 
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from common import addresses
 from common.errors import Missing, ShardError
-from common.record import READ_SCHEMAS, SAMPLE, SCHEMA_VERSION, RecordError, parse_sample
+from common.record import SAMPLE, SCHEMA_VERSION, RecordError, parse_sample, schema_problem
+from common.rig import rig_of
 from common.spelling import spelled
 
 MAX_INDEX_BYTES = 256 << 20
@@ -37,8 +38,9 @@ class ShardIndex:
         sizes: (n, m) uint32 bytes; ABSENT where the sample lacks the member.
         crc32: (n, m) uint32 checksum of each member.
         tar_bytes, tar_sha256: of the whole tar.
-        facts: JSON object shared by the samples: version, split, cameras, sweeps, options.
+        facts: JSON object shared by the samples: version, split, rig, sweeps, options.
         schema: of the shard and of this index.
+        rig: the Rig of the facts.
     """
 
     tar: Path
@@ -53,6 +55,10 @@ class ShardIndex:
     tar_sha256: str
     facts: dict = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
+
+    @property
+    def rig(self):
+        return rig_of(self.facts, self.schema)
 
 
 def _pack(array, dtype):
@@ -97,9 +103,9 @@ def _body_digest(body):
 
 def check_schema(schema, where):
     """Raise ShardError for a schema that this version does not read."""
-    if type(schema) is not int or schema not in READ_SCHEMAS:
-        known = " and ".join(map(str, READ_SCHEMAS))
-        raise ShardError(f"{where}: schema {schema}, this version reads {known}; make the shards anew")
+    problem = schema_problem(schema)
+    if problem:
+        raise ShardError(f"{where}: {problem}")
 
 
 def open_index(store, name, verify=False):
@@ -169,6 +175,7 @@ def _parse(tar, body):
     present = index.sizes != ABSENT
     if ((index.offsets < 0) | (index.offsets + index.sizes > index.tar_bytes))[present].any():
         raise ValueError("a member lies outside the tar")
+    rig_of(index.facts, index.schema)  # raises RigError, a ValueError, for one that cannot be
     return index
 
 

@@ -26,12 +26,14 @@ class Annotations:
     """The tables sample_annotation, instance, category, attribute and visibility, joined.
 
     samples: token -> row. required: False where a version has no annotations. note: what is worth saying, or "".
+    categories: names in the order of their table.
     Raises SourceError for tables that are damaged or inconsistent.
     """
 
     def __init__(self, folder, samples, required=True):
         self.samples, self.note = samples, ""
         category = _names(read_table(folder, "category", optional=not required), "category")
+        self.categories = tuple(dict.fromkeys(category.values()))
         attribute = _names(read_table(folder, "attribute", optional=not required), "attribute")
         instance = by_token(read_table(folder, "instance", optional=not required), "instance")
         levels = self._levels(folder)

@@ -6,7 +6,15 @@ from functools import partial
 
 from common import addresses
 from common.errors import CannotList
-from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, decode_boxes, parse_sample
+from common.record import (
+    BOXES_MEMBER,
+    CAMERAS_MEMBER,
+    SAMPLE,
+    RecordError,
+    decode_boxes,
+    lidar_files,
+    parse_sample,
+)
 from common.shard_index import ABSENT, ShardError, open_index
 from common.shard_set import find_shards, in_parallel
 from common.spelling import spelled
@@ -21,10 +29,11 @@ _READ_TOGETHER = 1 << 20  # sample.json and boxes lie side by side; a read of bo
 class Contents:
     """Counts over all shards that were looked at.
 
-    splits: name -> {shards, scenes, samples, bytes, seconds}. options: what the shards were made with. sensors: channel ->
-    {samples, sweeps}: in how many samples it is, and how many sweeps of it these hold together. boxes: category -> counts
-    by visibility 0-4. bytes_by_kind: of members. keyframes_by_scene: name -> keyframes. places, descriptions: -> scenes.
-    layers: name -> {shards, bytes}. skipped: what --on-error skip left out.
+    splits: name -> {shards, scenes, samples, bytes, seconds}. options: what the shards were made with. rigs: the
+    different ones, as JSON has them. sensors: channel -> {samples, sweeps}: in how many samples it is, and how many sweeps
+    of it these hold together. boxes: category -> counts by visibility 0-4. bytes_by_kind: of members. keyframes_by_scene:
+    name -> keyframes. places, descriptions, conditions (such as "light night"): -> scenes. layers: name -> {shards, bytes}.
+    skipped: what --on-error skip left out.
     """
 
     splits: dict = field(default_factory=dict)
@@ -35,6 +44,8 @@ class Contents:
     keyframes_by_scene: dict = field(default_factory=dict)
     places: Counter = field(default_factory=Counter)
     descriptions: Counter = field(default_factory=Counter)
+    conditions: Counter = field(default_factory=Counter)
+    rigs: list = field(default_factory=list)
     layers: dict = field(default_factory=dict)
     skipped: list = field(default_factory=list)
 
@@ -54,6 +65,8 @@ class Contents:
             "keyframes_by_scene": self.keyframes_by_scene,
             "places": dict(self.places),
             "descriptions": dict(self.descriptions),
+            "conditions": dict(self.conditions),
+            "rigs": self.rigs,
             "layers": self.layers,
             "skipped": self.skipped,
         }
@@ -116,10 +129,13 @@ def _count_index(contents, index):
     split["samples"] += len(index.keys)
     split["bytes"] += index.tar_bytes
     for name, value in facts.items():
-        if name not in ("split", "recipe_sha256"):
+        if name not in ("split", "recipe_sha256", "rig"):
             values = contents.options.setdefault(name, [])
             if value not in values:
                 values.append(value)
+    rig = index.rig.as_dict()
+    if rig not in contents.rigs:
+        contents.rigs.append(rig)
     for scene, _, rows in index.scenes:
         contents.keyframes_by_scene[scene] = contents.keyframes_by_scene.get(scene, 0) + rows
     for column, name in enumerate(index.members):
@@ -144,6 +160,7 @@ def _count_samples(contents, index, read):
             began = sample["timestamp_us"]
             contents.places[str(sample["log"].get("location", "?"))] += 1
             contents.descriptions[str(sample["scene"].get("description", ""))] += 1
+            contents.conditions.update(f"{name} {value}" for name, value in sample["conditions"].items())
         elif row + 1 in first or row + 1 == len(index.keys):
             seconds += (sample["timestamp_us"] - began) / 1e6
     contents.splits[index.facts.get("split", "?")]["seconds"] += seconds
@@ -165,8 +182,8 @@ def _read(read, index, row, columns):
 
 def _count_sample(contents, sample, boxes):
     sweeps = Counter(camera["channel"] for camera in sample["cameras"])
-    sweeps.update(sweep["channel"] for sweep in sample["lidar"])
-    sweeps.update(file["channel"] for sweep in sample["radar"] for file in sweep)
+    for files in (*lidar_files(sample), *sample["radar"]):
+        sweeps.update(file["channel"] for file in files)
     for channel, number in sweeps.items():
         sensor = contents.sensors.setdefault(channel, {"samples": 0, "sweeps": 0})
         sensor["samples"] += 1

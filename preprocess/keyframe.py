@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 
-from common.cameras import LIDAR_FIELDS, RADARS
 from common.record import (
     BOX_DTYPE,
     BOXES_MEMBER,
@@ -22,10 +21,12 @@ from common.record import (
     parse_sample,
     radar_member,
 )
+from common.rig import rig_of
 from common.rigid import rigid_inverse
 from preprocess.errors import SourceError
 from preprocess.frames import rotation_matrix
 from preprocess.images import check_image, reencode
+from preprocess.nuscenes import LIDAR_FIELDS
 from preprocess.pointclouds import parse_lidar, parse_radar, remove_ego_returns, to_frame
 
 
@@ -55,11 +56,12 @@ def build_record(dataroot, recipe, facts, image_hw=None, jpeg_quality=90):
         SourceError: naming file and sample. What a reader would refuse is refused here already.
     """
     try:
+        rig = rig_of(facts, recipe.facts["schema"])
         cameras, images, camera_in = _images(dataroot, recipe, image_hw, jpeg_quality)
-        radar, radar_in = _radar(dataroot, recipe)
-        lidar, lidar_in = _lidar(dataroot, recipe, facts.get("lidar_columns", len(LIDAR_FIELDS)))
+        radar, radar_in = _radar(dataroot, recipe, rig)
+        lidar, lidar_in = _lidar(dataroot, recipe, rig, facts.get("lidar_columns", len(LIDAR_FIELDS)))
         members = {
-            SAMPLE: encode_json(_sample_json(recipe, facts)),
+            SAMPLE: encode_json(_sample_json(recipe, facts, rig)),
             CAMERAS_MEMBER: encode_rows(cameras),
             BOXES_MEMBER: encode_rows(_boxes(recipe)),
             **radar,
@@ -75,15 +77,15 @@ def build_record(dataroot, recipe, facts, image_hw=None, jpeg_quality=90):
     return members, {"images": camera_in, "radar": radar_in, "lidar": lidar_in}
 
 
-def _sample_json(recipe, facts):
+def _sample_json(recipe, facts, rig):
     cameras = [{"channel": c.channel, "token": c.token, "filename": c.filename} for c in recipe.cameras]
-    radar = [[_sweep_json(f) for f in sweep] for sweep in recipe.radar]
+    lidar, radar = ([[_sweep_json(f) for f in files] for files in sweeps] for sweeps in (recipe.lidar, recipe.radar))
     return {
         **recipe.facts,
         "facts": facts,
         "global_T_ego": recipe.global_T_ego.tolist(),
         "cameras": cameras,
-        "lidar": [_sweep_json(f) for f in recipe.lidar],
+        "lidar": lidar if len(rig.lidars) > 1 else [files[0] for files in lidar],
         "radar": radar,
         "boxes": {name: [b[name] for b in recipe.boxes] for name in ("token", "instance", "category", "attributes")},
     }
@@ -125,18 +127,26 @@ def _images(dataroot, recipe, image_hw, quality):
     return rows, members, read
 
 
-def _lidar(dataroot, recipe, columns):
+def _lidar(dataroot, recipe, rig, columns):
+    """One member per sweep: the five fields and, of a rig with several lidars, the lidar's place in it."""
     members, read = {}, 0
-    for k, file in enumerate(recipe.lidar):
-        data = read_source(dataroot, file.filename, recipe.key)
-        read += len(data)
-        points = remove_ego_returns(parse_lidar(data, Path(dataroot) / file.filename, columns))
-        members[lidar_member(k)] = encode_points(to_frame(points, file.ego_T_sensor))
+    for k, files in enumerate(recipe.lidar):
+        clouds = []
+        for file in files:
+            data = read_source(dataroot, file.filename, recipe.key)
+            read += len(data)
+            points = remove_ego_returns(parse_lidar(data, Path(dataroot) / file.filename, columns))
+            points = to_frame(points, file.ego_T_sensor)
+            if len(rig.lidars) > 1:
+                number = np.full((1, points.shape[1]), rig.lidars.index(file.channel), np.float32)
+                points = np.concatenate([points, number])
+            clouds.append(points)
+        members[lidar_member(k)] = encode_points(np.concatenate(clouds, axis=1) if len(clouds) > 1 else clouds[0])
     return members, read
 
 
-def _radar(dataroot, recipe):
-    """One member a sweep: the 18 fields, then time lag in seconds, then the radar's place in RADARS."""
+def _radar(dataroot, recipe, rig):
+    """One member per sweep: the 18 fields, then time lag in seconds, then the radar's place in the rig."""
     members, read = {}, 0
     for k, files in enumerate(recipe.radar):
         clouds = []
@@ -145,7 +155,7 @@ def _radar(dataroot, recipe):
             read += len(data)
             points = remove_ego_returns(parse_radar(data, Path(dataroot) / file.filename))
             extra = np.empty((2, points.shape[1]), np.float32)
-            extra[0], extra[1] = file.lag, RADARS.index(file.channel)
+            extra[0], extra[1] = file.lag, rig.radar_names.index(file.channel)
             clouds.append(np.concatenate([to_frame(points, file.ego_T_sensor), extra]))
         members[radar_member(k)] = encode_points(np.concatenate(clouds, axis=1))
     return members, read

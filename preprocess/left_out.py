@@ -27,7 +27,7 @@ def missing_files(dataroot, recipes):
     files = Files(dataroot)
     out = []
     for frame in (f for recipe in recipes for f in recipe.keyframes):
-        sweeps = [frame.lidar, *frame.radar]
+        sweeps = [*frame.lidar, *frame.radar]
         wanted = [c.filename for c in frame.cameras] + [f.filename for sweep in sweeps for f in sweep]
         missing = next((name for name in wanted if name not in files), None)
         if missing is not None:

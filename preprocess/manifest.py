@@ -3,11 +3,11 @@
 import json
 
 from common.manifest import Manifest, ManifestShard, dump_manifest, manifest_name
+from common.record import SCHEMA_VERSION
+from common.rig import rig_of
 from common.shard_index import parse_index
 from preprocess.errors import SourceError
 from preprocess.shard_writer import skipped_name
-
-LICENCE = "nuScenes data: CC BY-NC-SA 4.0, https://www.nuscenes.org/terms-of-use; shards carry the same licence"
 
 
 def write_manifests(store, recipes, version, options):
@@ -23,7 +23,8 @@ def write_manifests(store, recipes, version, options):
             scenes = [scene for scene, _, _ in index.scenes]
             shards.append(ManifestShard(f"{name}.tar", len(index.keys), scenes, index.tar_bytes, index.tar_sha256))
         told = {name: facts[name] for name in (*options.facts(), "sensors")}
-        manifest = Manifest(split, version, tuple(shards), told, LICENCE, skipped)
+        rig = rig_of(facts, SCHEMA_VERSION)
+        manifest = Manifest(split, version, tuple(shards), told, rig.licence, skipped, rig=rig)
         store.write(manifest_name(split), dump_manifest(manifest))
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from common.cameras import CAMERAS, LIDAR, LIDAR_FIELDS, RADARS
 from preprocess.errors import SourceError
+from preprocess.nuscenes import CAMERAS, LIDAR, LIDAR_FIELDS, RADARS
 from preprocess.pointclouds import LIDAR_COLUMNS
 
 SENSORS = ("camera", "lidar", "radar")

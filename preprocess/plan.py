@@ -5,21 +5,24 @@ tables, and their digest says whether a shard on disk is the one that would be w
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from common.cameras import CAMERAS, LIDAR, MIN_DISTANCE_M, RADARS, REFERENCE_RADAR
+from common.conditions import conditions_of
 from common.keys import keyframe_key, scene_key
 from common.progress import Progress
 from common.record import SCHEMA_VERSION
+from common.rig import NUSCENES, RigError
 from common.rigid import rigid_inverse
 from preprocess.annotations import Annotations
 from preprocess.errors import SourceError
 from preprocess.frames import transform
+from preprocess.nuscenes import CAMERAS, LIDAR, MIN_DISTANCE_M, RADARS
 from preprocess.options import Options
 from preprocess.recipe import CameraFile, KeyframeRecipe, PointFile, ShardRecipe
-from preprocess.steps import check_keyframe_step, check_moves, check_offset, check_sweep_step
+from preprocess.steps import check_keyframe_step, check_moves, check_offset, check_sweep_step, keyframe_steps_us
 from preprocess.tables import (
     by_token,
     field_of,
@@ -136,9 +139,22 @@ class Planner:
             )
         self.radars = radars if wanted is None or "radar" in wanted else []
         self.sensors = ["camera"] + ["lidar"] * lidar + ["radar"] * bool(self.radars)
+        rig = NUSCENES.holding(self.cameras, NUSCENES.lidars if lidar else (), self.radars)
         # Without any lidar in the tables a camera's keyframe has to say when the sample was.
-        front = "CAM_FRONT" if "CAM_FRONT" in self.cameras else self.cameras[0]
-        self.reference = LIDAR if LIDAR in channels else front
+        clock = LIDAR if LIDAR in channels else rig.camera_names[rig.reference_slot]
+        names, seconds = self.annotations.categories, self._keyframe_interval_s()
+        try:
+            self.rig = replace(rig, clock=clock, keyframe_interval_s=seconds, categories=names)
+        except RigError as error:
+            raise SourceError(f"{folder}: {error}") from None
+
+    def _keyframe_interval_s(self):
+        """The median step between the keyframes of the tables; that of nuScenes where it is about as long, or none is known."""
+        steps = keyframe_steps_us(self.samples)
+        steps = steps[steps > 0]  # a chain that turns is told where it is followed
+        usual = NUSCENES.keyframe_interval_s
+        median = 1e-6 * float(np.median(steps)) if len(steps) else usual
+        return usual if abs(median - usual) < 0.2 * usual else round(median, 6)
 
     def check_splits(self, splits, complete):
         """Names of the scenes that no split names, which are left out.
@@ -161,12 +177,9 @@ class Planner:
             "split": split,
             "sensors": self.sensors,
             "min_distance_m": MIN_DISTANCE_M,
+            "rig": self.rig.as_dict(),
             **self.options.facts(),
         }
-        if self.reference != LIDAR:
-            facts["reference"] = self.reference
-        if len(self.cameras) < len(CAMERAS):
-            facts["cameras"] = self.cameras
         if not self.annotated:
             facts["annotated"] = False
         return facts
@@ -233,7 +246,7 @@ class Planner:
 
     def _keyframe(self, scene, tokens, keys, i):
         sample = self.samples[tokens[i]]
-        reference = self._reference(sample, self.reference)
+        reference = self._reference(sample, self.rig.clock)
         global_T_ego = self._pose(reference)
         log = self.logs.get(scene["log_token"])
         if log is None:
@@ -245,6 +258,7 @@ class Planner:
             "index": i,
             "prev": keys[i - 1] if i else "",
             "next": keys[i + 1] if i + 1 < len(keys) else "",
+            "conditions": conditions_of(scene["description"]),
             "scene": {k: scene[k] for k in ("name", "token", "description", "nbr_samples")},
             "log": {k: log[k] for k in ("token", "logfile", "vehicle", "date_captured", "location")},
         }
@@ -253,7 +267,7 @@ class Planner:
             facts=facts,
             global_T_ego=global_T_ego,
             cameras=self._cameras(sample),
-            lidar=self._points(self._sweeps(reference), reference) if "lidar" in self.sensors else [],
+            lidar=[[f] for f in self._points(self._sweeps(reference), reference)] if self.rig.lidars else [],
             radar=self._radar(sample),
             boxes=self.annotations.boxes(sample["token"]),
         )
@@ -330,7 +344,8 @@ class Planner:
         there = [c for c in self.radars if (sample["token"], c) in self.keyframes]
         if not there:
             return []
-        reference = self._reference(sample, REFERENCE_RADAR if REFERENCE_RADAR in there else there[0])
+        clock = self.rig.radar_clock
+        reference = self._reference(sample, clock if clock in there else there[0])
         chains = [self._sweeps(self._reference(sample, c)) for c in there]
         moved = iter(self._points([frame for chain in chains for frame in chain], reference))
         chains = [[next(moved) for _ in chain] for chain in chains]

@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
-from common.cameras import LIDAR_FIELDS, MIN_DISTANCE_M, RADAR_FIELDS
 from preprocess.errors import SourceError
+from preprocess.nuscenes import LIDAR_FIELDS, MIN_DISTANCE_M, RADAR_FIELDS
 
 LIDAR_COLUMNS = (4, 5, 6)  # x, y, z, intensity; and ring; and one more, which is dropped
 MAX_RANGE_M = 1e4  # ten kilometres: no lidar or radar of a car sees as far

@@ -37,7 +37,7 @@ class PointFile:
 
 @dataclass(slots=True)
 class KeyframeRecipe:
-    """One record. lidar: sweeps, newest first. radar: for each sweep, the files of the radars that have one."""
+    """One record. lidar, radar: for each sweep, newest first, the files of the sensors that have one."""
 
     key: str
     facts: dict
@@ -68,7 +68,7 @@ class ShardRecipe:
         """SHA-256 over all that decides the tar's bytes except the contents of the sensor files."""
         digest = hashlib.sha256(encode_json(self.facts))
         for frame in self.keyframes:
-            sweeps = [frame.lidar, *frame.radar]
+            sweeps = [*frame.lidar, *frame.radar]
             texts = [(c.channel, c.token, c.filename, c.timestamp, c.height, c.width) for c in frame.cameras]
             texts += [[(f.channel, f.token, f.filename, f.timestamp, f.lag) for f in files] for files in sweeps]
             digest.update(encode_json([frame.key, frame.facts, frame.boxes, texts]))

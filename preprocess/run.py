@@ -172,12 +172,19 @@ def _finished(store, recipe, digest, overwrite, on_error):
     if facts.get("recipe_sha256") != digest:
         wanted = {**recipe.facts, "recipe_sha256": digest}
         differing = [k for k in wanted if facts.get(k) != wanted[k] and k != "recipe_sha256"]
-        what = ", ".join(f"{k} {facts.get(k)!r}, now {wanted[k]!r}" for k in differing) or "other scenes or tables"
+        what = ", ".join(_difference(k, facts.get(k), wanted[k]) for k in differing) or "other scenes or tables"
         raise SourceError(f"{tar}: made with {what}; give --overwrite or another --out")
     skipped = read_skipped(store, recipe.name)
     if skipped and on_error == "stop":
         raise SourceError(f"{tar}: --on-error skip left {len(skipped)} samples out of it; give --overwrite")
     return True
+
+
+def _difference(name, old, new):
+    """What differs in one of the facts, as a clause."""
+    if name != "rig" or not isinstance(old, dict):
+        return f"{name} {old!r}, now {new!r}"
+    return f"a rig of other {' and '.join(part.replace('_', ' ') for part in new if old.get(part) != new[part])}"
 
 
 def _dry_run(recipes, todo, dataroot, store, writing, skip, names):

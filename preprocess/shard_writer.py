@@ -1,15 +1,12 @@
 """A recipe -> a tar and its index, written so that a half-finished shard can never be taken for a whole one."""
 
-import hashlib
-import io
 import itertools
-import tarfile
-import zlib
 from dataclasses import dataclass, field
 
 from common.record import encode_json
-from common.shard_index import dump_index, index_of
+from common.shard_index import dump_index
 from preprocess.errors import SourceError
+from preprocess.indexed_tar import IndexedTar
 from preprocess.keyframe import build_record
 
 KINDS = ("images", "radar", "lidar", "rest")
@@ -29,25 +26,6 @@ class Written:
         for kind in KINDS:
             self.read[kind] += read.get(kind, 0)
             self.written[kind] += written.get(kind, 0)
-
-
-class _HashingFile(io.RawIOBase):
-    """Writes through to a file and keeps the SHA-256, so that the tar is not read again."""
-
-    def __init__(self, file):
-        self.file, self.sha256, self.size = file, hashlib.sha256(), 0
-
-    def writable(self):
-        return True
-
-    def write(self, data):
-        self.file.write(data)
-        self.sha256.update(data)
-        self.size += len(data)
-        return len(data)
-
-    def tell(self):
-        return self.size
 
 
 def skipped_name(shard):
@@ -74,7 +52,6 @@ def write_shard(
     store.remove(f"{recipe.name}.idx.json")
     store.remove(skipped_name(recipe.name))
     done = Written(skipped=list(recipe.skipped))
-    rows, tokens, scenes = {}, [], []
     records = _records(recipe, dataroot, image_hw, jpeg_quality, on_error, keep_sequences, done)
     first = next(records, None)
     if first is None:
@@ -82,22 +59,14 @@ def write_shard(
         store.write(skipped_name(recipe.name), encode_json({"skipped": done.skipped}))
         return done
     with store.new_file(f"{recipe.name}.tar") as file:
-        stream = _HashingFile(file)
-        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        with IndexedTar(file) as tar:
             for frame, members, read in itertools.chain([first], records):
-                rows[frame.key] = _add(archive, frame.key, members)
-                tokens.append(frame.facts["token"])
-                name = frame.facts["scene"]["name"]
-                if not scenes or scenes[-1][0] != name:
-                    scenes.append([name, len(tokens) - 1, 0])
-                scenes[-1][2] += 1
+                tar.add(frame.key, frame.facts["token"], frame.facts["scene"]["name"], members)
                 counts = (1, read, _bytes_by_kind(members))
                 done.add(*counts)
                 if on_keyframe:
                     on_keyframe(*counts)
-    index = index_of(
-        store.path(f"{recipe.name}.tar"), rows, tokens, scenes, stream.size, stream.sha256.hexdigest(), recipe.facts
-    )
+    index = tar.index(store.path(f"{recipe.name}.tar"), recipe.facts)
     if done.skipped:
         store.write(skipped_name(recipe.name), encode_json({"skipped": done.skipped}))
     store.write(f"{recipe.name}.idx.json", dump_index(index))
@@ -127,18 +96,6 @@ def _records(recipe, dataroot, image_hw, jpeg_quality, on_error, keep_sequences,
             done.skipped += [{"key": f.key, "token": f.facts["token"], "why": failed} for f in scene]
         else:
             yield from held
-
-
-def _add(archive, key, members):
-    """Append one record; the (offset, size, crc32) of each member."""
-    rows = {}
-    for name, data in members.items():
-        # A fixed header makes the bytes depend on nothing but the record.
-        info = tarfile.TarInfo(f"{key}.{name}")
-        info.size, info.mode, info.mtime = len(data), 0o644, 0
-        rows[name] = (archive.offset + tarfile.BLOCKSIZE, len(data), zlib.crc32(data))
-        archive.addfile(info, io.BytesIO(data))
-    return rows
 
 
 def _bytes_by_kind(members):

@@ -89,6 +89,14 @@ def _splits(contents):
 
 def _options(contents):
     lines = _heading("made with")
+    for rig in contents.rigs:
+        lines.append(f"  {'data set':<20}{_cut(rig['dataset'], WIDTH - 22)}")
+        counts = {kind: len(rig[f"{kind}s"]) for kind in ("camera", "lidar", "radar")}
+        lines.append(f"  {'rig':<20}{', '.join(f'{n} {kind}{chr(115) * (n != 1)}' for kind, n in counts.items() if n)}")
+        lines.append(f"  {'keyframes every':<20}{rig['keyframe_interval_s']:g} s")
+        distorted = [camera["name"] for camera in rig["cameras"] if camera["distortion"]]
+        if distorted:
+            lines.append(f"  {'lens distortion':<20}{_cut(', '.join(distorted), WIDTH - 22)}")
     for name, values in contents.options.items():
         text = " and ".join(_option(value) for value in values)
         if name == "image_size" or values != [None]:
@@ -110,9 +118,7 @@ def _scenes(contents):
     lines = _heading("scenes")
     lines.append(f"  {'keyframes a scene':<20}{low} to {high}, median {middle:g}")
     lines += [f"  {_cut(place, 56):<57}{number:>6} scenes" for place, number in contents.places.most_common()]
-    for word in ("night", "rain"):
-        number = sum(n for text, n in contents.descriptions.items() if word in text.lower())
-        lines.append(f"  {'described as ' + word:<57}{number:>6} scenes")
+    lines += [f"  {name:<57}{number:>6} scenes" for name, number in sorted(contents.conditions.items())]
     return lines
 
 

@@ -19,6 +19,12 @@ def check_keyframe_step(earlier_us, later_us, what):
         raise SourceError(f"{what}: {1e-6 * step:.6g} s after the sample before it; {UNIT}")
 
 
+def keyframe_steps_us(samples):
+    """(n,) int64 steps from the keyframes of the sample table (token -> row) to those that they name as their next."""
+    following = ((row, samples.get(row["next"])) for row in samples.values())
+    return np.array([after["timestamp"] - row["timestamp"] for row, after in following if after], np.int64)
+
+
 def check_sweep_step(earlier_us, later_us, what):
     """Raise SourceError, naming `what`, for a sweep that is not before the next one, or too long before it."""
     step = later_us - earlier_us

@@ -13,7 +13,6 @@ import click
 import numpy as np
 
 from common.addresses import split
-from common.cameras import CAMERAS, LIDAR_FIELDS, RADAR_FIELDS, RADARS, REFERENCE_RADAR
 from common.errors import CannotList, Missing
 from common.interrupts import Interruptible
 from common.keys import keyframe_key
@@ -28,11 +27,13 @@ from common.record import (
     decode_cameras,
     decode_points,
     image_member,
+    lidar_files,
     lidar_member,
     member_order,
     parse_sample,
     radar_member,
 )
+from common.rig import rig_of
 from common.shard_index import ShardError, build_index, dump_index, open_index
 from common.shard_set import SPLITS, find_shards, is_folder
 from common.spelling import EITHER, spelled
@@ -187,7 +188,7 @@ def _check_local(tar, store, name, against, source):
             try:
                 sample = _check_sample(key, members)
                 scene = sample["scene"]
-                seen = scenes.setdefault(scene["name"], _Scene(scene["nbr_samples"], index.schema))
+                seen = scenes.setdefault(scene["name"], _Scene(scene["nbr_samples"]))
                 seen.add(key, sample)
                 if source is not None:
                     _compare(key, members, source, against)
@@ -218,11 +219,12 @@ def _check_sample(key, members):
     sample = parse_sample(members[SAMPLE])
     if not set(sample) >= SAMPLE_FIELDS:
         raise RecordError(f"{SAMPLE}: lacks {min(SAMPLE_FIELDS - set(sample))}")
-    if key != keyframe_key(sample["scene"]["name"], sample["index"], sample["schema"]):
+    if key != keyframe_key(sample["scene"]["name"], sample["index"]):
         raise RecordError(f"{SAMPLE}: belongs to another key")
     _check_neighbours(sample)
+    rig = rig_of(sample["facts"], sample["schema"])
     cameras = [c["channel"] for c in sample["cameras"]]
-    expected = member_order([c for c in CAMERAS if c in cameras], len(sample["lidar"]), len(sample["radar"]))
+    expected = member_order([c for c in rig.camera_names if c in cameras], len(sample["lidar"]), len(sample["radar"]))
     if list(members) != expected:
         odd = sorted(set(members) ^ set(expected)) or ["their order"]
         raise RecordError(f"its members are not those that {SAMPLE} lists: {', '.join(odd)}")
@@ -236,14 +238,15 @@ def _check_sample(key, members):
         check_rigid(row["global_T_ego"], f"{CAMERAS_MEMBER}: global_T_ego of {camera}")
     check_rigid(np.array(sample["global_T_ego"], np.float64), f"{SAMPLE}: global_T_ego")
     check_boxes(decode_boxes(members[BOXES_MEMBER], sample), BOXES_MEMBER)
-    for k in range(len(sample["lidar"])):
+    for k, files in enumerate(lidar_files(sample)):
         name = lidar_member(k)
-        _no_problem(name, lidar_problem(decode_points(members[name], name, len(LIDAR_FIELDS))))
-    for k in range(len(sample["radar"])):
+        points = decode_points(members[name], name, rig.lidar_planes)
+        _no_problem(name, lidar_problem(points) or _lidar_numbers_problem(points, files, rig))
+    for k, files in enumerate(sample["radar"]):
         name = radar_member(k)
-        points = decode_points(members[name], name, len(RADAR_FIELDS) + 2)
-        _no_problem(name, radar_problem(points) or _radar_rows_problem(points[-2:], sample["radar"][k]))
-    _check_times(sample)
+        points = decode_points(members[name], name, rig.radar_planes)
+        _no_problem(name, radar_problem(points) or _radar_rows_problem(points[-2:], files, rig.radar_names))
+    _check_times(sample, rig)
     return sample
 
 
@@ -252,23 +255,24 @@ def _check_neighbours(sample):
     scene, index = sample["scene"], sample["index"]
     for name, number in (("prev", index - 1), ("next", index + 1)):
         there = 0 <= number < scene["nbr_samples"]
-        wanted = keyframe_key(scene["name"], number, sample["schema"]) if there else ""
+        wanted = keyframe_key(scene["name"], number) if there else ""
         if sample[name] != wanted:
             raise RecordError(f"{SAMPLE}: {name} is {sample[name]!r}, not {wanted!r}")
 
 
-def _check_times(sample):
-    """Raise unless lidar and radars fired at their sample, their sweeps before, and lags are what the timestamps say."""
-    lidar, radars = sample["lidar"], sample["radar"][0] if sample["radar"] else []
-    for file in lidar[:1] + radars:
-        check_offset(sample["timestamp_us"], file["timestamp_us"], f"{SAMPLE}: {file['channel']}")
-    for sweeps in [lidar, *_by_channel(sample["radar"])]:
-        for newer, older in itertools.pairwise(sweeps):
-            check_sweep_step(older["timestamp_us"], newer["timestamp_us"], f"{SAMPLE}: sweep {older['token']}")
-    front = [f for f in radars if f["channel"] == REFERENCE_RADAR] or radars
-    of_lidar = [(lidar[0], file) for file in lidar]
-    of_radar = [(front[0], file) for sweep in sample["radar"] for file in sweep if front]
-    for keyframe, file in of_lidar + of_radar:
+def _check_times(sample, rig):
+    """Raise unless lidars and radars fired at their sample, their sweeps before, and lags are what the timestamps say."""
+    pairs = []
+    for sweeps, clock in ((lidar_files(sample), rig.clock), (sample["radar"], rig.radar_clock)):
+        keyframes = sweeps[0] if sweeps else []
+        for file in keyframes:
+            check_offset(sample["timestamp_us"], file["timestamp_us"], f"{SAMPLE}: {file['channel']}")
+        for files in _by_channel(sweeps):
+            for newer, older in itertools.pairwise(files):
+                check_sweep_step(older["timestamp_us"], newer["timestamp_us"], f"{SAMPLE}: sweep {older['token']}")
+        first = [file for file in keyframes if file["channel"] == clock] or keyframes
+        pairs += [(first[0], file) for files in sweeps for file in files if first]
+    for keyframe, file in pairs:
         lag = 1e-6 * (keyframe["timestamp_us"] - file["timestamp_us"])
         if abs(file["lag_s"] - lag) > MAX_LAG_ERROR_S:
             raise RecordError(f"{SAMPLE}: lag_s of {file['token']} is {file['lag_s']}, by its timestamp {lag:.6f}")
@@ -279,9 +283,16 @@ def _no_problem(name, problem):
         raise RecordError(f"{name}: {problem}")
 
 
-def _radar_rows_problem(rows, files):
-    """What is wrong with the points' lags and radars, (2, n), of a sweep of these files."""
-    lags = {RADARS.index(f["channel"]): f["lag_s"] for f in files if f["channel"] in RADARS}
+def _lidar_numbers_problem(points, files, rig):
+    """What is wrong with the lidars that points name, where there are several, of a sweep of these files."""
+    known = [rig.lidars.index(file["channel"]) for file in files]
+    strange = np.setdiff1d(points[-1], known) if len(rig.lidars) > 1 else ()
+    return f"a point is of lidar {strange[0]:g}, which {SAMPLE} does not list" if len(strange) else None
+
+
+def _radar_rows_problem(rows, files, names):
+    """What is wrong with the points' lags and radars, (2, n), of a sweep of these files; names: of the rig's radars."""
+    lags = {names.index(f["channel"]): f["lag_s"] for f in files}
     for lag, number in np.unique(rows, axis=1).T:
         if number not in lags:
             return f"a point is of radar {number:g}, which {SAMPLE} does not list"
@@ -290,10 +301,10 @@ def _radar_rows_problem(rows, files):
     return None
 
 
-def _by_channel(radar):
-    """Sweeps of each radar, newest first."""
+def _by_channel(sweeps):
+    """Files of each sensor, newest first."""
     channels = {}
-    for file in itertools.chain.from_iterable(radar):
+    for file in itertools.chain.from_iterable(sweeps):
         channels.setdefault(file["channel"], []).append(file)
     return channels.values()
 
@@ -301,8 +312,8 @@ def _by_channel(radar):
 class _Scene:
     """What was met of a scene: keys in tar order; its samples must follow each other as a car's do."""
 
-    def __init__(self, count, schema):
-        self.count, self.schema, self.keys, self.last = count, schema, [], None
+    def __init__(self, count):
+        self.count, self.keys, self.last = count, [], None
 
     def add(self, key, sample):
         self.keys.append(key)
@@ -314,7 +325,7 @@ class _Scene:
 def _whole(tar, scenes, skipped):
     skipped = {s["key"] for s in skipped}
     for name, scene in scenes.items():
-        want = [key for i in range(scene.count) if (key := keyframe_key(name, i, scene.schema)) not in skipped]
+        want = [key for i in range(scene.count) if (key := keyframe_key(name, i)) not in skipped]
         if scene.keys != want:
             missing = [key for key in want if key not in scene.keys]
             yield f"{tar}: {name} is not whole: {missing[0] if missing else 'its order is wrong'}"
@@ -380,6 +391,8 @@ def _sources(against, tars):
                 raise SourceError(f"{index.tar}: {name} is not in {against}")
             for frame in planner.scene_keyframes(scenes[name]):
                 frame.facts["schema"] = index.schema
+                if index.schema == 2:
+                    del frame.facts["conditions"]
                 frames[frame.key] = frame
         out[store.address, tar] = (facts, frames)
     return out

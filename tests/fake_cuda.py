@@ -26,10 +26,23 @@ class Event:
     """Of a device that has always done what it was given."""
 
     def record(self, stream=None):
-        pass
+        self.stream = stream
 
     def query(self):
         return True
+
+
+class Stream:
+    """Of such a device; notes the calls that order it or make the host wait, those of all streams in one list."""
+
+    def __init__(self, device=None, calls=None):
+        self.device, self.calls = device, [] if calls is None else calls
+
+    def wait_event(self, event):
+        self.calls.append(("wait_event", self.device))
+
+    def synchronize(self):
+        self.calls.append(("synchronize", self.device))
 
 
 class Host:
@@ -37,6 +50,7 @@ class Host:
 
     def __init__(self):
         self.locked = []  # tensors over it, which keep it
+        self.calls = []  # of Streams
 
     def lock(self, tensor):
         self.locked.append(tensor)
@@ -65,7 +79,7 @@ def host():
         patch.object(torch, "empty", empty_of),
         patch.object(torch.Tensor, "pin_memory", lambda tensor: found.lock(tensor.clone())),
         patch.object(torch.cuda, "Event", Event),
-        patch.object(torch.cuda, "current_stream", lambda device=None: None),
+        patch.object(torch.cuda, "current_stream", lambda device=None: Stream(device, found.calls)),
     ):
         yield found
 

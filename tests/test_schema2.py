@@ -4,12 +4,21 @@ They hold the generated world's scenes 1 to 3 of seed 7 at 90x160 pixels, three 
 losses were recorded with the code that wrote the shards.
 """
 
+import io
+import json
+import tarfile
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from common.conditions import conditions_of
+from common.record import encode_json
+from common.rig import rig_of
+from common.shard_index import build_index, dump_index
 from preprocess.verify import verify
 from tests.conftest import REPOSITORY, call_module
+from tests.index_files import index_path
 
 SCHEMA_2 = REPOSITORY / "tests" / "data" / "schema2"
 TRAINING = (
@@ -22,25 +31,24 @@ VAL_LOSSES = (10.755309104919434, 11.065752029418945)
 TOLERANCES = (1e-6, 1e-4, 1e-4)  # relative, update by update
 
 
-@pytest.fixture
-def one_thread():
-    """Sums differ with the number of threads."""
-    before = torch.get_num_threads()
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a small training on the shards, in one thread: sums differ with the number of threads."""
+    out, before = tmp_path_factory.mktemp("schema2"), torch.get_num_threads()
+    where = ["--shards", f"{SCHEMA_2}/train-*.tar", "--log_dir", out / "logs", "--ckpt_dir", out / "ckpt"]
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    try:
+        call_module("train.run", *where, *TRAINING)
+    finally:
+        torch.set_num_threads(before)
+    return out
 
 
-def losses_of(shards, out):
-    """[losses of the first three updates, losses of the validation batches] of a small training."""
-    where = ["--shards", f"{shards}/train-*.tar", "--log_dir", out / "logs", "--ckpt_dir", out / "ckpt"]
-    call_module("train.run", *where, *TRAINING)
-    [run] = (out / "logs").iterdir()
-    both = []
-    for part in "tv":
-        events = EventAccumulator(str(run / part)).Reload()
-        both.append([event.value for event in events.Scalars("stats/total_loss")])
-    return both
+def losses(run, part):
+    """Values of a run's curve of the loss: t of training, v of validation."""
+    [folder] = (run / "logs").iterdir()
+    events = EventAccumulator(str(folder / part)).Reload()
+    return [event.value for event in events.Scalars("stats/total_loss")]
 
 
 def test_reads_and_verifies():
@@ -48,7 +56,34 @@ def test_reads_and_verifies():
     assert (problems, keyframes, shards) == ([], 9, 2)
 
 
-def test_trains_to_the_losses_it_had(one_thread, tmp_path):
-    train, val = losses_of(SCHEMA_2, tmp_path)
-    assert train == [pytest.approx(want, rel=t) for want, t in zip(TRAIN_LOSSES, TOLERANCES, strict=True)]
-    assert val == [pytest.approx(want, rel=t) for want, t in zip(VAL_LOSSES, TOLERANCES[1:], strict=True)]
+def test_trains_to_the_losses_it_had(run):
+    for part, wanted, tolerances in (("t", TRAIN_LOSSES, TOLERANCES), ("v", VAL_LOSSES, TOLERANCES[1:])):
+        assert losses(run, part) == [pytest.approx(w, rel=t) for w, t in zip(wanted, tolerances, strict=True)]
+
+
+def as_schema_3(tar, out):
+    """A copy of a shard of schema 2 as schema 3, in the folder `out`, with its index."""
+    with tarfile.open(tar) as old, tarfile.open(out / tar.name, "w", format=tarfile.USTAR_FORMAT) as new:
+        for member in old:
+            data = old.extractfile(member).read()
+            if member.name.endswith("sample.json"):
+                sample = json.loads(data)
+                sample["facts"]["rig"] = rig_of(sample["facts"], 2).as_dict()
+                sample |= {"schema": 3, "conditions": conditions_of(sample["scene"]["description"])}
+                data = encode_json(sample)
+                member.size = len(data)
+            new.addfile(member, io.BytesIO(data))
+    index_path(out / tar.name).write_bytes(dump_index(build_index(out / tar.name)))
+
+
+def test_evaluates_to_the_figures_of_schema_3(run, tmp_path):
+    (tmp_path / "shards").mkdir()
+    as_schema_3(SCHEMA_2 / "val-000.tar", tmp_path / "shards")
+    bodies = []
+    [folder] = (run / "ckpt").iterdir()
+    for name, shards in (("2", SCHEMA_2), ("3", tmp_path / "shards")):
+        options = ["--device", "cpu", "--nworkers", "0", "--pictures", "0", "--out", tmp_path / name]
+        call_module("train.evaluate", folder, "--shards", f"{shards}/val-*.tar", *options)
+        body = json.loads((tmp_path / name / "eval.json").read_bytes())
+        bodies.append({key: value for key, value in body.items() if key not in ("schema", "about")})
+    assert bodies[0] == bodies[1] and bodies[0]

@@ -1,21 +1,26 @@
 """Checkpoints in Simple-BEV's layout, written so that the newest complete one always survives."""
 
+import copy
+import io
 import os
 import re
 import zipfile
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from common import files
+from common.errors import InputError
 
 SHOWN = 3  # tensors that are named where a checkpoint does not fit
 BEST = "model-best.pth"  # the best one by --keep_best; it holds the whole state, as those of the steps do
 _NAME = re.compile(r"model-(\d{9,})\.pth")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint that cannot be used; the message names the file and what differs."""
 
 
@@ -25,7 +30,7 @@ def _steps(folder):
 
 
 def save(ckpt_dir, step, model, optimizer=None, scheduler=None, keep_latest=2, **state):
-    """Write model-%09d.pth to a temporary name, flush, rename; only then remove all but the keep_latest newest.
+    """Write model-%09d.pth to a temporary name, flush, rename; only then remove all but the keep_latest newest up to it.
 
     Args:
         state: more entries, of types that torch.load(weights_only=True) accepts.
@@ -35,7 +40,27 @@ def save(ckpt_dir, step, model, optimizer=None, scheduler=None, keep_latest=2, *
     return write(ckpt_dir, step, _content(step, model, optimizer, scheduler, state), keep_latest)
 
 
+def check_readable(model, optimizer=None):
+    """Raise CheckpointError where a checkpoint of these could not be read: it holds plain values and tensors."""
+    entries = [(f"{type(model).__name__}'s state", name, value) for name, value in model.state_dict().items()]
+    if optimizer is not None:
+        groups = enumerate(optimizer.state_dict()["param_groups"])
+        entries += [("the optimizer's group", f"{n}", group) for n, group in groups]
+    for whose, name, value in entries:
+        if type(value) is not torch.Tensor:
+            file = io.BytesIO()
+            try:
+                torch.save(value, file)
+                torch.load(io.BytesIO(file.getvalue()), map_location="cpu", weights_only=True)
+            except Exception:  # pickle and torch raise many kinds
+                raise CheckpointError(
+                    f"{whose} {name} cannot be kept in a checkpoint: it holds more than numbers, texts, lists, dicts and "
+                    "tensors; make it of these"
+                ) from None
+
+
 def _content(step, model, optimizer, scheduler, state):
+    check_readable(model)
     content = {"model_state_dict": model.state_dict(), "step": int(step), **state}
     if optimizer is not None:
         content["optimizer_state_dict"] = optimizer.state_dict()
@@ -52,11 +77,14 @@ def snapshot(step, model, optimizer=None, scheduler=None, **state):
 def _copied(value):
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {k: _copied(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
+    if type(value) in (dict, OrderedDict):
+        out = type(value)((k, _copied(v)) for k, v in value.items())
+        if hasattr(value, "_metadata"):  # the modules' versions, by which torch brings older states up to date
+            out._metadata = copy.deepcopy(value._metadata)
+        return out
+    if type(value) in (list, tuple):
         return type(value)(_copied(v) for v in value)
-    return value
+    return copy.deepcopy(value)
 
 
 def write(ckpt_dir, step, content, keep_latest, name=None, tell=lambda note: None):
@@ -89,9 +117,8 @@ def write(ckpt_dir, step, content, keep_latest, name=None, tell=lambda note: Non
         steps = _steps(folder) if folder.is_dir() else []
         left = f"; the newest one is {steps[-1][1]}: go on with --resume {folder}" if steps else ""
         raise CheckpointError(f"{path}: cannot be written ({reason.strerror or reason}){left}") from None
-    for _, old in _steps(folder)[:-keep_latest]:
-        if old != path:
-            old.unlink(missing_ok=True)
+    for _, old in [one for one in _steps(folder) if one[0] <= step][:-keep_latest]:
+        old.unlink(missing_ok=True)
     return path
 
 
@@ -188,16 +215,28 @@ def find(path_or_dir, step=None):
     return steps[-1][1]
 
 
-def read(path_or_dir, step=None, command="give"):
+def peek(path_or_dir, step=None, command="give"):
+    """What `read` gives but for networks and optimizers, which are not read. Raises CheckpointError as it does."""
+    path = find(path_or_dir, step)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return {name: value for name, value in content.items() if not name.endswith("_state_dict")}
+    except Exception:  # a damaged file, or a format that cannot be mapped
+        return read(path, command=command)
+
+
+def read(path_or_dir, step=None, command="give", check=True):
     """The dict of a checkpoint, on the CPU, by weights_only.
 
-    command: what a user writes before the path of another one, for the message.
-
-    Raises CheckpointError, which for a damaged file names the newest sound one beside it.
+    Args:
+        command: what a user writes before the path of another one, for the message.
+        check: compare checksums; of several processes that read the same file one is enough.
+    Raises:
+        CheckpointError: for a damaged file it names the newest sound one beside it.
     """
     path = find(path_or_dir, step)
     try:
-        return _read(path)
+        return _read(path, check)
     except CheckpointError as error:
         others = [*(other for _, other in reversed(_steps(path.parent))), path.with_name(BEST)]
         sound = next((other for other in others if other != path and _is_sound(other)), None)
@@ -205,11 +244,11 @@ def read(path_or_dir, step=None, command="give"):
         raise CheckpointError(f"{error}{rest}") from None
 
 
-def _read(path):
+def _read(path, check=True):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         content["model_state_dict"].items()
-        if "step" in content:  # ours, with checksums, which torch does not compare
+        if check and "step" in content:  # ours, with checksums, which torch does not compare
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
             if damaged:
@@ -258,12 +297,13 @@ def load(path_or_dir, model, optimizer=None, scheduler=None, ignore_load=(), ste
     """Load a checkpoint of ours or of Simple-BEV.
 
     Args:
-        ignore_load: substrings; weights whose names hold one keep their values.
+        ignore_load: substrings; weights whose names hold one keep their values. Each must be in some name.
         step: in a folder, which step; by default the newest.
     Returns:
         The step.
     Raises:
-        CheckpointError: no such checkpoint, a damaged one, or names or shapes that differ: three are named.
+        CheckpointError: no such checkpoint, a damaged one, or one that torch's strict load_state_dict refuses: of what differs
+            three are named. The model may then be changed in part.
     """
     path = find(path_or_dir, step)
     content = read(path)
@@ -280,23 +320,49 @@ def load(path_or_dir, model, optimizer=None, scheduler=None, ignore_load=(), ste
 
 def load_weights(path, content, model, ignore_load=()):
     """The weights of what `read` gave of `path`, into the model; returns the step. Raises CheckpointError as `load` does."""
-    given = {k.removeprefix("module."): v for k, v in content["model_state_dict"].items()}
-    own = model.state_dict()
-    given = {k: v for k, v in given.items() if not any(part in k for part in ignore_load)}
-    required = [k for k in own if not any(part in k for part in ignore_load)]
-    problems = [f"missing {k}" for k in required if k not in given]
-    problems += [f"unexpected {k}" for k in given if k not in own]
-    for name, value in given.items():
-        if name in own and own[name].shape != value.shape:
-            problems.append(f"{name} is {tuple(value.shape)}, the model has {tuple(own[name].shape)}")
-    if problems:
+    own, state = model.state_dict(), _unprefixed(content["model_state_dict"], model)
+    for part in ignore_load:
+        if not any(part in name for name in (*own, *state)):
+            raise CheckpointError(f"--ignore_load {part}: no weight of the model or of {path} has it in its name")
+    kept = {name: value for name, value in own.items() if any(part in name for part in ignore_load)}
+    for name in [name for name in state if any(part in name for part in ignore_load)]:
+        del state[name]
+    state.update(kept)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        said = [line.strip() for line in str(error).splitlines()[1:]]
+        problems = _differences(own, state) or said
+        if not said:  # of a hook of the model's own
+            raise
         rest = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        shown = "; ".join(problems[:SHOWN])
         options = getattr(model, "decided_by", "--model or --model_args")
-        raise CheckpointError(f"{path}: does not fit the model: {shown}{rest}; another {options}?")
-    model.load_state_dict({**own, **given})
+        raise CheckpointError(
+            f"{path}: does not fit the model: {'; '.join(problems[:SHOWN])}{rest}; another {options}?"
+        ) from None
     name = _NAME.fullmatch(Path(path).name)
     return int(content.get("step", name[1] if name else 0))
+
+
+def _unprefixed(state, model):
+    """A copy of a state_dict, without the `module.` that DataParallel puts before every name, where the model has none."""
+    out = OrderedDict(state)
+    if hasattr(state, "_metadata"):
+        out._metadata = OrderedDict(state._metadata)
+    own = model.state_dict().keys()
+    if all(name.startswith("module.") for name in out) and not own & out.keys():
+        consume_prefix_in_state_dict_if_present(out, "module.")
+    return out
+
+
+def _differences(own, given):
+    problems = [f"missing {name}" for name in own if name not in given]
+    problems += [f"unexpected {name}" for name in given if name not in own]
+    for name, value in given.items():
+        shapes = [tuple(v.shape) if isinstance(v, torch.Tensor) else None for v in (value, own.get(name))]
+        if None not in shapes and shapes[0] != shapes[1]:
+            problems.append(f"{name} is {shapes[0]}, the model has {shapes[1]}")
+    return problems
 
 
 def interpolation(content):

@@ -1,6 +1,7 @@
 """What the commands share: options on the command line and from files, help in groups, errors in one line."""
 
 import sys
+import traceback
 from dataclasses import fields
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import click
 import yaml
 
 from common.spelling import EITHER, Command, spelled
-from train.errors import DataError, Interrupted, NotFinite, PeerFailed, PeersLost, Stopped
+from train.errors import Interrupted, NotFinite, PeerFailed, Stopped
+from train.faults import told_in_a_line
 from train.options import GROUPS, Options, check_visibility, coerce, of_today
 from train.processes import ranks, signals
 from train.processes.ranks import say
@@ -173,7 +175,7 @@ def known_options(recorded, source, strict):
 
 
 def fail_in_one_line(action):
-    """Run action(); bad input ends with one line and exit code 1, a signal with its own code.
+    """Run action(); bad input ends with one line and exit code 1, a fault with its traceback, a signal with its own code.
 
     What all ranks meet alike is said once, what one alone met by that one.
     """
@@ -191,13 +193,15 @@ def fail_in_one_line(action):
         sys.exit(failed.code)
     except Exception as error:
         out_of_memory = _is_out_of_memory(error)
-        if not (out_of_memory or isinstance(error, (ValueError, NotFinite, DataError, OSError, PeersLost))):
-            raise
+        # Before the ranks have met, they all read the same command line; a machine has its own disk.
+        same = "node" if isinstance(error, ValueError) and not ranks.joined() else "process"
+        if not (out_of_memory or told_in_a_line(error)):
+            # Here, since click would make one word of some kinds. Notes are part of it.
+            say("".join(traceback.format_exception(error)).rstrip(), same)
+            sys.exit(1)
         text = _one_line(error)
         if out_of_memory:
             text = f"out of memory on the device; lower --batch_size or --res_scale ({text[:120]})"
-        # Before the ranks have met, they all read the same command line; a machine has its own disk.
-        same = "node" if isinstance(error, ValueError) and not ranks.joined() else "process"
         _say_with_notes(f"error: {text}", error, "run" if isinstance(error, NotFinite) else same)
         sys.exit(1)
 

@@ -10,7 +10,7 @@ from train.evaluating import Evaluation, read_options, shown
 from train.evaluation.files import read_json
 from train.launch import launch
 from train.metrics import iou
-from train.processes.distributed import World, pick_device
+from train.processes.distributed import World, own_device, pick_device
 from train.processes.precision import full_float32
 from train.report import write_report
 from train.samples import Network, Samples
@@ -23,7 +23,7 @@ from train.training import train
 def run(options, picture, out):
     """Train as the options say, evaluate, draw the fullest val sample, and write the run's page to the folder `out`."""
     options = on_one_device(options)
-    device = pick_device(options.device)
+    device = own_device(options.device)
     model, options = make_network(options, device=device)
     _, loader, vox_util = make_loaders(options, device)
     with full_float32():

@@ -11,8 +11,8 @@ from train.paths import check_paths
 # Options that change nothing here, by group and name.
 _OF_TRAINING = (
     *("run", "optimisation", "ckpt_dir", "save_freq", "keep_latest", "resume", "load_step", "load_optimizer"),
-    *("sync_bn", "deterministic", "shuffle", "temporal_aug", "nworkers_val", "rand_flip", "rand_crop_and_resize"),
-    *("ncams", "do_shuffle_cams", "no_pretrained", "backbone_weights", "keep_best"),
+    *("sync_bn", "find_unused", "deterministic", "shuffle", "temporal_aug", "nworkers_val", "rand_flip"),
+    *("rand_crop_and_resize", "ncams", "do_shuffle_cams", "no_pretrained", "backbone_weights", "keep_best"),
 )
 _CHOICES = (
     click.Option(["--out"], help="folder of eval.json, samples.csv, pictures  [RUN/eval]"),

@@ -48,7 +48,7 @@ def evaluate_run(given, choices):
 
 def read_options(given):
     """Options of the command line over those that the checkpoint records. Raises ValueError."""
-    content = checkpoint.read(given["init_dir"], command=spelled("train.evaluate"))
+    content = checkpoint.peek(given["init_dir"], command=spelled("train.evaluate"))
     recorded = known_options(content.get("options") or {}, given["init_dir"], strict=False)
     own = [f.name for f in fields(Options) if {f.name, f.metadata["group"]} & set(_OF_MODEL)]
     own = {name: recorded[name] for name in own if name in recorded}
@@ -230,7 +230,7 @@ class Parts:
 def _prepare(options, world):
     set_precision(options, world.device)
     path = checkpoint.find(options.init_dir)
-    content = checkpoint.read(path)
+    content = checkpoint.read(path, command=spelled("train.evaluate"), check=world.leads)
     check_same_network(path, content, options)
     network, options = make_network(options)
     labels = labels_side_by_side(options)

@@ -32,8 +32,10 @@ def write_gallery(out, evaluation, label, parts, count):
 
 def chosen_rows(rows, label, count):
     """List of (kind, row, IoU), at most `count`, none twice: "worst", "median", "best", each sorted by IoU."""
-    scored = sorted(((_iou(row.counts[label]), row.key, row) for row in rows), key=lambda one: one[:2])
-    scored = [one for one in scored if not np.isnan(one[0])]
+    scored = ((_iou(row.counts[label]), row.key, row) for row in rows)
+    scored = sorted(
+        (one for one in scored if not np.isnan(one[0])), key=lambda one: one[:2]
+    )  # NaN has no place in an order
     each = min(count, len(scored)) // 3
     if not each:
         return [("worst", row, value) for value, _, row in scored[:count]]

@@ -1,7 +1,9 @@
 """The training loop: updates of accumulated batches, validation now and then, checkpoints."""
 
+import copy
+import math
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 
 from common.progress import Progress
 from train import checkpoint
+from train.data.buffers import passed
 from train.errors import NotFinite, Stopped
 from train.model.interface import check_network
 from train.monitor.console import Console
@@ -18,9 +21,10 @@ from train.optim import fetch_optimizer, parameter_groups
 from train.options import Options, as_dict
 from train.processes import signals
 from train.processes.distributed import World, saving
-from train.processes.precision import on_device, peak_memory_gb
+from train.processes.gradients import Averaged
+from train.processes.precision import on_device, peak_memory_gb, seed_all
 from train.processes.ranks import say
-from train.step import LossStep, over_processes, validate
+from train.step import LossStep, validate
 
 LOST = 255  # no signal's number: rank 0 could not write a checkpoint, or curves
 
@@ -42,7 +46,7 @@ class Update:
     """An update that the device may still be busy with: its figures are on their way to the host.
 
     own: this rank's, a row a batch, on the device. sums: the same summed over ranks, on the CPU once `arrived` has passed.
-    samples: tokens of each batch. shown: what is known of it without the device.
+    samples: tokens of each batch. shown: what is known of it without the device. validated: whether a validation followed.
     """
 
     step: int
@@ -51,12 +55,21 @@ class Update:
     arrived: object
     samples: list
     shown: dict
+    validated: bool = False
 
     def is_finite(self):
         """Whether loss and gradient are, on all ranks; waits for the device."""
         if self.arrived is not None:
             self.arrived.synchronize()
         return bool(self.sums.isfinite().all())
+
+
+class _NoBatch(Exception):
+    """A loader gave no batch; why is its cause. step: the last update that was made. state: of the loaders, as of then."""
+
+    def __init__(self, step, state):
+        super().__init__()
+        self.step, self.state = step, state
 
 
 class Trainer:
@@ -88,54 +101,86 @@ class Trainer:
         self.step = LossStep(network, grid, autocast, self.world, options.seed, options.rand_flip)
         self.pools = {w: Pool((pools or {}).get(w, ()), self.step.read) for w in "tv"}
         self.best = best
-        if options.compile:
+        if options.compile and self.world.size == 1:
             self.step.compile_parts()
         if options.rand_flip and not self.step.flips:
             say("note: the network takes no flips (its forward has no parameter of that name), and trains without them")
-        self.parallel = None  # over processes: made with the first batch, which shows what the loss reaches
+        on_wrapping = self.step.compile_parts if options.compile else lambda: None
+        self.averaged = Averaged(self.step, options.find_unused, on_wrapping)
         # The host runs an update ahead of a device that works by itself.
         self.runs_ahead = self.world.device.type == "cuda"
         self._pending = None
 
     def run(self, first_step=0):
-        """Train to max_iters; returns the last checkpoint's path. Raises Stopped after a signal, NotFinite."""
+        """Train to max_iters; returns the last checkpoint's path.
+
+        Where a loader fails, what was trained so far is saved before its error is raised; resumed, the run is the one that
+        it would have been. Checkpoints of later steps that lie in the folder are set aside first.
+
+        Raises Stopped after a signal, NotFinite, what a loader raises.
+        """
         train = batches(self.train_loader)
         val = batches(self.val_loader) if self.val_loader is not None else None
+        self.world.together(lambda: checkpoint.check_readable(self.network, self.optimizer))
+        self.world.together(lambda: self.world.leads and self._set_aside(first_step))
         saver = _writer(self.folder, self.options.keep_latest) if self.world.leads else None
         steps = range(first_step + 1, self.options.max_iters + 1)
         shown = {part: pool for part, pool in self.pools.items() if part == "t" or val is not None}
         self.curves = self._curves(shown, steps.start)
         self.console = Console(steps, self.options.batch_size * self.options.grad_acc, self.world.leads)
         self._val_picture_due = False
-        path, stop = None, 0
-        with signals.collected() as caught:  # until the last write is on the disk
+        self._saved_step = first_step
+        endings = (
+            *(lambda: self._finish(ended=True), self.console.close, lambda: _last_written(saver)),
+            *(train.close, lambda: val and val.close(), self.curves.close),
+        )
+        with signals.collected() as caught, _at_the_end(*endings):  # until the last write is on the disk
+            return self._updates(steps, train, val, saver, caught)
+
+    def _updates(self, steps, train, val, saver, caught):
+        path, stop, failure = None, 0, None
+        for step in steps:
             try:
-                for step in steps:
-                    self._iterate(step, train, val, saver)
-                    lost = (saver and saver.failed()) or self.curves.lost
-                    stop = self.world.any(caught[0] if caught else LOST if lost else 0)
-                    if self._saves(step) or stop:
-                        self._finish()
-                        path = self.save(step, saver)
-                    if stop:
-                        break
-                    if step == first_step + 1:
-                        self.world.first_step_done()
-                self._saved(saver)
-                self.curves.close()
-                self.world.together(self.curves.check)
-                if stop:
-                    raise Stopped(128 + stop)
-            finally:
-                self._finish(ended=True)
-                self.console.close()
-                if saver and (lost := saver.finish()):
-                    say(f"error: {lost}")
-                train.close()
-                if val:
-                    val.close()
-                self.curves.close()
+                self._iterate(step, train, val, saver)
+            except _NoBatch as failed:
+                failure = failed
+                break
+            lost = (saver and saver.failed()) or self.curves.lost
+            stop = self.world.any(caught[0] if caught else LOST if lost else 0)
+            if self._saves(step) or stop:
+                self._finish()
+                path = self.save(step, saver)
+            if stop:
+                break
+            if step == steps.start:
+                self.world.first_step_done()
+        if failure is not None:
+            self._keep(failure, saver)
+            raise failure.__cause__
+        self._saved(saver)
+        self.curves.close()
+        self.world.together(self.curves.check)
+        if stop:
+            raise Stopped(128 + stop)
         return path
+
+    def _keep(self, failure, saver):
+        """Save what was trained until a loader failed; where that fails too, the loader's error tells it."""
+        if failure.step <= self._saved_step:
+            return
+        try:
+            self._finish()
+            self.save(failure.step, saver, state=failure.state)
+            self._saved(saver)
+        except NotFinite:
+            raise
+        except Exception as error:
+            failure.__cause__.add_note(f"note: step {failure.step} could not be saved: {error}")
+
+    def _set_aside(self, step):
+        """Set aside what the folder holds of later steps: of this run, which goes back, or of another of its name."""
+        for path in checkpoint.set_aside(self.folder, step):
+            say(f"note: {path} was saved after step {step}, from which this run goes on; it will not be used again")
 
     def _curves(self, pools, first_step):
         options = as_dict(self.options)
@@ -173,7 +218,8 @@ class Trainer:
             "read_mb_per_s": update.shown.pop("read_mb") / seconds,
         }
         if validates:
-            seen = self._validate(val)
+            seen = self._validate(step, val)
+            update.validated = True
         if at_once:
             self._finish()
         if draws:
@@ -192,25 +238,24 @@ class Trainer:
 
         Random numbers of the network (dropped paths) are a function of seed, step and rank: nothing to save.
         """
-        torch.manual_seed((self.options.seed * 1_000_003 + step) * 4099 + self.world.rank)
+        seed_all((self.options.seed * 1_000_003 + step) * 4099 + self.world.rank)
+        stood = {"loader": self.train_loader.state_dict()}
         waited, read_before = 0.0, self.train_loader.reader.bytes_read
         self.step.train()
         self.optimizer.zero_grad(set_to_none=True)
+        self.averaged.begin()
         figures, tokens = [], []
         for number in range(1, self.options.grad_acc + 1):
             before = time.monotonic()
-            self.batch = self.world.together(lambda: next(train))
+            self.batch = self._next(train, step - 1, stood)
             waited += time.monotonic() - before
-            if self.parallel is None:
-                self.parallel = over_processes(self.step, self.batch)
+            if number == 1 and self.options.grad_acc > 1:
+                stood["model_state_dict"] = _beside_parameters(self.network)
             # Gradients are summed over the batches first, and over the ranks once.
-            last = number == self.options.grad_acc
-            with nullcontext() if last or self.parallel is self.step else self.parallel.no_sync():
-                loss, values, self.outputs = self.parallel(self.batch)
-                loss.backward()
+            values, self.outputs = self.averaged(self.batch, last=number == self.options.grad_acc)
             figures.append(values)
             tokens.append([token for window in self.batch.tokens for token in window])
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.grad_clip or math.inf)
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
@@ -222,6 +267,13 @@ class Trainer:
             "read_mb": (self.train_loader.reader.bytes_read - read_before) / 1e6,
         }
         return Update(step, own, *_on_its_way(self.world.sum(own)), tokens, shown)
+
+    def _next(self, batches, step, state):
+        """The next batch. Raises _NoBatch, on all ranks, where a rank's loader fails; step, state: what is then saved."""
+        try:
+            return self.world.together(lambda: next(batches))
+        except Exception as error:
+            raise _NoBatch(step, state) from error
 
     def _count(self, update):
         """Wait for the update's figures. Raises NotFinite, on all ranks, before anything is saved."""
@@ -247,8 +299,7 @@ class Trainer:
         self.pools["t"].add({**means, "time_per_batch": seconds, "time_per_el": seconds / samples}, counts)
         grad_norm = update.sums[0, -1].item() / self.world.size
         shown = update.shown | {"grad_norm": grad_norm, "memory_gb": peak_memory_gb(self.world.device)}
-        validated = self.val_loader is not None and self._validates(update.step)
-        self.curves.show(update.step, shown, validated)
+        self.curves.show(update.step, shown, update.validated)
         self.console.show(update.step, shown, self.curves.pools)
 
     def _validates(self, step):
@@ -257,7 +308,7 @@ class Trainer:
     def _saves(self, step):
         return step % self.options.save_freq == 0 or step == self.options.max_iters
 
-    def _validate(self, val):
+    def _validate(self, step, val):
         """val_batches batches, going round the val set; a rank without a share of one only adds its zeros.
 
         Returns the last batch and its outputs, None where this rank had none.
@@ -265,17 +316,24 @@ class Trainer:
         whole = self.options.val_batches == "all"
         wanted = self.val_loader.num_global_batches if whole else int(self.options.val_batches)
         self.world.follow_leader(self.network.buffers())  # batch-norm statistics: what a checkpoint of now would hold
-        taken = (self.world.together(lambda: next(val)) for _ in range(wanted))
+        stood = {"val_loader": self.val_loader.state_dict()}
+        taken = (self._next(val, step, stood) for _ in range(wanted))
         with Progress(wanted, "batches", "validation", leave=False, shown=self.world.leads) as bar:
             means, counts, seen = validate(self.step, bar.over(taken), self.world)
         self.pools["v"].add(means, counts)
         return seen
 
-    def save(self, step, saver, name=None):
-        """Hand the state after `step` to the background writer; the path it will have. name: of the file, not the step's."""
+    def save(self, step, saver, name=None, state=()):
+        """Hand the state after `step` to the background writer; the path it will have.
+
+        name: of the file, not the step's. state: entries of a checkpoint that replace those of now, of weights by name.
+        """
         self._saved(saver)
+        if name is None:
+            self._saved_step = step
         if not self.world.leads:
             return None
+        then = dict(state)
         state = {"options": as_dict(self.options), "pools": {w: list(pool.entries) for w, pool in self.pools.items()}}
         if self.best is not None:
             state["best"] = self.best
@@ -286,6 +344,8 @@ class Trainer:
                     state[f"{prefix}samples_sha256"] = digest
         state["is_stream"] = getattr(self.train_loader.reader, "is_stream", False)
         content = checkpoint.snapshot(step, self.network, self.optimizer, self.scheduler, **state)
+        content["model_state_dict"].update(then.pop("model_state_dict", {}))
+        content |= then
         return saver.submit(step, content, name)
 
     def _is_best(self):
@@ -295,15 +355,46 @@ class Trainer:
         metric, figures = self.options.keep_best, self.pools["v"].last()
         if metric not in figures:
             raise ValueError(f"--keep_best {metric}: validation gives {', '.join(figures)}")
-        better = self.best is None or is_better(metric, figures[metric], self.best)
+        better = is_better(metric, figures[metric], self.best)
         if better:
             self.best = figures[metric]
         return better
 
 
 def is_better(metric, value, best):
-    """Whether a figure of validation beats the best one so far; all but the IoU are losses."""
+    """Whether a figure of validation beats the best one so far, None for none; all but the IoU are losses, NaN is none."""
+    if math.isnan(value) or best is None or math.isnan(best):
+        return not math.isnan(value)
     return value > best if metric == "iou" else value < best
+
+
+def _beside_parameters(network):
+    """What a checkpoint holds of a network besides its parameters, copied: what forward passes may change."""
+    trained = {name for name, _ in network.named_parameters()}
+    return {name: copy.deepcopy(value) for name, value in network.state_dict().items() if name not in trained}
+
+
+def _last_written(saver):
+    """Wait until the last write has ended; say so where it failed."""
+    if saver and (lost := saver.finish()):
+        say(f"error: {lost}")
+
+
+@contextmanager
+def _at_the_end(*actions):
+    """Do all of these after the block, whatever the others do; of several errors the first is raised."""
+    first = None
+    try:
+        yield
+    except BaseException as error:
+        first = error
+    for action in actions:
+        try:
+            action()
+        except Exception as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def _on_its_way(sums):
@@ -312,14 +403,13 @@ def _on_its_way(sums):
         return sums.cpu(), None
     host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
     host.copy_(sums, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
-    return host, event
+    return host, passed(sums.device)
 
 
 def _check_arguments(options, network, loaders):
     if not isinstance(options, Options):
         raise ValueError(f"Trainer(options, network, loaders): options is a {type(options).__name__}, not Options")
+    options.validate()  # of which some may have been changed since they were built
     check_network(network)
     if not (isinstance(loaders, tuple) and len(loaders) == 3):
         raise ValueError(

@@ -5,7 +5,6 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 
 from common.addresses import recordable
-from common.cameras import CAMERAS
 from common.record import MOST_VISIBLE
 from common.stores import parse_options
 from train.classes import class_specs
@@ -38,7 +37,11 @@ def _option(default, help, group, least=None, secret=False, also=(), typed=True)
 
 @dataclass
 class Options:
-    """Options of a run; validate() raises ValueError with the remedy. Lengths in metres."""
+    """Options of a run, of the types and within the bounds that they have on the command line. Lengths in metres.
+
+    Raises:
+        ValueError: with the remedy, when it is built.
+    """
 
     exp_name: str = _option("debug", "name of the experiment, part of the run's name", "run")
     run_name: str = _option(
@@ -71,6 +74,9 @@ class Options:
     )
     precision: str = _option("", "bf16, fp32 or tf32; without it fp32, but bf16 to train on CUDA", "devices")
     sync_bn: bool = _option(False, "batch-norm statistics over all CUDA devices, not of each", "devices")
+    find_unused: bool = _option(
+        False, "several processes: search every update for layers that it leaves out", "devices"
+    )
     compile: bool = _option(False, "torch.compile network and losses", "devices")
     deterministic: bool = _option(False, "only deterministic kernels, where torch has them", "devices")
     shards: tuple = _option((), "paths or addresses: tars, *, <000..099>, a folder, a manifest", "data")
@@ -96,13 +102,13 @@ class Options:
     lr: float = _option(3e-4, "peak learning rate", "optimisation", also=("learning_rate",))
     use_scheduler: bool = _option(True, "AdamW with OneCycle, else Adam", "optimisation")
     weight_decay: float = _option(1e-7, "of AdamW, or Adam", "optimisation", least=0.0)
-    grad_clip: float = _option(5.0, "largest norm of the gradient", "optimisation", least=0.0)
+    grad_clip: float = _option(5.0, "largest norm of the gradient; 0: any", "optimisation", least=0.0)
     res_scale: float = _option(2.0, "image size over 224x400, at least 0.25", "augmentation", least=0.25)
     rand_flip: bool = _option(True, "flip images and BEV features", "augmentation")
     rand_crop_and_resize: bool = _option(True, "random scale 0.8-1.2 and crop", "augmentation")
-    ncams: int = _option(6, "cameras of a training sample", "augmentation", least=1)
+    ncams: int = _option(0, "cameras of a training sample; 0: all of them", "augmentation", least=0)
     do_shuffle_cams: bool = _option(True, "draw the reference camera", "augmentation")
-    refcam_id: int = _option(1, "reference camera slot in evaluation", "augmentation")
+    refcam_id: int = _option(-1, "reference camera slot in evaluation; -1: the rig's own", "augmentation", least=-1)
     interpolation: str = _option("bilinear", "bilinear (antialiased) or nearest (the lineage's)", "augmentation")
     nsweeps: int = _option(3, "lidar and radar sweeps, keyframe included", "sensors", least=1)
     use_radar: bool = _option(False, "radar occupancy", "sensors")
@@ -128,6 +134,13 @@ class Options:
     Z: int = _option(200, "voxels forward", "grid", least=1)
     Y: int = _option(8, "voxels down", "grid", least=1)
     X: int = _option(200, "voxels to the right", "grid", least=1)
+
+    def __post_init__(self):
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name != "model_args" or isinstance(value, str):  # a factory gets them as a dict or an object
+                setattr(self, item.name, coerce(item.name, value))
+        self.validate()
 
     @property
     def stores(self):
@@ -169,8 +182,8 @@ class Options:
             if least is not None and not value >= least:  # NaN too
                 raise ValueError(f"--{item.name} {value} must be at least {least}")
         check_visibility(self.protocol, self.min_visibility)
-        if self.ncams > len(CAMERAS):
-            raise ValueError(f"--ncams {self.ncams}: the car has {len(CAMERAS)} cameras")
+        if self.seed >= 2**64:
+            raise ValueError(f"--seed {self.seed}: it has 64 bits at most")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"--lr {self.lr} must be positive")
         if self.frame not in ("cam0", "ego"):
@@ -190,7 +203,6 @@ class Options:
             "final_dim": (height, width),
             "resize_lim": [0.8, 1.2] if crops else [1.0, 1.0],
             "crop_offset": int(height * (1 - 0.8)) if crops else 0,
-            "cams": list(CAMERAS),
             "ncams": self.ncams,
         }
 
@@ -284,7 +296,7 @@ def _patterns(text):
 # What --resume may be given anew; the rest makes the experiment or the order of its samples.
 FREE_ON_RESUME = frozenset(
     "max_iters log_freq do_val val_freq val_batches log_dir wandb config save_freq keep_latest keep_best "
-    "resume device device_ids timeout_min precision sync_bn compile deterministic shards val_shards "
+    "resume device device_ids timeout_min precision sync_bn find_unused compile deterministic shards val_shards "
     "data_dir dset nworkers nworkers_val reader decode verify_reads store_options requests cache_dir "
     "cache_gb".split()
 )

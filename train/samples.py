@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from common import addresses
-from common.cameras import CAMERAS
 from common.keys import scene_key
 from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, image_member, lidar_member, radar_member
 from common.shard_set import find_shards
@@ -21,15 +20,14 @@ from train.data.order import FLIP_STREAM, sample_rng
 from train.data.sources import open_source
 from train.data.windows import windows
 from train.errors import DataError
+from train.model.finite import finite_outputs
 from train.model.forward import run_network
 from train.model.interface import Flips
 from train.options import Options
 from train.processes.precision import full_float32
+from train.processes.ranks import say
 from train.runs import find_run
 from train.setup import make_network
-
-# All that a picture can show of a record.
-_MEMBERS = (SAMPLE, CAMERAS_MEMBER, BOXES_MEMBER, *map(image_member, CAMERAS), lidar_member(0), radar_member(0))
 
 
 class Samples:
@@ -80,7 +78,8 @@ class Samples:
     def members(self, number):
         """Dict from name to bytes of all that a picture can show of a keyframe."""
         source, own = self.source_of(number)
-        return source.read(own, _MEMBERS)
+        images = map(image_member, source.rig.camera_names)
+        return source.read(own, (SAMPLE, CAMERAS_MEMBER, BOXES_MEMBER, *images, lidar_member(0), radar_member(0)))
 
     def decoded(self, number, decode):
         """decode() of a keyframe's members; a damaged one raises ValueError with shard and key."""
@@ -124,9 +123,9 @@ def network_of(run, device):
     return Network(options, model.eval(), step, device)
 
 
-def options_without_run(facts):
+def options_without_run():
     """Options that any shards can serve: images at half size and the labels of the default grid."""
-    return Options(nsweeps=1, res_scale=1.0, **({"refcam_id": 0} if len(facts.get("cameras", CAMERAS)) < 2 else {}))
+    return Options(nsweeps=1, res_scale=1.0)
 
 
 def window_of(samples, number, options, is_train=False):
@@ -177,7 +176,7 @@ def _loader_of(source, options, device, is_train, cameras):
     windows_of = {"shuffle": False, "temporal_aug": options.temporal_aug and is_train}
     options = dataclasses.replace(options, batch_size=1, decode="auto", **windows_of)
     config = DataConfig.of(options, device, cameras=cameras, is_train=is_train)
-    augment = config.augment.of_those_held(source.facts.get("cameras"))
+    augment = config.augment.of_rig(source.rig)
     return Loader(source, config.order, config.decode, augment, config.stage, 0)
 
 
@@ -196,4 +195,7 @@ def predict(network, batch, grid):
         outputs = run_network(network.model, batch, grid)
     if "seg" not in outputs:
         raise ValueError(f"{type(network.model).__name__} gives no seg: there is no map to show; leave out --run")
+    outputs, not_finite = finite_outputs(outputs)
+    if not_finite[0]:
+        say(f"note: {batch.facts[0][0].key}: outputs that are not finite, and predict nothing")
     return outputs["seg"][0, 0].sigmoid().cpu()

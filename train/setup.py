@@ -4,14 +4,13 @@ import dataclasses
 import json
 import os
 
-import torch
-
 from train.data import Grid, loaders_of, make_vox_util
 from train.data.config import DataConfig
 from train.model.arguments import model_arguments
 from train.model.interface import build_network, complete, find_network, name_of
 from train.options import Options
 from train.paths import shard_sets
+from train.processes.precision import seed_all
 from train.processes.ranks import say
 
 DEFAULT = Options().model  # which older runs, that record none, had
@@ -26,7 +25,7 @@ def make_network(options, build=None, device="cpu"):
     """
     options = _named_after(build, options)
     grid = make_vox_util(Grid.of(options), device)
-    torch.manual_seed(options.seed)
+    seed_all(options.seed)
     network = build_network(build or find_network(options.model), options, grid)
     needs, options = complete(network.needs, options)
     if needs != network.needs:

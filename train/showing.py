@@ -15,7 +15,7 @@ from train.pictures.layout import encode, sheet
 from train.pictures.recording import write_recording
 from train.pictures.video import write_video
 from train.pictures.view import maps_of_batch, view_of_batch, view_of_record
-from train.processes.distributed import pick_device
+from train.processes.distributed import own_device
 from train.samples import Samples, batch_of, flips_of, network_of, options_without_run, predict, window_of
 
 
@@ -27,7 +27,7 @@ def show(shards, what, run, device, wanted):
     samples = Samples(shards)
     number = samples.find(what or "0")[0]
     scene = samples.find(samples.keys[number].rpartition("_")[0])
-    network = network_of(run, pick_device(device)) if run else None
+    network = network_of(run, own_device(device)) if run else None
     scene = _served(samples, scene, network)
     if wanted["predictions"]:
         numbers = scene if what else _served(samples, range(len(samples)), network)
@@ -56,7 +56,7 @@ def _view(samples, number, network, width=None):
     members = samples.members(number)
     view = samples.decoded(number, lambda: view_of_record(samples.keys[number], members, width))
     if network is None:
-        options, device = options_without_run(samples.source_of(number)[0].facts), "cpu"
+        options, device = options_without_run(), "cpu"
     else:
         options, device = network.options, network.device
     cameras = network is not None and network.model.needs.cameras  # the pictures' own images are the record's
@@ -79,7 +79,7 @@ def _draws(samples, number, network, width):
         raise ValueError("--augment draws a network's images, and the run's takes none; leave out --run")
     members = samples.members(number)
     view = samples.decoded(number, lambda: view_of_record(samples.keys[number], members, width // 6))
-    options = network.options if network else options_without_run(samples.source_of(number)[0].facts)
+    options = network.options if network else options_without_run()
     drawn = []
     for epoch in range(DRAWS):
         batch, chosen, grid = batch_of(samples, number, options, epoch=epoch)
@@ -109,7 +109,8 @@ def write_picture(path, picture):
 
 def _write_scene(path, samples, numbers, network, width):
     pictures = (sheet_of(samples, number, network, width) for number in progress(numbers, "keyframes", "video"))
-    _say_scene(path, write_video(path, pictures))
+    per_s = 1 / samples.source_of(numbers[0])[0].rig.keyframe_interval_s  # so that a video runs in real time
+    _say_scene(path, write_video(path, pictures, per_s))
 
 
 def _write_recording(path, samples, numbers, network):

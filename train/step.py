@@ -1,11 +1,8 @@
 """Network and losses as one module: what DistributedDataParallel wraps, so that every parameter is used inside it."""
 
-import inspect
-
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from train.data.order import FLIP_STREAM, sample_rng
 from train.loss import Normaliser, default_loss
@@ -111,44 +108,6 @@ class LossStep(nn.Module):
         each = 2 + batch.rots.shape[2]
         draws = [sample_rng(self.seed, batch.epoch, sample, FLIP_STREAM).random(each) for sample in batch.indices]
         return Flips.of(torch.from_numpy(np.stack(draws))).to(batch.rots.device)
-
-
-def over_processes(step, batch=None):
-    """The LossStep wrapped so that its gradients are averaged over the processes of its world; itself in one process.
-
-    batch: one to find out with whether the loss reaches every parameter; without it, it must.
-    """
-    if step.world is None or step.world.size == 1:
-        return step
-    search = batch is not None and bool(step.world.any(int(bool(unreached(step, batch)))))
-    # Batch-norm statistics are each rank's own; evaluation and checkpoints take rank 0's.
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    own_buffers = (
-        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    )  # before torch 2.15
-    return DistributedDataParallel(
-        step, gradient_as_bucket_view=True, find_unused_parameters=search, **{own_buffers: False}
-    )
-
-
-def unreached(step, batch):
-    """Parameters that no gradient reaches from this batch's loss; neither buffers nor random numbers are changed."""
-    wanted = {id(p): p for p in step.parameters() if p.requires_grad}
-    kept = [b.clone() for b in step.buffers()]
-    devices = [batch.rots.device] if batch.rots.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        loss = step(batch)[0]
-    for buffer, value in zip(step.buffers(), kept, strict=True):
-        buffer.data.copy_(value)
-    seen, front = set(), [loss.grad_fn]
-    while front:
-        node = front.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        front += [below for below, _ in node.next_functions]
-        wanted.pop(id(getattr(node, "variable", None)), None)
-    return list(wanted.values())
 
 
 def validate(step, batches, world):

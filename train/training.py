@@ -29,7 +29,7 @@ def read_options(given):
     if given.get("resume"):
         return Options(**from_run(given))
     if given.get("init_dir") and "interpolation" not in given:
-        given["interpolation"] = checkpoint.interpolation(checkpoint.read(given["init_dir"], command="--init_dir"))
+        given["interpolation"] = checkpoint.interpolation(checkpoint.peek(given["init_dir"], command="--init_dir"))
         say(f"note: --interpolation {given['interpolation']}, with which {given['init_dir']} was trained")
     return Options(**given)
 
@@ -40,7 +40,7 @@ def from_run(given):
     Raises ValueError for an option that would make it another run.
     """
     run = Path(given["resume"])
-    recorded = checkpoint.read(run, command=f"{spelled('train.run')} --resume").get("options")
+    recorded = checkpoint.peek(run, command=f"{spelled('train.run')} --resume").get("options")
     if recorded is None:
         raise ValueError(f"{run}: its checkpoint records no options; use --init_dir")
     recorded = known_options(recorded, run, strict=False)
@@ -89,8 +89,6 @@ def train_rank(options, world, build=None):
         return checkpoint.find(done)
     if folder is None:
         folder = world.gather(world.together(lambda: new_folder(options) if world.leads else None))[0]
-    if options.resume:
-        world.together(lambda: world.leads and _go_back(folder, step))
     # Fed back, the run's own config begins a run of its own.
     options = dataclasses.replace(options, ckpt_dir=str(folder.parent), resume="", config="")
     config = yaml.safe_dump(as_dict(options), sort_keys=False)
@@ -137,25 +135,19 @@ def _prepare(options, world, build):
     )
     step, folder, kept = 0, None, {}
     if options.resume:
-        step, folder, kept = _resume(options, network, optimizer, loaders)
+        step, folder, kept = _resume(options, network, optimizer, loaders, world)
     elif options.init_dir:
-        step = _load_init(options, network, optimizer)
+        step = _load_init(options, network, optimizer, world)
     if scheduler is not None and step < options.max_iters:
         stand_at(scheduler, step)
     parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler, "loaders": loaders, **kept}
     return parts, options, step, folder
 
 
-def _go_back(folder, step):
-    """Set aside what the run saved after `step`."""
-    for path in checkpoint.set_aside(folder, step):
-        say(f"note: {path} was saved after step {step}, to which the run goes back; it will not be used again")
-
-
-def _resume(options, network, optimizer, loaders):
+def _resume(options, network, optimizer, loaders, world):
     """Put everything where the newest checkpoint of options.resume left it; (step, folder, what else the Trainer kept)."""
     path = checkpoint.find(options.resume)
-    content = checkpoint.read(path)
+    content = checkpoint.read(path, command=f"{spelled('train.run')} --resume", check=world.leads)
     check_same_network(path, content, options)
     for loader, prefix in zip(loaders, ("", "val_"), strict=False):
         where = f"{prefix}loader"
@@ -166,7 +158,10 @@ def _resume(options, network, optimizer, loaders):
     note_other_order(content, loaders[0])
     step = checkpoint.load_weights(path, content, network)
     load_moments(optimizer, content["optimizer_state_dict"])
-    return step, path.parent, {name: content[name] for name in ("pools", "best") if name in content}
+    kept = {name: content[name] for name in ("pools", "best") if name in content}
+    if content["options"].get("keep_best") != options.keep_best:
+        kept.pop("best", None)  # of another figure
+    return step, path.parent, kept
 
 
 def note_other_order(content, loader):
@@ -193,10 +188,10 @@ def check_samples(run, content, loader, prefix):
         raise ValueError(f"{run} was trained on other samples than these shards', although as many; {remedy}")
 
 
-def _load_init(options, network, optimizer):
+def _load_init(options, network, optimizer, world):
     """Weights of options.init_dir, and what load_optimizer and load_step ask for; the step to go on from."""
     path = checkpoint.find(options.init_dir)
-    content = checkpoint.read(path, command="--init_dir")
+    content = checkpoint.read(path, command="--init_dir", check=world.leads)
     if not options.ignore_load:
         check_same_network(path, content, options)
     step = checkpoint.load_weights(path, content, network, options.ignore_load)

@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 
-from common.cameras import CAMERAS
 from common.rigid import rigid_inverse
+from preprocess.nuscenes import CAMERAS
 from preprocess.synth.look import CAMERA_HEIGHT_M
 from preprocess.synth.things import BUILDING
 from preprocess.synth.world import planar

@@ -9,9 +9,10 @@ import simplejpeg
 from PIL import Image
 from pyquaternion import Quaternion
 
-from common.cameras import CAMERAS, LIDAR, RADARS
 from common.rigid import rigid_inverse
+from preprocess.nuscenes import CAMERAS, LIDAR, RADARS
 from preprocess.synth import cameras, sensors
+from preprocess.synth.expansion import Expansion
 from preprocess.synth.look import Look
 from preprocess.synth.things import ATTRIBUTES, BUILDING, KINDS
 from preprocess.synth.traffic import sights
@@ -42,6 +43,7 @@ class Folder:
         self.out, self.version, self.seed = Path(out), version, seed
         self.image_hw, self.tables_only = tuple(image_hw), tables_only
         self.tables = {name: [] for name in TABLES}
+        self.maps = {}  # location -> Expansion
         self.channels = (*CAMERAS, LIDAR, *RADARS)
         for channel in self.channels:
             for part in ("samples", "sweeps"):
@@ -64,6 +66,7 @@ class Folder:
         """Drive one scene of `samples` keyframes, `sweeps` lidar and radar sweeps before each but the first."""
         scene = Scene(self.seed, number, samples * KEYFRAME_S)
         log = self._log(name, scene.conditions)
+        self.maps.setdefault(scene.conditions.location, Expansion(token)).add(scene.roads, name)
         if not self.tables_only:
             self.painter = cameras.Painter(scene, Look(scene, self.image_hw), self.image_hw)
             self.ground = sensors.GroundShine(scene.roads)
@@ -244,8 +247,10 @@ class Folder:
             )
 
     def close(self):
-        """Write the 13 tables."""
-        (self.out / "maps").mkdir(exist_ok=True)
+        """Write the 13 tables and the maps."""
+        (self.out / "maps" / "expansion").mkdir(parents=True, exist_ok=True)
+        for location, expansion in self.maps.items():
+            (self.out / "maps" / "expansion" / f"{location}.json").write_text(expansion.dump())
         for location in sorted({row["location"] for row in self.tables["log"]}):
             filename = f"maps/{token('map', location)}.png"
             Image.new("L", (64, 64)).save(self.out / filename)

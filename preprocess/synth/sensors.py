@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 
-from common.cameras import RADAR_FIELDS, RADARS
 from common.rigid import rigid_inverse
+from preprocess.nuscenes import RADAR_FIELDS, RADARS
 from preprocess.synth.things import BUILDING
 from preprocess.synth.world import planar
 

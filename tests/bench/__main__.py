@@ -9,7 +9,7 @@ import click
 import simplejpeg
 import torch
 
-from common.cameras import CAMERAS
+from preprocess.nuscenes import CAMERAS
 from tests.bench import device_bench, loader_bench, shards_bench, source_bench, step_bench, train_bench
 from tests.bench.measure import HEADER, Row, best_ms
 from tests.bench.step_bench import RESULTS, machine

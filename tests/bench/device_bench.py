@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from common.cameras import CAMERAS
 from common.record import image_member
 from common.vox import VoxUtil
+from preprocess.nuscenes import CAMERAS
 from tests.bench.loader_bench import GRID
 from tests.bench.measure import Row, best_ms
 from tests.index_files import load_index

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.cameras import CAMERAS
 from common.shard_index import ABSENT, build_index, dump_index
 from common.stores import open_store
+from preprocess.nuscenes import CAMERAS
 from tests.bench.measure import Row, best_ms, paired_ms
 from tests.conftest import S3Server
 from tests.index_files import index_path, load_index

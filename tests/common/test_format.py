@@ -6,12 +6,13 @@ import json
 import re
 import shutil
 import tarfile
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import zstandard
 
-from common.cameras import CAMERAS, RADAR_FIELDS, RADARS
+from common.manifest import parse_manifest
 from common.record import (
     BOX_DTYPE,
     CAMERA_DTYPE,
@@ -33,29 +34,61 @@ from common.record import (
     merge_planes,
     parse_sample,
 )
-from common.shard_index import ABSENT, ShardError, build_index, dump_index, parse_index
+from common.rig import (
+    DISTORTIONS,
+    MAX_NAME,
+    MAX_SENSORS,
+    NUSCENES,
+    Camera,
+    Condition,
+    Distortion,
+    Field,
+    Radar,
+    Rig,
+)
+from common.shard_index import ABSENT, ShardError, build_index, dump_sealed, parse_index
 from common.shard_set import find_shards
+from preprocess.nuscenes import CAMERAS, RADAR_FIELDS, RADARS
 from preprocess.verify import verify
 from tests.conftest import REPOSITORY
-from tests.index_files import index_path, load_index
+from tests.index_files import load_index
 
 SPECIFICATION = (REPOSITORY / "shards" / "README.md").read_text()
 
 
 def specified_members():
     """Member names in the order of the specification's table, KK spelled as a pattern."""
-    return re.findall(r"^\| `([^`]+)` \|", SPECIFICATION, re.MULTILINE)
+    return re.findall(r"^\| `([^`]+)` \|", section("Members"), re.MULTILINE)
+
+
+def section(title):
+    """The text under a heading of the specification."""
+    return re.search(rf"^## {title}.*?\n(.*?)(?=^## |\Z)", SPECIFICATION, re.MULTILINE | re.DOTALL)[1]
 
 
 def test_schema_and_members_in_order():
     assert f"schema {SCHEMA_VERSION}" in SPECIFICATION.splitlines()[0]
     ours = list(dict.fromkeys(re.sub(r"\.\d\d\.", ".KK.", n) for n in member_order(CAMERAS, 3, 3)))
-    ours = list(dict.fromkeys(re.sub(r"CAM_\w+", "CAM_*", n) for n in ours))
+    ours = list(dict.fromkeys(re.sub(r"CAM_\w+", "<camera>", n) for n in ours))
     assert specified_members() == ours
-    assert [name.removeprefix("CAM_") for name in CAMERAS] == re.findall(
-        r"FRONT_LEFT|FRONT_RIGHT|BACK_LEFT|BACK_RIGHT|FRONT|BACK",
-        re.search(r"\| `CAM_\*\.jpg` \| ([^:]+):", SPECIFICATION)[1],
-    )
+    named = re.search(r"\| `<camera>\.jpg` \| ([^:]+):", SPECIFICATION)[1]
+    assert re.findall(r"CAM_\w+", named) == list(CAMERAS)
+
+
+def test_every_field_of_a_rig_is_specified():
+    said = section("The rig")
+    rows = "".join(re.findall(r"^\| (`.*?) \|", said, re.MULTILINE))
+    assert re.findall(r"`(\w+)`", rows) and set(re.findall(r"`(\w+)`", rows)) == {f.name for f in fields(Rig)}
+    for kind in (Camera, Distortion, Radar, Field, Condition):
+        assert all(f"`{f.name}`" in said for f in fields(kind)), kind
+    for model, counts in DISTORTIONS.items():
+        numbers = " or ".join(", ".join(map(str, counts)).rsplit(", ", 1))
+        assert f"`{model}` ({numbers})" in said
+    assert f"at most {MAX_NAME} letters" in said and f"At most {MAX_SENSORS} cameras" in said
+    for condition in NUSCENES.conditions:
+        assert f"{condition.name} ({', '.join(condition.values)})" in said
+    clocks = (NUSCENES.clock, NUSCENES.radar_clock, f"nuScenes' {NUSCENES.keyframe_interval_s:g}")
+    assert all(text in SPECIFICATION for text in clocks)
 
 
 @pytest.mark.parametrize("dtype", [CAMERA_DTYPE, BOX_DTYPE], ids=["camera", "box"])
@@ -143,9 +176,9 @@ def test_the_reader_of_the_specification_reads_what_ours_does(synth_shards):
 
 
 def test_radar_fields_and_numbers_are_specified():
-    fields = re.search(r"The 18 radar fields: ([^.]*)\.", SPECIFICATION)[1]
-    assert tuple(fields.split(", ")) == RADAR_FIELDS
-    numbers = re.search(r"The radars' numbers: ([^.]*)\.", SPECIFICATION)[1]
+    names = re.search(r"The 18 radar fields: ([^.]*)\.", SPECIFICATION)[1]
+    assert tuple(names.split(", ")) == RADAR_FIELDS
+    numbers = re.search(r"nuScenes' radars' numbers: ([^.]*)\.", SPECIFICATION)[1]
     assert numbers == ", ".join(f"{n} {name}" for n, name in enumerate(RADARS))
 
 
@@ -157,29 +190,24 @@ def test_facts_and_bounds_are_specified(synth_shards):
     assert all(f"{bound} M" in SPECIFICATION or f"{bound} million" in SPECIFICATION for bound in bounds)
 
 
-def rewritten_as_schema_1(tar, out):
-    """ShardIndex of a copy of a shard, in the folder `out`, whose samples say that they are of schema 1."""
-    with tarfile.open(tar) as old, tarfile.open(out / tar.name, "w") as new:
+@pytest.mark.parametrize("schema, remedy", [(1, "make the shards anew with"), (4, "use a later version")])
+def test_other_schemas_are_refused_with_the_remedy(synth_shards, tmp_path, schema, remedy):
+    raw = dump_sealed(json.loads((synth_shards / "val-000.idx.json").read_bytes()) | {"schema": schema})
+    with pytest.raises(ShardError, match=rf"val-000\.tar: schema {schema}, this version reads 2 and 3; {remedy}"):
+        parse_index(raw, tmp_path / "val-000.tar")
+    raw = dump_sealed(json.loads((synth_shards / "val.manifest.json").read_bytes()) | {"schema": schema})
+    with pytest.raises(ShardError, match=rf"val\.manifest\.json: schema {schema}.*; {remedy}"):
+        parse_manifest(raw, "val.manifest.json")
+    shutil.copy(synth_shards / "val-000.tar", tmp_path)
+    with tarfile.open(tmp_path / "val-000.tar") as old, tarfile.open(tmp_path / "val-001.tar", "w") as new:
         for member in old:
             data = old.extractfile(member).read()
             if member.name.endswith("sample.json"):
-                data = encode_json(json.loads(data) | {"schema": 1})
+                data = encode_json(json.loads(data) | {"schema": schema})
                 member.size = len(data)
             new.addfile(member, io.BytesIO(data))
-    index = build_index(out / tar.name)
-    index_path(index.tar).write_bytes(dump_index(index))
-    return index
-
-
-def test_shards_of_schema_1_are_read(synth_shards, tmp_path):
-    """The bytes of schema 1 differ in the number alone where names are nuScenes' own."""
-    index = rewritten_as_schema_1(synth_shards / "val-000.tar", tmp_path)
-    assert index.schema == 1
-    assert load_index(index.tar, verify=True).schema == 1
-    assert all("in no manifest" in problem for problem in verify(tmp_path)[0])
-    raw = json.loads(dump_index(index)) | {"schema": 3}
-    with pytest.raises(ShardError, match="schema 3"):
-        parse_index(json.dumps(raw).encode(), index.tar)
+    with pytest.raises(ShardError, match=rf"schema {schema}.*; {remedy}"):
+        build_index(tmp_path / "val-001.tar")
 
 
 @pytest.mark.parametrize("name", ["val.manifest.json", "val-000.idx.json"])

@@ -66,8 +66,8 @@ def test_nearest_equals_the_lineage(real_shards, golden, plan):
 
 @pytest.mark.parametrize("plan", range(4))
 def test_intrinsics_follow_the_crop(real_shards, golden, plan):
-    from common.cameras import CAMERAS
     from common.record import CAMERA_DTYPE, CAMERAS_MEMBER, decode_rows
+    from preprocess.nuscenes import CAMERAS
 
     arrays = golden("augment.npz")
     reader = LocalSource([real_shards / "train-000.tar"])

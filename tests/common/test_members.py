@@ -1,10 +1,8 @@
 """Members that lie: well compressed, wrongly filled. A reader says so in a RecordError and takes no memory for it."""
 
 import copy
-import hashlib
 import json
 import struct
-import tarfile
 import tracemalloc
 
 import numpy as np
@@ -13,7 +11,6 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.cameras import CAMERAS, RADARS
 from common.record import (
     BOX_DTYPE,
     BOXES_MEMBER,
@@ -35,10 +32,11 @@ from common.record import (
     parse_sample,
     radar_member,
 )
-from common.shard_index import dump_index, index_of
+from common.shard_index import dump_index
+from preprocess.indexed_tar import IndexedTar
 from preprocess.keyframe import build_record
+from preprocess.nuscenes import CAMERAS, RADARS
 from preprocess.plan import Options, Planner
-from preprocess.shard_writer import _add
 from preprocess.verify import verify
 from tests.index_files import index_path
 from tests.preprocess.test_preprocess import CONF, GRID
@@ -164,7 +162,7 @@ LIES = {
     "a lag that is not finite": (SAMPLE, _set("lidar", 1, "lag_s", to=float("inf"))),
     "lidar as an object": (SAMPLE, _set("lidar", to={})),
     "radar not nested": (SAMPLE, lambda data: sample_with(data, lambda s: s.update(radar=s["lidar"]))),
-    "another schema": (SAMPLE, _set("schema", to=3)),
+    "another schema": (SAMPLE, _set("schema", to=1)),
     "a schema that is true": (SAMPLE, _set("schema", to=True)),
     "JSON that is deep": (SAMPLE, lambda data: b"[" * 100_000),
     "JSON that is long": (SAMPLE, lambda data: b" " * (5 << 20) + data),
@@ -191,17 +189,14 @@ def test_a_lie_is_a_record_error_that_names_the_member(record, options, lie):
 def write(recipe, folder, dataroot, key, member, change):
     """A shard with its index, one of whose members lies."""
     tar = folder / "train-000.tar"
-    rows, tokens = {}, []
-    with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for frame in recipe.keyframes:
-            members = build_record(dataroot, frame, recipe.facts)[0]
-            if frame.key == key:
-                members[member] = change(members[member])
-            rows[frame.key] = _add(archive, frame.key, members)
-            tokens.append(frame.facts["token"])
-    data = tar.read_bytes()
-    scenes = [["scene-0061", 0, len(tokens)]]
-    index = index_of(tar, rows, tokens, scenes, len(data), hashlib.sha256(data).hexdigest(), recipe.facts)
+    with open(tar, "wb") as file:
+        with IndexedTar(file) as archive:
+            for frame in recipe.keyframes:
+                members = build_record(dataroot, frame, recipe.facts)[0]
+                if frame.key == key:
+                    members[member] = change(members[member])
+                archive.add(frame.key, frame.facts["token"], "scene-0061", members)
+    index = archive.index(tar, recipe.facts)
     index_path(tar).write_bytes(dump_index(index))
     return tar
 
@@ -217,6 +212,23 @@ def test_training_and_verify_name_shard_key_and_member(recipe, small_world, tmp_
     problems = verify(tmp_path)[0]
     for text in (str(caught.value), problems[0]):
         assert tar.name in text and "scene-0061_0001" in text and member in text and "\n" not in text
+
+
+@pytest.mark.parametrize("name", ["intrinsics", "ego_T_cam", "global_T_ego"])
+def test_a_calibration_that_is_not_finite_names_sample_and_camera(recipe, small_world, tmp_path, name):
+    """On a device it would be an index of nowhere."""
+
+    def change(data):
+        rows = np.frombuffer(bytearray(decode_rows(data, CAMERA_DTYPE, "x").tobytes()), CAMERA_DTYPE)
+        rows[name][2, 0, 0] = np.nan
+        return encode_rows(rows)
+
+    write(recipe, tmp_path, small_world, "scene-0061_0001", CAMERAS_MEMBER, change)
+    with pytest.raises(RuntimeError) as caught:
+        list(compile_data(f"{tmp_path}/train-*.tar", None, CONF, **GRID, bsz=1, nworkers=0, nsweeps=2)[0])
+    text = str(caught.value)
+    camera = parse_sample(build_record(small_world, recipe.keyframes[1], recipe.facts)[0][SAMPLE])["cameras"][2]
+    assert "scene-0061_0001" in text and f"{CAMERAS_MEMBER}: {name} of {camera['channel']}" in text and "\n" not in text
 
 
 def later(files, seconds=3600):
@@ -363,6 +375,6 @@ def test_bounds_hold_before_memory_is_taken():
 
 def test_parse_sample_takes_what_is_written(record):
     sample = parse_sample(record[SAMPLE])
-    older = copy.deepcopy(sample) | {"schema": 1}
-    assert parse_sample(encode_json(older))["schema"] == 1
+    older = copy.deepcopy(sample) | {"schema": 2}
+    assert parse_sample(encode_json(older))["schema"] == 2
     assert set(f["channel"] for sweep in sample["radar"] for f in sweep) <= set(RADARS)

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from common.cameras import RADARS
 from preprocess.left_out import MAX_LINES, by_scene
+from preprocess.nuscenes import RADARS
 from preprocess.verify import verify
 from tests.index_files import load_index
 from tests.preprocess.test_preprocess import leave_out, loaders
@@ -140,7 +140,7 @@ def test_tables_without_lidar_or_radar(copy, tmp_path):
     leave_out(copy, ("LIDAR_TOP",))
     assert "--sensors camera,radar" in says_no(copy, tmp_path / "out")
     assert run_here(copy, tmp_path / "out", "--sensors", "camera").exit_code == 0
-    assert load_index(tmp_path / "out" / "val-000.tar").facts["reference"] == "CAM_FRONT"
+    assert load_index(tmp_path / "out" / "val-000.tar").rig.clock == "CAM_FRONT"
     assert not verify(tmp_path / "out", copy)[0]
     leave_out(copy, RADARS)
     assert "no radar" in says_no(copy, tmp_path / "x", "--sensors", "camera,radar")

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from common.cameras import RADARS
 from common.shard_index import build_index
 from common.stores import open_store
 from preprocess.errors import SourceError
+from preprocess.nuscenes import RADARS
 from preprocess.plan import Options, Planner
 from preprocess.pointclouds import parse_radar
 from preprocess.verify import verify

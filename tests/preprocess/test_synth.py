@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from common.cameras import CAMERAS
 from common.geometry import rigid_inverse
+from preprocess.nuscenes import CAMERAS
 from preprocess.synth import cameras, sensors
 from preprocess.synth.conditions import LOCATIONS, Conditions
 from preprocess.synth.folder import Folder

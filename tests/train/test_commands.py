@@ -121,7 +121,7 @@ def test_impossible_values_are_told_with_the_remedy():
         "6 numbers": dict(bounds=(1.0,)),
         "lower and a higher": dict(bounds=(5.0, -5.0, -5.0, 5.0, -5.0, 5.0)),
         "--lr": dict(lr=0.0),
-        "6 cameras": dict(ncams=7),
+        "--ncams -1": dict(ncams=-1),
         "--seed -1": dict(seed=-1),
         "--Z 0": dict(Z=0),
         "--min_visibility 2 belongs to": dict(min_visibility=2),

@@ -31,7 +31,8 @@ from train.model.simple_bev import SimpleBev
 from train.optim import fetch_optimizer
 from train.options import Options
 from train.processes.distributed import World
-from train.step import LossStep, over_processes
+from train.processes.gradients import Averaged
+from train.step import LossStep
 
 SMALL = (
     "--model tests.train.two_layers:TwoLayers --nworkers 2 --batch_size 2 --grad_acc 2 --res_scale 0.25 --rand_flip "
@@ -342,8 +343,8 @@ def train_on(rank, size, world, case, path):
         net.encoder = ResNetEncoder(ResNet(Bottleneck, [1, 1, 1, 1]), 8)
     net = net.to(dtype)
     step = LossStep(net, VOX, None, world).to(dtype)
-    parallel = over_processes(step)
-    parallel.train()
+    averaged = Averaged(step)
+    step.train()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
@@ -353,7 +354,8 @@ def train_on(rank, size, world, case, path):
         share = slice(rank, rank + 1) if size > 1 else slice(None)
         batch = SimpleNamespace(epoch=0, true_times=False, **{k: v[share] for k, v in whole.items()})
         optimizer.zero_grad()
-        parallel(batch)[0].backward()
+        averaged.begin()
+        averaged(batch)
         first = first or [p.grad.clone() for p in net.parameters() if p.grad is not None]
         torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimizer.step()

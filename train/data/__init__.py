@@ -136,7 +136,7 @@ def make_loader(reader, config, nworkers):
             f"{reader.facts['version']} shards have no annotations, so nothing to train on or compare with"
         )
     _check_modalities(reader, config.decode)
-    augment = config.augment.of_those_held(reader.facts.get("cameras"))
+    augment = config.augment.of_rig(reader.rig)
     augment.check_reference(config.order.is_train)
     return Loader(reader, config.order, config.decode, augment, config.stage, nworkers)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 import torch
 
+from common.rig import Rig
 from train.data.targets import box_maps
 
 
@@ -16,10 +17,11 @@ from train.data.targets import box_maps
 class FrameFacts:
     """What is known of one keyframe besides tensors; arrays in the order of the batch's boxes, on the CPU.
 
-    key: in the shards. location, description: the log's place, and the scene's free text (night, rain). timestamp_us: of the
-    keyframe. categories: n names. instances: n tokens, the same for a thing in all keyframes. attributes: n tuples of names.
-    visibility: (n,) int32, 1-4, 0 where not annotated. num_lidar_pts, num_radar_pts: (n,) int32, -1 where unknown. velocity:
-    (n, 3) float64 m/s, global frame, NaN where unknown.
+    key: in the shards. location, description: the log's place, and the scene's free text. timestamp_us: of the keyframe.
+    conditions: what the record states of those that the rig knows, such as {"light": "night", "weather": "dry"}. rig: Rig of
+    the set, with the names and orders of its sensors. categories: n names. instances: n tokens, the same for a thing in all
+    keyframes. attributes: n tuples of names. visibility: (n,) int32, 1-4, 0 where not annotated. num_lidar_pts,
+    num_radar_pts: (n,) int32, -1 where unknown. velocity: (n, 3) float64 m/s, global frame, NaN where unknown.
     """
 
     key: str
@@ -27,6 +29,8 @@ class FrameFacts:
     description: str
     location: str
     timestamp_us: int
+    conditions: dict
+    rig: Rig
     categories: tuple
     instances: tuple
     attributes: tuple
@@ -59,6 +63,9 @@ class Batch:
     intrins: torch.Tensor  # (B,T,S,4,4) float32, pixels of imgs from cam
     lidar_data: torch.Tensor | None  # (B,T,3,V) float32 ego, all sweeps, the keyframe's first
     lidar_extra: torch.Tensor | None  # (B,T,3,V) float32 intensity, ring, lag; padding -1
+    lidar_index: (
+        torch.Tensor | None
+    )  # (B,T,V) int16, place in the rig of each point's lidar; padding -1; None for one lidar
     radar_data: torch.Tensor | None  # (B,T,19,R) float32, 18 PCD fields (x, y, z ego) and lag
     lrtlist: torch.Tensor  # (B,T,N,19) float32, lengths l, w, h and ego_T_box row by row
     lrtlist_ref: torch.Tensor  # (B,T,N,19) float32, lengths and ref_T_box

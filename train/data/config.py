@@ -4,7 +4,6 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 
-from common.cameras import CAMERAS
 from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, image_member, lidar_member, radar_member
 from train.augment import INTERPOLATIONS
 from train.data.grid import Grid
@@ -64,22 +63,23 @@ class AugmentConfig:
     final_hw: size of the network's images. resize_lim: bounds of the random scale relative to final_hw. crop_offset: largest
     random shift of the crop in pixels. cams: cameras in slot order. ncams: how many of them a training sample uses.
     shuffle_cams: training draws the reference camera from slots 1 … S-1; else, and in evaluation, it is slot refcam_id.
+
+    Without cams, ncams 0 and refcam_id -1 stand for what the rig of the shards has, which `of_rig` puts in.
     """
 
     final_hw: tuple
     resize_lim: tuple = (1.0, 1.0)
     crop_offset: int = 0
-    cams: tuple = CAMERAS
-    ncams: int = 6
+    cams: tuple = ()
+    ncams: int = 0
     shuffle_cams: bool = True
-    refcam_id: int = 1
+    refcam_id: int = -1
 
     def __post_init__(self):
-        unknown = [c for c in self.cams if c not in CAMERAS]
-        if unknown or len(set(self.cams)) != len(self.cams) or not self.cams:
-            raise ValueError(f"cams {list(self.cams)} must be different cameras out of {', '.join(CAMERAS)}")
-        if not 1 <= self.ncams:
-            raise ValueError(f"ncams is {self.ncams}; it must be at least 1")
+        if len(set(self.cams)) != len(self.cams):
+            raise ValueError(f"cams {list(self.cams)} must be different cameras")
+        if self.ncams < 0:
+            raise ValueError(f"ncams is {self.ncams}; it must be at least 1, or 0 for all")
         if min(self.final_hw) < 1:
             raise ValueError(f"final_dim {tuple(self.final_hw)} must be positive")
         if not 0 < self.resize_lim[0] <= self.resize_lim[1]:
@@ -94,19 +94,32 @@ class AugmentConfig:
         limits = conf.get("resize_lim")
         if limits is None:
             limits = [conf.get("resize_scale", 1.0)] * 2
-        cams = tuple(conf.get("cams", CAMERAS))
         return cls(
             tuple(int(n) for n in conf["final_dim"]),
             tuple(limits),
             int(conf.get("crop_offset", 0)),
-            cams,
-            int(conf.get("ncams", len(cams))),
+            tuple(conf.get("cams", ())),
+            int(conf.get("ncams", 0)),
             **chosen,
         )
 
-    def of_those_held(self, held):
-        """With the cameras that there are, where every camera was asked for."""
-        return replace(self, cams=tuple(held)) if held and self.cams == CAMERAS else self
+    def of_rig(self, rig):
+        """With the cameras, their number and the reference slot of a Rig wherever none was chosen.
+
+        Raises ValueError for a camera that the rig does not have.
+        """
+        names = rig.camera_names
+        cams = tuple(self.cams or names)
+        unknown = [c for c in cams if c not in names]
+        if unknown:
+            raise ValueError(f"cams: the shards have no camera {unknown[0]}; they have {', '.join(names)}")
+        if self.ncams > len(cams):
+            raise ValueError(f"ncams is {self.ncams}, but there are {len(cams)} cameras; lower it, or give 0 for all")
+        reference = self.refcam_id
+        if reference < 0:
+            own = names[rig.reference_slot]
+            reference = cams.index(own) if own in cams else 0
+        return replace(self, cams=cams, ncams=self.ncams or len(cams), refcam_id=reference)
 
     def check_reference(self, is_train):
         """Raise ValueError where refcam_id is used and is no slot."""

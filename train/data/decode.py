@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.cameras import LIDAR_FIELDS, RADAR_FIELDS
 from common.geometry import transform_lrtlist
 from common.record import (
     BOXES_MEMBER,
@@ -13,20 +12,13 @@ from common.record import (
     RecordError,
     decode_boxes,
     decode_cameras,
-    decode_planes,
-    decode_points,
-    lidar_member,
-    merge_planes,
     parse_sample,
-    radar_member,
 )
+from common.rig import rig_of
 from train.data.batch import FrameFacts
 from train.data.frames import ego_T_camegos
 from train.data.labels import chosen_boxes, classes_of, footprints, label_maps
-
-# The devkit's default radar filters (RadarPointCloud.default_filters): field -> values kept.
-RADAR_FILTERS = {"invalid_state": (0,), "dyn_prop": tuple(range(7)), "ambig_state": (3,)}
-NUM_RADAR_ROWS = len(RADAR_FIELDS) + 1  # and the time lag
+from train.data.points import lidar_points, radar_points
 
 
 @dataclass
@@ -48,9 +40,9 @@ class Boxes:
 class Frame:
     """One keyframe on the CPU, all but its images; shapes as in Batch without B and T.
 
-    sizes_hw: stored height and width of each camera's image. global_T_ego: float64. lidar: (6, V) x, y, z, intensity, ring,
-    lag. maps: by label, LabelMaps. box_numbers: of `boxes`. drawn: (n,19) boxes in ref that the first label's maps are of,
-    where these are others than `boxes`; else None. categories: of every box of the keyframe, drawn or not.
+    sizes_hw: stored height and width of each camera's image. global_T_ego: float64. lidar, lidar_index, num_lidar0: see
+    lidar_points. maps: by label, LabelMaps. box_numbers: of `boxes`. drawn: (n,19) boxes in ref that the first label's maps
+    are of, where these are others than `boxes`; else None. categories: of every box of the keyframe, drawn or not.
     """
 
     facts: FrameFacts
@@ -62,6 +54,7 @@ class Frame:
     global_T_ego: np.ndarray
     ref_T_ego: np.ndarray
     lidar: np.ndarray | None
+    lidar_index: np.ndarray | None
     num_lidar0: int
     radar: np.ndarray | None
     boxes: Boxes
@@ -86,7 +79,9 @@ def decode_frame(members, key, cams, config):
         ego_T_cam = rows["ego_T_cam"].astype(np.float32)
         global_T_ego = np.asarray(sample["global_T_ego"], np.float64)
         ref_T_ego = config.grid.ref_T_ego(ego_T_cam[0])
-        lidar, num_lidar0 = _lidar(members, sample, config)
+        rig, lidar = rig_of(sample["facts"], sample["schema"]), (None, None, 0)
+        if config.use_lidar:
+            lidar = lidar_points(members, sample, rig, config.nsweeps)
         return Frame(
             token=sample["token"],
             sizes_hw=list(zip(rows["height"].tolist(), rows["width"].tolist(), strict=True)),
@@ -95,9 +90,10 @@ def decode_frame(members, key, cams, config):
             ego_T_camego=ego_T_camegos(global_T_ego, rows["global_T_ego"]),
             global_T_ego=global_T_ego,
             ref_T_ego=ref_T_ego,
-            lidar=lidar,
-            num_lidar0=num_lidar0,
-            radar=_radar(members, config),
+            lidar=lidar[0],
+            lidar_index=lidar[1],
+            num_lidar0=lidar[2],
+            radar=radar_points(members, rig, config.nsweeps, config.use_radar_filters) if config.use_radar else None,
             **_boxes_and_maps(members, key, sample, ref_T_ego, config),
         )
     except (KeyError, IndexError, TypeError) as error:
@@ -157,42 +153,10 @@ def _facts(key, sample, rows, keep):
         description=scene["description"],
         location=sample["log"]["location"],
         timestamp_us=sample["timestamp_us"],
+        conditions=sample["conditions"],
+        rig=rig_of(sample["facts"], sample["schema"]),
         categories=tuple(boxes["category"][i] for i in keep),
         instances=tuple(boxes["instance"][i] for i in keep),
         attributes=tuple(tuple(boxes["attributes"][i]) for i in keep),
         **{name: rows[name].copy() for name in ("visibility", "num_lidar_pts", "num_radar_pts", "velocity")},
     )
-
-
-def _lidar(members, sample, config):
-    if not config.use_lidar:
-        return None, 0
-    sweeps = sample["lidar"][: config.nsweeps]
-    clouds = [decode_planes(members[m], m, len(LIDAR_FIELDS)) for m in map(lidar_member, range(len(sweeps)))]
-    if not clouds:
-        raise RecordError("has no lidar; train without --use_lidar")
-    ends = np.cumsum([0] + [cloud.shape[2] for cloud in clouds]).tolist()
-    out = np.empty((6, ends[-1]), np.float32)
-    for cloud, sweep, start, end in zip(clouds, sweeps, ends[:-1], ends[1:], strict=True):
-        merge_planes(cloud, out[:5, start:end])
-        out[5, start:end] = sweep["lag_s"]
-    return out, ends[1]
-
-
-def _radar(members, config):
-    """(19, R) float32, radar by radar and newest sweep first within each, as the lineage concatenates them."""
-    if not config.use_radar:
-        return None
-    names = [m for k in range(config.nsweeps) if (m := radar_member(k)) in members]
-    clouds = [decode_points(members[m], m, NUM_RADAR_ROWS + 1) for m in names]  # and the radar's number
-    if not clouds:
-        raise RecordError("has no radar; train without --use_radar")
-    points = np.concatenate(clouds, axis=1)
-    points = points[:, np.argsort(points[NUM_RADAR_ROWS], kind="stable")]  # row 19: the radar's place in RADARS
-    points = points[:NUM_RADAR_ROWS]
-    if config.use_radar_filters:
-        keep = np.ones(points.shape[1], bool)
-        for name, values in RADAR_FILTERS.items():
-            keep &= np.isin(points[RADAR_FIELDS.index(name)], values)
-        points = points[:, keep]
-    return points

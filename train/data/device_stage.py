@@ -64,7 +64,7 @@ class DeviceStage:
         if config.on_cuda and self.device.index is None:  # the stage's thread has a current device of its own
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.vox_util = grid.vox_util()
-        self._stream = None
+        self._stream = self._constants = None
 
     def __call__(self, loaded):
         """The batch. Geometry is float32 whatever the autocast. Raises RuntimeError where the device cannot decode."""
@@ -89,8 +89,17 @@ class DeviceStage:
                 tensor.record_stream(stream)
         return batch
 
+    def _share_constants(self):
+        """The VoxUtil's constants, made on the first stream that a batch is made on, are there for the stream at hand too."""
+        if self._constants is None:
+            self.vox_util.to(self.device)
+            self._constants = passed(self.device)
+        torch.cuda.current_stream(self.device).wait_event(self._constants)
+
     def _build(self, loaded, parcel):
         """The batch of what the host has prepared; nothing here makes it wait for a GPU but a GPU's own JPEG decoder."""
+        if self.config.on_cuda:
+            self._share_constants()
         sent = parcel.upload(self.device, self.pools.parcels)
         imgs = None
         if not isinstance(loaded.images, NoImages):
@@ -140,6 +149,8 @@ class DeviceStage:
             parcel.copy("num_lidar", [np.array(f.lidar.shape[1]) for f in frames])
             parcel.pad("lidar_data", [f.lidar[:3] for f in frames], axis=1)
             parcel.pad("lidar_extra", [f.lidar[3:] for f in frames], -1, axis=1)
+            if frames[0].lidar_index is not None:
+                parcel.pad("lidar_index", [f.lidar_index for f in frames], -1)
         if frames[0].radar is not None:
             parcel.copy("num_radar", [np.array(f.radar.shape[1]) for f in frames])
             parcel.pad("radar_data", [f.radar for f in frames], axis=1)
@@ -198,9 +209,10 @@ class DeviceStage:
     def _decode(self, images):
         """Encoded JPEGs of all frames -> list of (H,W,3) uint8 images on the device.
 
-        torchvision's decoder on CUDA works on a stream of its own, which neither waits for the caller's nor is waited for: the
-        memory that it is given may still be read by what was queued before, and what it returns may not be written yet. So the
-        host waits for both sides. That costs this thread alone, which is a batch ahead.
+        torchvision's decoder on CUDA works on a stream of its own, which does not wait for the caller's: the memory that it is
+        given may still be read by what was queued there before. The caller's stream does wait for it in the end. So the host
+        waits for this stage's own stream, before and, since the encoded bytes must stay until they are read, after: that costs
+        this thread alone, which is a batch ahead, while the training's stream goes on.
 
         Raises RuntimeError, which does not say which one, for an image that is damaged or not of the size recorded, and
         DataError where torchvision has no decoder any more.
@@ -215,7 +227,7 @@ class DeviceStage:
             torch.cuda.current_stream(self.device).synchronize()
         decoded = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=self.device)
         if self.config.on_cuda:
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
         if [tuple(image.shape[1:]) for image in decoded] != sizes_hw:
             raise RuntimeError("an image is not of the size that its record says")
         return [image.permute(1, 2, 0) for image in decoded]
@@ -229,7 +241,7 @@ class DeviceStage:
 
 
 def _points(frames, sent):
-    names = ("lidar_data", "lidar_extra", "num_lidar0", "num_lidar", "radar_data", "num_radar")
+    names = ("lidar_data", "lidar_extra", "lidar_index", "num_lidar0", "num_lidar", "radar_data", "num_radar")
     longest = max(max(f.num_lidar0 for f in frames), 1)
     return {name: sent.get(name) for name in names} | {"longest_lidar0": longest}
 

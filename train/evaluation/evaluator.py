@@ -3,14 +3,18 @@
 from train.evaluation.counting import ring_map
 from train.evaluation.measure import measure
 from train.evaluation.samples import Evaluation
+from train.model.finite import finite_outputs
 from train.model.forward import run_network, without_gradients
+from train.processes.ranks import say
+
+NAMED = 5  # samples, where a network's outputs are not finite
 
 
 def evaluate(network, batches, grid, world, autocast=None, change=None):
     """The Evaluation over every batch of every rank, on rank 0; None on the others.
 
     One forward pass a batch serves all labels. The result does not depend on how many ranks share the batches, but for what the
-    network itself makes of another batch size.
+    network itself makes of another batch size. Outputs that are not finite are told with their samples, and predict nothing.
 
     Args:
         network: see train/model/README.md; left in evaluation mode. batches: iterable of this rank's Batch objects.
@@ -20,7 +24,7 @@ def evaluate(network, batches, grid, world, autocast=None, change=None):
         ValueError: the network gives no seg.
     """
     rings = ring_map(grid).to(world.device)
-    own = Evaluation()
+    own, wrong = Evaluation(), []
 
     def run(batch):
         return run_network(network, change(batch) if change else batch, grid, autocast=autocast)
@@ -28,7 +32,13 @@ def evaluate(network, batches, grid, world, autocast=None, change=None):
     for batch, outputs in without_gradients(network, run, batches):
         if "seg" not in outputs:
             raise ValueError(f"{type(network).__name__} gives no seg, so there is no IoU to evaluate")
+        outputs, not_finite = finite_outputs(outputs)
         own.add(*measure(outputs, batch, rings))
+        wrong += [f.key for (f, *_), bad in zip(batch.facts, not_finite.tolist(), strict=True) if bad]
+    wrong = sorted(key for part in world.gather(wrong) for key in part)
+    if wrong:
+        more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+        say(f"note: outputs that are not finite, and predict nothing, in {', '.join(wrong[:NAMED])}{more}")
     whole = Evaluation()
     for part in world.gather(own):
         whole.add(part.rows, part.scenes)

@@ -10,12 +10,11 @@ from train.evaluation.counting import box_cells, histograms
 from train.evaluation.samples import (
     LENGTH_M,
     LIDAR_POINTS,
+    NOT_STATED,
     VISIBILITY,
     SampleRow,
     SceneSums,
     bucket,
-    light_of,
-    weather_of,
 )
 
 
@@ -80,8 +79,8 @@ def _row(facts, token, by_label, in_view, losses):
         scene=facts.scene,
         timestamp_us=facts.timestamp_us,
         location=facts.location,
-        light=light_of(facts.description),
-        weather=weather_of(facts.description),
+        light=facts.conditions.get("light", NOT_STATED),
+        weather=facts.conditions.get("weather", NOT_STATED),
         counts={name: both_predicted_true(histogram) for name, histogram in by_label.items()},
         boxes=boxes,
         in_view=in_view,

@@ -8,22 +8,13 @@ import numpy as np
 VEHICLES_IN_VIEW = ((0, "none"), (5, "1-5"), (15, "6-15"), (30, "16-30"), (np.inf, "over 30"))
 LIDAR_POINTS = ((0, "0"), (5, "1-5"), (20, "6-20"), (100, "21-100"), (np.inf, "over 100"))
 LENGTH_M = ((3.0, "under 3 m"), (6.0, "3-6 m"), (np.inf, "over 6 m"))
+NOT_STATED = "not stated"  # light or weather of a keyframe whose record says nothing of it
 VISIBILITY = {0: "not annotated", 1: "0-40 %", 2: "40-60 %", 3: "60-80 %", 4: "80-100 %"}
 
 
 def bucket(value, buckets):
     """Name of the first bucket whose upper end the value does not exceed."""
     return next(name for end, name in buckets if value <= end)
-
-
-def light_of(description):
-    """ "night" or "day", by nuScenes' scene descriptions."""
-    return "night" if "night" in description.lower() else "day"
-
-
-def weather_of(description):
-    """ "rain" or "dry", by nuScenes' scene descriptions; "after rain" is dry."""
-    return "rain" if "rain" in description.lower().replace("after rain", "") else "dry"
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,8 @@ def _network(network, options):
 
 def _sensors(needs, options):
     height, width = options.data_aug_conf()["final_dim"]
-    names = [f"{options.ncams} cameras of {height} x {width}"] * needs.cameras
+    count = f"{options.ncams} cameras" if options.ncams else "all cameras"
+    names = [f"{count} of {height} x {width}"] * needs.cameras
     names += ["lidar"] * bool(needs.lidar)
     names += ["metaradar" if needs.radar == "metaradar" else "radar"] * bool(needs.radar)
     return ", ".join(names) or "none"

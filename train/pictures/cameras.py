@@ -1,9 +1,8 @@
-"""Camera images with projected 3D boxes, and the six of them in surround order."""
+"""Camera images with projected 3D boxes, and all of them side by side in the order of the rig."""
 
 import cv2
 import numpy as np
 
-from common.cameras import CAMERAS
 from train.pictures.palette import FAINT_INK, GROUND, PAGE, colour_of
 from train.pictures.text import fitting, tag, write
 from train.pictures.view import Camera
@@ -128,13 +127,14 @@ def draw_camera(camera, boxes, width, height=None, note=""):
     return image
 
 
-def mosaic(cameras, boxes, width, gap=6, reference=None):
-    """(H, width, 3) uint8: three cameras a row, front ones above back ones, each named; a plain field where one is missing.
+def mosaic(cameras, boxes, width, gap=6, reference=None, names=()):
+    """(H, width, 3) uint8: three cameras per row, each named; a plain field where one is missing.
 
+    names: of the rig's cameras in its order, nuScenes' front ones before its back ones; without it only those that are there.
     reference: name of the camera in whose frame the BEV maps are, to be marked; None marks none.
     """
     by_name = {camera.name: camera for camera in cameras}
-    names = [name for name in CAMERAS if name in by_name] if len(by_name) < 3 else CAMERAS
+    names = [name for name in names or by_name if name in by_name or len(by_name) > 2]
     columns = min(3, max(len(names), 1))
     cell = (width - gap * (columns - 1)) // columns
     height = max((round(cell * c.image.shape[0] / c.image.shape[1]) for c in cameras), default=cell * 9 // 16)

@@ -166,7 +166,7 @@ def sheet(view, width=1600, note=""):
     inner = width - 2 * GAP
     parts = [
         title(view, inner, note),
-        mosaic(view.cameras, view.boxes, inner),
+        mosaic(view.cameras, view.boxes, inner, names=view.camera_names),
         panels(view, inner),
         legend(inner, parts_of(view)),
     ]

@@ -17,7 +17,6 @@ from train.pictures.layout import encode, panels
 from train.pictures.palette import colour_of
 
 PANELS_PX = 1200
-_KEYFRAME_NS = 500_000_000  # boxes vanish where the next keyframe does not renew them
 _POINTS_AN_EDGE = 16
 
 
@@ -120,7 +119,7 @@ class _Messages:
             yield "/lidar", self._cloud(view.lidar, ("x", "y", "z", "intensity"), stamp_ns)
         if view.radar is not None:
             yield "/radar", self._cloud(view.radar, ("x", "y", "z", "vx", "vy"), stamp_ns)
-        yield "/boxes", self._boxes(view.boxes, sample["boxes"]["instance"], stamp_ns)
+        yield "/boxes", self._boxes(view, sample["boxes"]["instance"], stamp_ns)
         yield "/boxes/edges", self._edges(view.boxes, stamp_ns)
         if view.maps is not None:
             if view.maps.truth is not None or view.maps.prediction is not None:
@@ -185,12 +184,13 @@ class _Messages:
         colours = np.array([(*colour_of(name), 255) for name in boxes.categories], np.uint8).reshape(-1, 4)
         return self._cloud(points.reshape(-1, 3).T, ("x", "y", "z"), stamp_ns, colours.repeat(own.shape[1], 0))
 
-    def _boxes(self, boxes, instances, stamp_ns):
-        scene = self.Scene()
+    def _boxes(self, view, instances, stamp_ns):
+        scene, boxes = self.Scene(), view.boxes
         for n, instance in enumerate(instances):
             entity = self._stamped(self.Entity, "ego", stamp_ns)
             entity.id = instance
-            entity.lifetime.FromNanoseconds(_KEYFRAME_NS)
+            # Boxes vanish where the next keyframe does not renew them.
+            entity.lifetime.FromNanoseconds(round(1e9 * view.rig.keyframe_interval_s))
             entity.metadata.add(key="category", value=boxes.categories[n])
             entity.metadata.add(key="visibility", value=str(int(boxes.visibility[n])))
             cube = entity.cubes.add()

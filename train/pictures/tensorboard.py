@@ -28,7 +28,9 @@ def pictures_of(batch, outputs, grid, sample=0):
     view = view_of_batch(batch, sample, maps)
     out = {"outputs/segmentation": _segmentation(maps)}
     if batch.imgs is not None:
-        out["inputs/cameras"] = mosaic(view.cameras, view.boxes, MOSAIC_PX, _GAP, batch.cams[sample][0])
+        out["inputs/cameras"] = mosaic(
+            view.cameras, view.boxes, MOSAIC_PX, _GAP, batch.cams[sample][0], view.camera_names
+        )
     for name, points, count in (
         ("lidar", batch.lidar_data, batch.num_lidar),
         ("radar", batch.radar_data, batch.num_radar),

@@ -12,11 +12,10 @@ from PIL import Image
 from common.files import new_path
 from train.pictures import palette
 
-KEYFRAMES_PER_S = 2.0  # nuScenes annotates twice a second, so this is real time
 SUFFIXES = (".webm", ".gif")
 
 
-def write_video(path, pictures, frames_per_s=KEYFRAMES_PER_S):
+def write_video(path, pictures, frames_per_s):
     """Write (H, W, 3) uint8 RGB pictures of one size; the file gets its name when it is whole. Returns their number.
 
     Raises:

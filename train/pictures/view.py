@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import simplejpeg
 
-from common.cameras import LIDAR_FIELDS, RADAR_FIELDS, RADARS
 from common.record import (
     BOXES_MEMBER,
     CAMERAS_MEMBER,
@@ -22,11 +21,8 @@ from common.record import (
     parse_sample,
     radar_member,
 )
+from common.rig import Rig, rig_of
 from common.rigid import rigid_inverse
-
-# Radar velocities are stored in the radar's own frame and the record holds no mounting: these are the yaws of the nuScenes
-# cars, true to a few degrees, which is enough for an arrow.
-RADAR_YAW_RAD = dict(zip(RADARS, np.deg2rad([-177.0, 177.0, 0.0, 90.0, -90.0]), strict=True))
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ class Maps:
 class View:
     """One sample. lidar (4,V): x, y, z in ego and intensity; radar (5,R): x, y, z, vx, vy in ego; None where there is none.
 
-    timestamp_us: UTC; None where not known.
+    timestamp_us: UTC; None where not known. rig: of the set that it is from; None where not known.
     """
 
     key: str
@@ -102,6 +98,12 @@ class View:
     lidar: np.ndarray | None
     radar: np.ndarray | None
     maps: Maps | None = None
+    rig: Rig | None = None
+
+    @property
+    def camera_names(self):
+        """Names of the rig's cameras in its order, whether they are there or not."""
+        return self.rig.camera_names if self.rig else ()
 
     def with_maps(self, maps):
         return replace(self, maps=maps)
@@ -122,7 +124,7 @@ def view_of_record(key, members, width=None):
         sample = parse_sample(members[SAMPLE])
         rows = decode_cameras(members[CAMERAS_MEMBER], sample)
         global_T_ego = np.asarray(sample["global_T_ego"], float)
-        names = [camera["channel"] for camera in sample["cameras"]]
+        names, rig = [camera["channel"] for camera in sample["cameras"]], rig_of(sample["facts"], sample["schema"])
         cameras = [
             _camera(name, members[image_member(name)], row, global_T_ego, width)
             for name, row in zip(names, rows, strict=True)
@@ -137,8 +139,9 @@ def view_of_record(key, members, width=None):
             timestamp_us=sample["timestamp_us"],
             cameras=tuple(cameras),
             boxes=_boxes(members, sample, global_T_ego),
-            lidar=_lidar(members),
-            radar=_radar(members),
+            lidar=_lidar(members, rig),
+            radar=_radar(members, rig),
+            rig=rig,
         )
     except (KeyError, IndexError) as error:
         raise RecordError(f"{SAMPLE}: does not fit the other members ({error})") from None
@@ -163,18 +166,24 @@ def _boxes(members, sample, global_T_ego):
     return Boxes(rows["ego_lrt"], categories, rows["visibility"], rows["velocity"] @ global_T_ego[:3, :3])
 
 
-def _lidar(members):
+def _lidar(members, rig):
     if lidar_member(0) not in members:
         return None
-    return decode_points(members[lidar_member(0)], lidar_member(0), len(LIDAR_FIELDS))[:4]
+    return decode_points(members[lidar_member(0)], lidar_member(0), rig.lidar_planes)[:4]
 
 
-def _radar(members):
+def _radar(members, rig):
+    """x, y, z, vx, vy; velocities are stored in each radar's frame and turned by its yaw, and are 0 where that is not known."""
     if radar_member(0) not in members:
         return None
-    points = decode_points(members[radar_member(0)], radar_member(0), len(RADAR_FIELDS) + 2)  # and lag, and which radar
-    yaw = np.array([RADAR_YAW_RAD[name] for name in RADARS])[points[-1].astype(int)]
-    vx, vy = points[RADAR_FIELDS.index("vx_comp")], points[RADAR_FIELDS.index("vy_comp")]
+    points = decode_points(members[radar_member(0)], radar_member(0), rig.radar_planes)
+    fields = [field.name for field in rig.radar_fields]
+    if not {"vx_comp", "vy_comp"} <= set(fields):
+        return np.concatenate([points[:3], np.zeros_like(points[:2])])
+    yaws = np.array([np.nan if radar.yaw_deg is None else np.deg2rad(radar.yaw_deg) for radar in rig.radars])
+    yaw = yaws[points[-1].astype(int)]
+    known = np.isfinite(yaw)
+    yaw, vx, vy = (np.where(known, v, 0.0) for v in (yaw, *(points[fields.index(n)] for n in ("vx_comp", "vy_comp"))))
     turned = np.stack([vx * np.cos(yaw) - vy * np.sin(yaw), vx * np.sin(yaw) + vy * np.cos(yaw)])
     return np.concatenate([points[:3], turned])
 
@@ -197,6 +206,7 @@ def view_of_batch(batch, sample, maps=None, boxes=None):
         lidar=_points(batch.lidar0_data, batch.lidar0_extra, batch.num_lidar0, sample),
         radar=_points(batch.radar_data, None, batch.num_radar, sample),
         maps=maps,
+        rig=facts.rig,
     )
 
 

@@ -56,10 +56,18 @@ class World:
         return tensor
 
     def follow_leader(self, tensors):
-        """Overwrite the tensors with rank 0's."""
-        if self.size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, 0)
+        """Overwrite the tensors, and their shapes where these differ, with rank 0's."""
+        if self.size == 1:
+            return
+        tensors = [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
+        shapes = self.gather([tuple(tensor.shape) for tensor in tensors])[0]
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            if tuple(tensor.shape) != shape:  # a bank of features, say, that has grown otherwise
+                tensor.data = tensor.new_empty(shape)
+            sent = tensor.contiguous()
+            dist.broadcast(sent, 0)
+            if sent is not tensor:
+                tensor.copy_(sent)
 
     def gather(self, value):
         """List of the ranks' values, any that can be serialised, in the order of ranks."""
@@ -176,8 +184,16 @@ def _guarded(target, arguments, devices, guard):
     guard(lambda: _run_here(target, arguments, devices))
 
 
+def own_device(name, ids=()):
+    """pick_device, and from now on this process's current device: else streams, events and contexts would be GPU 0's."""
+    device = pick_device(name, ids)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 def _run_here(target, arguments, devices):
-    device = pick_device(devices.name, devices.ids)
+    device = own_device(devices.name, devices.ids)
     if not by_torchrun():
         return target(*arguments, World(0, 1, device))
     first_error = None
@@ -224,8 +240,6 @@ def _as_lost(error, devices):
 
 def _join(device, devices):
     """(FirstError, this process's World on `device`), after meeting the others."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = datetime.timedelta(minutes=max(FIRST_TIMEOUT_MIN, devices.timeout_min))
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))

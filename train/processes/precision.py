@@ -2,10 +2,12 @@
 
 import ctypes
 import os
+import random
 import resource
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
 # Of glibc's mallopt(3).
@@ -14,19 +16,26 @@ _LARGEST_INT = 2**31 - 1
 
 
 def set_precision(options, device):
-    """Seed torch, and set what it may trade accuracy or repeatability for on this device.
+    """Seed the generators, and set what it may trade accuracy or repeatability for on this device.
 
     fp32 on CUDA means fp32: torch by itself lets convolutions round their inputs to TF32's 10 bits; --precision tf32 asks
     for that, and for the same of matrix products. cuDNN may time its kernels, unless --deterministic.
     """
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.manual_seed(options.seed)
+    seed_all(options.seed)
     torch.use_deterministic_algorithms(options.deterministic, warn_only=True)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.precision == "tf32"
     torch.backends.cudnn.benchmark = device.type == "cuda" and not options.deterministic
     if device.type == "cpu":
         keep_freed_memory()
+
+
+def seed_all(number):
+    """Seed torch's, NumPy's and Python's own generators, which a network may draw from, by any whole number."""
+    torch.manual_seed(number % 2**64)
+    np.random.seed(number % 2**32)
+    random.seed(number)
 
 
 @contextmanager

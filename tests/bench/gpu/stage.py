@@ -5,6 +5,7 @@ import time
 import torch
 
 from tests.bench import device_bench
+from tests.bench.gpu.settings import GRID
 from tests.bench.gpu.training import short_training
 from train.data import compile_data
 
@@ -82,7 +83,8 @@ def _loader(settings, device, interpolation="bilinear", decode="host"):
         settings.train_shards,
         None,
         options.data_aug_conf(),
-        *options.grid,
+        *GRID,
+        settings.zyx,
         settings.batch,
         options.nworkers,
         nsweeps=3,

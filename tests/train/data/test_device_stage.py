@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from train.augment import crop_and_resize, resample, sampling_plan, stacked
 from train.data import DataError, LabelSpec, compile_data
 from train.data.config import Grid, StageConfig
 from train.data.device_stage import DeviceStage
-from train.data.images import DecodedImages
+from train.data.images import DecodedImages, EncodedImages
 from train.data.prefetch import Prefetch
 from train.data.targets import bev_targets
 
@@ -334,6 +335,41 @@ def test_a_batch_reaches_cuda_in_two_copies_and_nothing_waits(synth_shards, mixe
     assert batch.imgs.shape == on_cpu.imgs.shape and batch.seg_bev.shape == on_cpu.seg_bev.shape
 
 
+def stage_on_cuda(**options):
+    grid = Grid(GRID["centroid"], GRID["bounds"], GRID["res_3d"])
+    return DeviceStage(StageConfig((28, 50), "cuda:1", **options), grid, (LabelSpec(),), None)
+
+
+def test_constants_of_the_grid_are_made_once_and_every_stream_that_uses_them_waits_for_them():
+    stage = stage_on_cuda()
+    with host() as own, fake_mode():
+        stage._share_constants()
+        made, event = stage.vox_util._constants.copy(), stage._constants
+        stage._share_constants()
+        assert len(made) == 1 and stage.vox_util._constants == made and stage._constants is event
+    cuda = torch.device("cuda:1")
+    assert event.stream.device == cuda and own.calls == [("wait_event", cuda)] * 2
+
+
+def test_a_device_that_decodes_is_waited_for_by_the_stage_s_stream_alone(monkeypatch):
+    stage, jpeg = stage_on_cuda(decode="device"), simplejpeg.encode_jpeg(np.zeros((8, 12, 3), np.uint8))
+    images = EncodedImages(None, 1, 2, stage.config)
+    images.encoded, images.sizes_hw = [[jpeg, jpeg]], [[(8, 12), (8, 12)]]
+    with host() as own:
+
+        def decode(encoded, mode, device):
+            own.calls.append(("decode", device))
+            return [torch.zeros((3, 8, 12), dtype=torch.uint8) for _ in encoded]
+
+        monkeypatch.setattr("torchvision.io.decode_jpeg", decode)
+        monkeypatch.setattr(
+            torch.cuda, "synchronize", lambda device=None: pytest.fail("the whole device is waited for")
+        )
+        assert [image.shape for image in stage._decode(images)] == [(8, 12, 3)] * 2
+    cuda = torch.device("cuda:1")
+    assert own.calls == [("synchronize", cuda), ("decode", cuda), ("synchronize", cuda)]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("decode", ["host", "device"])
@@ -351,4 +387,5 @@ def test_batches_on_cuda_are_whole_behind_queued_work(synth_shards, decode):
             difference = (imgs.cpu() - want.imgs).abs()
             assert difference.mean() <= LEVEL and (decode == "device" or difference.max() <= 1.3 * LEVEL), attempt
             assert torch.equal(lidar.cpu(), want.lidar_data) and torch.equal(seg.cpu(), want.seg_bev)
-            torch.testing.assert_close(ry.cpu(), want.ry_bev, rtol=0, atol=1e-4)
+            turned = torch.remainder(ry.cpu() - want.ry_bev + torch.pi, 2 * torch.pi) - torch.pi  # -pi is pi
+            assert turned.abs().max() <= 1e-4

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.rig import NUSCENES
 from train.data import compile_data
 from train.data.augmentation import draw_augmentation
 from train.data.config import AugmentConfig
@@ -58,6 +59,7 @@ def test_windows_stay_in_a_scene_and_in_order(lengths, seqlen, temporal_aug):
 @given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 3), st.booleans())
 def test_draws_stay_in_bounds(seed, ncams, seqlen, shuffle_cams):
     conf = AugmentConfig((224, 400), (0.8, 1.2), 44, ncams=ncams, shuffle_cams=shuffle_cams, refcam_id=0)
+    conf = conf.of_rig(NUSCENES)
     drawn = draw_augmentation(sample_rng(seed, 0, 0), conf, seqlen)
     assert len(set(drawn.cams)) == ncams
     assert drawn.resize_wh.shape == (seqlen, ncams, 2)
@@ -66,7 +68,7 @@ def test_draws_stay_in_bounds(seed, ncams, seqlen, shuffle_cams):
 
 
 def test_reference_camera_never_comes_from_slot_0():
-    conf = AugmentConfig((224, 400))
+    conf = AugmentConfig((224, 400)).of_rig(NUSCENES)
     seen = {draw_augmentation(sample_rng(0, 0, i), conf, 1).cams[0] for i in range(200)}
     assert seen == set(conf.cams[1:])
 

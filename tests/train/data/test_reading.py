@@ -16,8 +16,8 @@ import torch
 from common.retries import Retry
 from common.shard_index import ShardError, build_index, dump_index
 from common.shard_set import find_shards
-from tests.common.test_format import rewritten_as_schema_1
 from tests.index_files import index_path
+from tests.test_schema2 import SCHEMA_2
 from tests.train.data.test_buffers import resident_mb
 from tests.train.data.test_order import CONF, GRID, equal, loaders
 from train.data import DataError, compile_data
@@ -142,10 +142,11 @@ def test_another_file_system_s_address_is_read_by_ranges(synth_shards):
         equal(a, b)
 
 
-def test_shards_of_schema_1_give_the_same_batches(synth_shards, tmp_path):
-    for tar in sorted(synth_shards.glob("train-*.tar")):
-        assert rewritten_as_schema_1(tar, tmp_path).schema == 1
-    for a, b in zip(stream_of(tmp_path), stream_of(f"{synth_shards}/train-*.tar"), strict=True):
+def test_shards_of_schema_2_give_the_same_batches_as_a_stream():
+    options = {"bsz": 2, "nworkers": 0, "nsweeps": 2, "shuffle": False}
+    train, _ = compile_data(f"{SCHEMA_2}/train-*.tar", None, CONF, **GRID, **options)
+    stream, _ = compile_data(f"{SCHEMA_2}/train-*.tar", None, CONF, **GRID, **options, reader="stream")
+    for a, b in zip(stream, train, strict=True):
         equal(a, b)
 
 

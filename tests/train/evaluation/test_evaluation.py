@@ -17,7 +17,7 @@ from train.evaluation.figures import all_figures, calibration, interval, scene_d
 from train.evaluation.files import as_json, read_json, write_csv, write_json
 from train.evaluation.measure import measure
 from train.evaluation.robustness import CORRUPTIONS, corrupted, corruption_error, resilience
-from train.evaluation.samples import Evaluation, light_of, weather_of
+from train.evaluation.samples import Evaluation
 from train.evaluation.table import comparison_lines, lines_of
 from train.metrics import intersection_union
 
@@ -38,7 +38,9 @@ def random_batch(seed, scenes=("a", "a", "b", "c")):
             SimpleNamespace(
                 key=f"{scene}_{seed}{i:03d}",
                 scene=scene,
-                description="Night, rain" if scene == "b" else "After rain, parked cars",
+                conditions=dict(
+                    zip(("light", "weather"), ("night", "rain") if scene == "b" else ("day", "dry"), strict=True)
+                ),
                 location=f"place-{scene}",
                 timestamp_us=1000 * i,
                 categories=tuple(rng.choice(["vehicle.car", "vehicle.truck"], boxes)),
@@ -181,11 +183,6 @@ def test_a_better_network_is_clearly_better_and_pairs_are_tighter(evaluation):
     other = {**b, "scenes": ["x", "y", "z"]}
     with pytest.raises(ValueError, match="no scene in common"):
         differences(a, other)
-
-
-def test_words_of_descriptions():
-    assert (light_of("Night, rain"), weather_of("Night, rain")) == ("night", "rain")
-    assert (light_of("Parked cars"), weather_of("After rain, bus")) == ("day", "dry")
 
 
 def of_cells(cells, scene="a"):

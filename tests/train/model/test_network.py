@@ -31,10 +31,11 @@ from train.model.interface import build_network, check_network, complete, name_o
 from train.model.simple_bev import SimpleBev
 from train.optim import fetch_optimizer, load_moments, parameter_groups
 from train.options import Options
+from train.processes.gradients import reached
 from train.run import train as train_run
 from train.samples import Samples, network_of
 from train.setup import check_same_network, make_loaders, make_network
-from train.step import LossStep, over_processes, unreached
+from train.step import LossStep
 from train.training import from_run
 
 PAGE = (REPOSITORY / "train" / "model" / "README.md").read_text()
@@ -296,9 +297,8 @@ def test_losses_of_the_same_outputs_are_the_same_under_bf16():
 
 def test_parameters_that_the_loss_does_not_reach_are_found():
     step = LossStep(Plain("seg", "other"), GRID)
-    found = unreached(step, labels())
-    assert {id(p) for p in found} == {id(p) for p in (*step.network.extra.parameters(), step.network.maps["other"])}
-    assert over_processes(step) is step
+    found = reached(step(labels())[0])
+    assert [name for name, p in step.network.named_parameters() if id(p) in found] == ["maps.seg"]
 
 
 class Halved(Plain):

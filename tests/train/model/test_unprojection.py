@@ -89,6 +89,16 @@ def test_a_camera_counts_where_it_sees_even_where_its_features_are_zero(way):
     torch.testing.assert_close(inner, torch.full_like(inner, 0.5))
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_matrix_that_is_not_finite_indexes_no_memory(way):
+    """On CUDA that would end the process; here it would be an IndexError. What it gives is not asked."""
+    pix_T_ref, cam_T_ref = ring()
+    pix_T_ref[0, 1] = torch.nan
+    feats = features()
+    WAYS[way](feats, pix_T_ref, cam_T_ref, VOX).sum().backward()
+    assert feats.grad.shape == feats.shape
+
+
 def test_nothing_seen_is_zero_and_has_no_gradient():
     feats = features()
     pix_T_ref, cam_T_ref = ring()

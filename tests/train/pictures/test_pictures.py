@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from pyquaternion import Quaternion
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from common.cameras import CAMERAS
 from common.record import (
     BOX_DTYPE,
     BOXES_MEMBER,
@@ -30,6 +29,7 @@ from common.record import (
 )
 from common.shard_index import build_index, dump_index
 from preprocess import show as preprocess_show
+from preprocess.nuscenes import CAMERAS
 from preprocess.shard_writer import skipped_name
 from tests.conftest import run_module
 from tests.index_files import index_path
@@ -176,7 +176,7 @@ def test_what_is_hidden_is_dimmed():
 
 def test_cameras_stand_in_surround_order():
     cameras = [camera(name, np.full((224, 400, 3), 40 * n + 20, np.uint8)) for n, name in enumerate(CAMERAS)]
-    image = mosaic(cameras[::-1], NO_BOXES, 606, gap=3)
+    image = mosaic(cameras[::-1], NO_BOXES, 606, gap=3, names=CAMERAS)
     middles = image[[image.shape[0] // 4, 3 * image.shape[0] // 4]][:, [100, 303, 506], 0]
     assert middles.ravel().tolist() == [20, 60, 100, 140, 180, 220]
 
@@ -455,7 +455,7 @@ def test_show_draws_eight_draws(synth_shards, tmp_path):
     picture = picture_at(out)
     assert picture.shape[1] == 1400
     samples = Samples([synth_shards])
-    batch, _, grid = batch_of(samples, 2, options_without_run(samples.sources[0].facts), epoch=0)
+    batch, _, grid = batch_of(samples, 2, options_without_run(), epoch=0)
     one = DrawnSample(view_of_batch(batch, 0, maps_of_batch(batch, 0, grid)), (False,) * 6, "")
     pitch = np.diff([augmentation_sheet(one.view, [one] * n, 1400).shape[0] for n in (1, 2)]).item()
     rest = picture.shape[0] - 8 * pitch  # title and legend, about as high
@@ -490,9 +490,9 @@ def test_a_video_that_fails_leaves_nothing(tmp_path):
 
     for name in ("a.webm", "a.gif"):
         with pytest.raises(ValueError, match="damaged"):
-            write_video(tmp_path / name, pictures())
+            write_video(tmp_path / name, pictures(), 2.0)
     with pytest.raises(ValueError, match="ends in"):
-        write_video(tmp_path / "a.mp4", pictures())
+        write_video(tmp_path / "a.mp4", pictures(), 2.0)
     assert not list(tmp_path.iterdir())
 
 

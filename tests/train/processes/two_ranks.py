@@ -21,6 +21,7 @@ from train.loop import Trainer
 from train.model import Needs
 from train.options import Options
 from train.processes import distributed
+from train.processes.gradients import Averaged
 
 GRID = VoxUtil(4, 2, 4, [[0.0, 1.0, 0.0]], (-4, 4, -4, 4, -4, 4))
 
@@ -89,6 +90,61 @@ def time_out_of_an_evaluation(world):
     raise ValueError(f"waits for {timeout.total_seconds():g} s")
 
 
+class Layers(torch.nn.Module):
+    """Two layers, the second of which `uses` may leave out, and a buffer that grows by rank."""
+
+    def __init__(self, world, uses):
+        super().__init__()
+        self.network, self.world, self.uses = torch.nn.ModuleDict(), world, uses
+        for name in ("first", "second"):
+            self.network[name] = torch.nn.Linear(1, 1, bias=False)
+            torch.nn.init.constant_(self.network[name].weight, world.rank + 1.0)
+        self.network.register_buffer("bank", torch.zeros(0))
+
+    def forward(self, update):
+        self.network.bank = torch.cat([self.network.bank, torch.ones(self.world.rank)])
+        out = self.network["first"](torch.ones(1, 1))
+        if self.uses(update, self.world.rank):
+            out = out * self.network["second"](torch.ones(1, 1))
+        return out.sum(), None, {}
+
+
+def _gradients(world, uses, find_unused):
+    """Of both layers, after each of three updates of two batches; the loss is w1 w2, or w1 where the second is left out."""
+    step = Layers(world, uses)
+    averaged = Averaged(step, find_unused)
+    out = []
+    for update in range(3):
+        step.zero_grad(set_to_none=True)
+        averaged.begin()
+        for last in (False, True):
+            averaged(update, last)
+        out.append(tuple(p.grad.item() for p in step.network.parameters()))
+    assert step.network.bank.shape == (6 * world.rank,)
+    world.follow_leader(step.network.buffers())
+    assert step.network.bank.shape == (0,)
+    return out
+
+
+def _told(world, text):
+    def fail():
+        raise ValueError(text)
+
+    world.together(fail)
+
+
+def layer_left_out_by_one(world):
+    _gradients(world, lambda update, rank: update < 2 or rank == 0, find_unused=False)
+
+
+def layer_left_out_and_searched(world):
+    _told(world, _gradients(world, lambda update, rank: update != 1 or rank == 0, find_unused=True))
+
+
+def layer_left_out_from_the_first(world):
+    _told(world, _gradients(world, lambda update, rank: update > 0 or rank == 0, find_unused=False))
+
+
 def signal_to_one(world):
     if world.rank == 1:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -97,7 +153,8 @@ def signal_to_one(world):
 
 CASES = (
     *(what_all_meet, bad_sample_of_rank_0, bad_sample_of_rank_1, out_of_memory_in_an_update, two_errors_at_once),
-    *(another_fails_after_it_has_left, time_out_of_an_evaluation, signal_to_one),
+    *(another_fails_after_it_has_left, time_out_of_an_evaluation),
+    *(layer_left_out_by_one, layer_left_out_and_searched, layer_left_out_from_the_first, signal_to_one),
 )
 
 

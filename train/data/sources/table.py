@@ -21,7 +21,7 @@ class KeyframeTable:
         indexes: of the shards, in order.
         keys, tokens: of each keyframe. scene_of: int64 number of each keyframe's scene, or of its
             unbroken part where preprocessing left samples out. scene_names: of whole scenes.
-        facts: of the first shard; all shards must agree on them but for their own digest.
+        facts: of the first shard; all shards must agree on them but for their own digest. rig: the Rig that they share.
         bytes_read: total so far, for the progress bar.
     Raises:
         ShardError: shards that do not belong together, or without a sample.
@@ -30,6 +30,7 @@ class KeyframeTable:
     def __init__(self, indexes, verify_reads=False):
         self.indexes, self.verify_reads = indexes, verify_reads
         self.facts = _common_facts(indexes)
+        self.rig = indexes[0].rig
         self.bytes_read = 0
         self.keys = [key for index in indexes for key in index.keys]
         self.tokens = [token for index in indexes for token in index.tokens]

@@ -23,4 +23,5 @@ def _pair(coordinate, size):
     part = pixel - first
     both = torch.stack([first, first + 1], -1)
     weights = torch.stack([1 - part, part], -1) * ((both >= 0) & (both < size))
-    return both.clamp(0, size - 1).int(), weights
+    # Whole numbers are clamped, not floats: a NaN passes through the latter's clamp, and must not index memory.
+    return both.int().clamp(0, size - 1), weights

@@ -1,0 +1,141 @@
+"""Layers: members added beside finished shards, in tars of their own that never touch these.
+
+`layers/NAME/train-000.tar`, with an index and a manifest as shards have them, belongs to the `train-000.tar` two folders up.
+Its keys are a subset of that shard's, in its order. shards/README.md is the specification.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from common import addresses
+from common.errors import Missing, ShardError
+from common.record import RecordError, decode_json, encode_json
+from common.shard_index import open_index
+from common.spelling import spelled
+from common.stores import open_store
+
+FOLDER = "layers"
+HEADER = "__layer__"  # the first member of a layer's tar; webdataset leaves out what is named so
+MISSING = ("error", "empty")  # what a reader makes of a keyframe that a layer lacks
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What a layer's tar says of itself, in its header and its index.
+
+    layer: name. base_tar, base_sha256: file name and hex SHA-256 of the shard that it belongs to. missing: "error" where
+    every keyframe has it or a reader that wants it must stop, "empty" where keyframes may do without. options: whatever it was
+    made with. made_with: hex digest of how it was made, by which a later run knows that it may be kept.
+
+    Raises ValueError: a name that is no folder's everywhere, or an unknown `missing`.
+    """
+
+    layer: str
+    base_tar: str
+    base_sha256: str
+    missing: str = "error"
+    options: dict = None
+    made_with: str = ""
+
+    def __post_init__(self):
+        check_name(self.layer)
+        if self.missing not in MISSING:
+            raise ValueError(f"missing {self.missing!r}; it is one of {', '.join(MISSING)}")
+
+    def dump(self):
+        """Bytes of the header."""
+        return encode_json(vars(self))
+
+    @classmethod
+    def parse(cls, facts, where):
+        """LayerFacts of an index's facts, or of a header's bytes. Raises ShardError, which names `where`."""
+        try:
+            if isinstance(facts, (bytes, memoryview)):
+                facts = decode_json(facts, HEADER)
+            return cls(**{name: facts[name] for name in cls.__dataclass_fields__})
+        except (RecordError, KeyError, TypeError, ValueError) as error:
+            raise ShardError(f"{where}: not a layer ({error})") from None
+
+
+def check_name(name):
+    """Raise ValueError for a name that no layer can have."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"layer {name!r}: a name has up to 64 letters, digits, - and _")
+
+
+def layer_folder(folder, name):
+    """Address of a layer's folder, beside the shards in `folder`."""
+    check_name(name)
+    return addresses.join(addresses.join(folder, FOLDER) if folder else FOLDER, name)
+
+
+@dataclass(frozen=True)
+class LayerShard:
+    """One shard's part of a layer.
+
+    folder, tar: address and file name. index: ShardIndex. stat: of the tar. rows: (n,) int64, by row of the shard the row of
+    the layer, -1 where it lacks the keyframe. facts: LayerFacts.
+    """
+
+    folder: str
+    tar: str
+    index: object
+    stat: object
+    rows: np.ndarray
+    facts: LayerFacts
+
+
+def open_layer(tar, base, name, options=None, retry=None):
+    """The LayerShard of the layer `name` that belongs to a shard.
+
+    Args:
+        tar: address of the shard. base: its ShardIndex. options, retry: see common.stores.open_store.
+    Raises:
+        ShardError: no such layer, or one of another shard, each with the remedy.
+    """
+    folder, file = addresses.split(tar)
+    own = layer_folder(folder, name)
+    store = open_store(own, options, retry)
+    try:
+        index, stat = open_index(store, file)
+    except Missing:
+        raise ShardError(
+            f"{addresses.shown(tar)}: has no layer {name}; copy {FOLDER}/{name}/ as well, or make it (see shards/README.md)"
+        ) from None
+    facts = LayerFacts.parse(index.facts, store.path(file))
+    return LayerShard(own, file, index, stat, rows_in(index, base, facts, store.path(file)), facts)
+
+
+def rows_in(index, base, facts, where):
+    """(n,) int64: by row of the shard `base`, the row of a layer's index, or -1.
+
+    Raises ShardError where the layer is another's: another digest, keys that the shard lacks, or keys in another order.
+    """
+    if facts.base_sha256 != base.tar_sha256:
+        raise ShardError(
+            f"{where}: belongs to another {facts.base_tar} than the one there (SHA-256 {facts.base_sha256[:12]}…, not "
+            f"{base.tar_sha256[:12]}…); make the layer anew, or copy the shards that it was made for"
+        )
+    place = {key: row for row, key in enumerate(base.keys)}
+    rows = [place.get(key, -1) for key in index.keys]
+    if any(row < 0 for row in rows) or any(a >= b for a, b in zip(rows, rows[1:], strict=False)):
+        raise ShardError(f"{where}: its keys are not those of {facts.base_tar}, in its order; make the layer anew")
+    out = np.full(len(base.keys), -1, np.int64)
+    out[rows] = np.arange(len(rows))
+    return out
+
+
+def layers_beside(store):
+    """Names of the layers in a folder of shards."""
+    return [name.rstrip("/") for name in store.list(FOLDER) if name.endswith("/") and _NAME.fullmatch(name.rstrip("/"))]
+
+
+def lacking(number_of, facts, where):
+    """ShardError of a reader that needs what a layer lacks: keyframe `number_of` of the shard `where`."""
+    return ShardError(
+        f"{where}: layer {facts.layer} has nothing of {number_of}, and says that nothing may be missing; check it with "
+        f"{spelled('preprocess.verify')}"
+    )
