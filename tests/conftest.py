@@ -3,15 +3,18 @@
 import fcntl
 import importlib
 import io
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -20,6 +23,9 @@ from tests.processes import client
 from tests.processes.client import REPOSITORY, Process
 
 SHARED = REPOSITORY.parent / "shared"
+# Of v1.0-mini: the first in its train split, and the first in its val split.
+TRAIN_SCENES = ("scene-0061", "scene-0553", "scene-0655", "scene-0757", "scene-0796")
+VAL_SCENE = "scene-0103"
 
 # OpenMP reads these once, when torch is imported, here and in the processes that tests start. Tests that run side by side
 # have more threads than there are cores: one that spins while it waits for another takes the core which that one needs
@@ -115,14 +121,25 @@ def made_once(tmp_path_factory):
     return folder_of
 
 
-def preprocess(version, dataroot, out, *options):
-    run_module("preprocess.run", "--version", version, "--dataroot", dataroot, "--out", out, *options)
+def split_file(folder, dataroot):
+    """--split-file, and a file in `folder` that splits the v1.0-mini of `dataroot` as the devkit does, which is not asked."""
+    names = [row["name"] for row in json.loads((dataroot / "v1.0-mini" / "scene.json").read_text())]
+    path = folder / "splits.json"
+    path.write_text(json.dumps({"train": sorted(set(names) - {VAL_SCENE}), "val": sorted({VAL_SCENE} & set(names))}))
+    return "--split-file", path
+
+
+def preprocess(dataroot, out, *options):
+    """Shards of a v1.0-mini, whether nuscenes-devkit is installed or not."""
+    with tempfile.TemporaryDirectory() as folder:
+        splits = split_file(Path(folder), dataroot)
+        run_module("preprocess.run", "--version", "v1.0-mini", "--dataroot", dataroot, "--out", out, *splits, *options)
 
 
 @pytest.fixture(scope="session")
 def real_shards(realframe, made_once):
     """Folder with train-000.tar and val-000.tar of the real keyframes."""
-    return made_once("real-shards", lambda out: preprocess("v1.0-mini", realframe, out, "--workers", 1))
+    return made_once("real-shards", lambda out: preprocess(realframe, out, "--workers", 1))
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +150,7 @@ def small_world(made_once):
         from preprocess.synth.folder import Folder
 
         folder = Folder(out, "v1.0-mini", 5, image_hw=(90, 160))
-        for number, name in enumerate(("scene-0061", "scene-0553", "scene-0655", "scene-0103")):
+        for number, name in enumerate((*TRAIN_SCENES[:3], VAL_SCENE)):
             folder.add_scene(number, name, 3, 1)
         folder.close()
 
@@ -144,21 +161,28 @@ def small_world(made_once):
 def small_shards(small_world, made_once):
     """Folder of shards of the small world: nine train samples and three val samples, whose images cost next to nothing."""
     options = "--sweeps 2 --train-shards 1 --workers 1".split()
-    return made_once("small-shards", lambda out: preprocess("v1.0-mini", small_world, out, *options))
+    return made_once("small-shards", lambda out: preprocess(small_world, out, *options))
 
 
 @pytest.fixture(scope="session")
 def synth_world(made_once):
     """nuScenes folder of the generated world: five train scenes and a val scene of four keyframes, two sweeps between."""
     words = "--version v1.0-mini --scenes 6 --samples 4 --sweeps 2".split()
-    return made_once("synth-world", lambda out: run_module("preprocess.synth", "--out", out, *words))
+
+    def make(out):
+        splits = out / "splits.json"
+        splits.write_text(json.dumps({"train": TRAIN_SCENES, "val": [VAL_SCENE]}))
+        run_module("preprocess.synth", "--out", out, *words, "--split-file", splits)
+        splits.unlink()
+
+    return made_once("synth-world", make)
 
 
 @pytest.fixture(scope="session")
 def synth_shards(synth_world, made_once):
     """Two train shards and one val shard of the generated world, three sweeps each."""
     options = "--sweeps 3 --train-shards 2 --val-shards 1 --workers 1".split()
-    return made_once("synth-shards", lambda out: preprocess("v1.0-mini", synth_world, out, *options))
+    return made_once("synth-shards", lambda out: preprocess(synth_world, out, *options))
 
 
 class S3Server:
@@ -212,5 +236,5 @@ def s3(tmp_path_factory):
 def s3_shards(s3, synth_world):
     """Address of the shards of synth_shards, written by preprocess.run."""
     out = f"s3://{s3.bucket}/shards"
-    preprocess("v1.0-mini", synth_world, out, *"--sweeps 3 --train-shards 2 --val-shards 1 --workers 2".split())
+    preprocess(synth_world, out, *"--sweeps 3 --train-shards 2 --val-shards 1 --workers 2".split())
     return out

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MAX_CLASSES = 64
+MEAN = "mean of classes"  # in the place of a class, in figures
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,14 @@ def _spec(one):
         return ClassSpec(one["name"], tuple(categories), one.get("weight", 1.0))
     except TypeError:
         raise ValueError(f"class {one['name']}: its categories are a list, its weight is a number") from None
+
+
+def key_of(protocol, of_class=""):
+    """What an evaluation keeps a class's counts under: where there is one class, the label protocol's name alone."""
+    return f"{protocol}, {of_class}" if of_class else protocol
+
+
+def parts_of(key):
+    """(protocol, class or "") of key_of."""
+    protocol, _, of_class = key.partition(", ")
+    return protocol, of_class

@@ -11,14 +11,21 @@ import yaml
 from common.spelling import EITHER, Command, spelled
 from train.errors import Interrupted, NotFinite, PeerFailed, Stopped
 from train.faults import told_in_a_line
-from train.options import GROUPS, Options, check_visibility, coerce, of_today
+from train.options import GROUPS, Options, check_visibility, coerce, is_bool, of_today
 from train.processes import ranks, signals
 from train.processes.ranks import say
 from train.runs import find_run
 
+_TYPED = "train.command: the words of the command line"
+
 
 class GroupedCommand(Command):
-    """A command whose help lists the options by group, each in one spelling."""
+    """A command whose help lists the options by group, each in one spelling, and of a network that is named its own."""
+
+    def parse_args(self, ctx, args):
+        """As click.Command; what was typed is there for the help, which click shows before it knows any value."""
+        ctx.meta[_TYPED] = list(args)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx, formatter):
         rows = {group: [] for group in GROUPS}
@@ -28,10 +35,23 @@ class GroupedCommand(Command):
         sections = {title: rows[group] for group, title in GROUPS.items()}
         own = [p for p in self.params if isinstance(p, click.Option) and not isinstance(p, OptionOfGroup)]
         sections["Of this command"] = [r for p in own if p.name != "help" and (r := p.get_help_record(ctx))]
+        sections |= fail_in_one_line(lambda: _own_options(ctx.meta.get(_TYPED, ())))
         for title, records in sections.items():
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records, col_max=34)
+
+
+def _own_options(words):
+    """{title: (name, meaning) of each option} of the network that the words of a command line name. Raises ValueError."""
+    named = [value for word, value in zip(words, words[1:], strict=False) if word == "--model"]
+    named += [word.partition("=")[2] for word in words if word.startswith("--model=")]
+    if not named:
+        return {}
+    from train.model.arguments import described  # these load torch, and the network's own file
+    from train.model.interface import find_network
+
+    return {f"Network {named[-1]}, in --model_args": described(find_network(named[-1]))}
 
 
 class OptionOfGroup(click.Option):
@@ -90,7 +110,9 @@ def options_command(hide=(), argument=None, extra=()):
             ],
         )
         module = function.__globals__["__spec__"].name  # __module__ is __main__ where it runs
-        return lambda: command.main(args=join_words(sys.argv[1:]), prog_name=spelled(module))
+        return lambda: command.main(
+            args=join_words(sys.argv[1:], alone=argument is not None), prog_name=spelled(module)
+        )
 
     return decorate
 
@@ -113,10 +135,16 @@ def _given(values, argument=None):
     return given
 
 
-def join_words(arguments):
-    """Words after --shards and --val_shards, as a shell's {} range leaves them, become options of their own."""
+def join_words(arguments, alone=False):
+    """Words after --shards and --val_shards, as a shell's {} range leaves them, become options of their own.
+
+    alone: a word may stand by itself; where a BOOL is given without a value, the word after it is none.
+    """
+    switches = {f"__{item.name}" for item in fields(Options) if item.type is bool} if alone else ()
     out, current = [], None
-    for word in arguments:
+    for word, after in zip(arguments, [*arguments[1:], "-"], strict=True):
+        if word.replace("-", "_") in switches and not after.startswith("-") and not is_bool(after):
+            word = f"{word}=true"
         if word.startswith("-"):
             name, equals, _ = word.partition("=")
             current = word if not equals and name.replace("-", "_") in ("__shards", "__val_shards") else None

@@ -18,10 +18,10 @@ from train import checkpoint
 from train.command import commands_among, known_options
 from train.data.label_spec import labels_side_by_side
 from train.evaluation.evaluator import evaluate
-from train.evaluation.figures import all_figures
-from train.evaluation.files import read_json, write_csv, write_json
+from train.evaluation.figures import all_figures, headline_of, keys_of
+from train.evaluation.files import read_json, write_collected, write_csv, write_json
 from train.evaluation.robustness import damages, offsets, robustness
-from train.evaluation.table import lines_of, robustness_lines, scalars
+from train.evaluation.table import lines_of, robustness_lines, scalars, score_lines
 from train.gallery import write_gallery
 from train.launch import launch
 from train.options import SHARDS, Options, as_dict
@@ -30,7 +30,18 @@ from train.processes.ranks import say
 from train.setup import check_same_network, make_loaders, make_network
 
 # What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
-_OF_MODEL = ("sensors", "model", "labels", "grid", "res_scale", "interpolation", "refcam_id")
+_OF_MODEL = (
+    "sensors",
+    "model",
+    "labels",
+    "grid",
+    "res_scale",
+    "interpolation",
+    "refcam_id",
+    "image_size",
+    "crop",
+    "order",
+)
 
 
 def shown(loader, what, progress=True):
@@ -108,13 +119,14 @@ class Evaluation:
     def __call__(self, options, world):
         parts = world.together(lambda: _prepare(options, world))
         out = Path(self.choices["out"] or parts.folder / "eval")
-        world.together(lambda: world.leads and _check_folder(out))
+        world.together(lambda: world.leads and _check_folders(out, _curves(parts)))
         if world.leads:
             say(_opening(parts, world))
         baseline = world.together(self._baseline)
         whole = evaluate(parts.network, parts.batches("evaluate", world), parts.grid, world, parts.autocast)
         damaged = None
         if self.choices["robustness"]:
+            world.together(lambda: world.leads and _check_counts(whole))
             changes = damages(*parts.held(), options.seed, self.choices["off"])
             with Progress(len(changes) * len(parts.loader), "batches", "robustness", shown=world.leads) as bar:
                 damaged = robustness(parts.again(world, bar), baseline, whole, changes, options.seed)
@@ -131,23 +143,33 @@ class Evaluation:
     def _report(self, parts, whole, damaged, out):
         whole.about = parts.about(whole)
         figures = all_figures(whole, parts.options.seed)
-        headline = parts.labels[0].name
-        [first] = [f for f in figures if (f.group, f.label) == ("iou", headline)]
-        cells = sum(int(row.counts[headline][:, 2].sum()) for row in whole.rows)
-        click.echo(f"step {parts.step}; {len(whole.rows)} samples; IoU {iou_of(first):.4f}; {cells} labelled cells")
-        if not cells:
-            raise ValueError(
-                "no cell of these samples is labelled, so the IoU says nothing; see --target_categories, --bounds"
-            )
-        for line in lines_of(whole, headline, figures):
-            click.echo(line)
-        for line in robustness_lines(damaged) if damaged else ():
+        headline = whole.about["headline"]
+        start = f"step {parts.step}; {len(whole.rows)} samples"
+        if headline:
+            first, cells = headline_of(figures, "iou", headline), labelled_cells(whole, headline)
+            click.echo(f"{start}; IoU {iou_of(first):.4f}; {cells} labelled cells")
+            if not cells:
+                raise ValueError(
+                    "no cell of these samples is labelled, so the IoU says nothing; see --target_categories, --bounds"
+                )
+        else:
+            click.echo(f"{start}; the network gives no seg, so there is no IoU")
+        lines = lines_of(whole, headline, figures) if headline else []
+        for line in [*lines, *score_lines(whole.scores), *(robustness_lines(damaged) if damaged else ())]:
             click.echo(line)
         write_json(out / "eval.json", whole, figures, parts.options.seed, damaged)
         write_csv(out / "samples.csv", whole)
-        _write_scalars(parts, figures)
-        drawn = write_gallery(out, whole, headline, parts, self.choices["pictures"])
-        click.echo(f"written: {out}/eval.json, samples.csv" + (f", {drawn} pictures" if drawn else ""))
+        own = write_collected(out, whole)
+        _write_scalars(parts, scalars(figures) | {f"eval/{n}": s.value for n, s in whole.scores.items()})
+        drawn = write_gallery(out, whole, headline, parts, self.choices["pictures"]) if headline else 0
+        names = ["eval.json", "samples.csv", *(path.name for path in own)]
+        click.echo(f"written: {out}/{', '.join(names)}" + (f", {drawn} pictures" if drawn else ""))
+
+
+def labelled_cells(evaluation, label):
+    """True cells of a label, of all its classes, that count."""
+    keys = keys_of(evaluation.rows, label)
+    return sum(int(row.counts[key][:, 2].sum()) for row in evaluation.rows for key in keys)
 
 
 def iou_of(figure):
@@ -199,14 +221,15 @@ class Parts:
 
     def held(self):
         """(cameras, sensors besides them) of the batches."""
-        sensors = [name for name in ("lidar", "radar") if getattr(self.options, f"use_{name}")]
-        return self.loader.augment.cams if self.network.needs.cameras else (), sensors
+        decode = self.loader.decode
+        sensors = [name for name in ("lidar", "radar") if getattr(decode, f"use_{name}")]
+        return self.loader.augment.cams if decode.use_cameras else (), sensors
 
     def about(self, whole):
         """What eval.json says of where its figures come from."""
         facts = self.loader.reader.facts
         return {
-            "headline": self.labels[0].name,
+            "headline": self.labels[0].name if keys_of(whole.rows) else "",
             "split": facts.get("split", ""),
             "version": facts["version"],
             "samples": f"{len(whole.rows)} of {len(self.loader.windows)}",
@@ -235,7 +258,7 @@ def _prepare(options, world):
     network, options = make_network(options)
     labels = labels_side_by_side(options)
     place = (world.device, False, world.rank, world.size)
-    _, loader, grid = make_loaders(options, *place, network.needs.cameras, labels)
+    _, loader, grid = make_loaders(options, *place, labels=labels, needs=network.needs)
     autocast = options.autocast_on(world.device)
     step = checkpoint.load_weights(path, content, on_device(network, world.device, autocast), options.ignore_load)
     if options.compile:
@@ -255,20 +278,31 @@ def _opening(parts, world):
     )
 
 
-def _check_folder(out):
-    """Make the folder of the results. Raises ValueError where nothing can be written in it: before the work, not after."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise ValueError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+def _check_folders(out, curves):
+    """Make the folders of the results. Raises ValueError where nothing can be written in one: before the work, not after."""
+    for folder, option in ((out, "--out"), (curves, "--log_dir")):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot be written ({error.strerror}); give another {option}") from None
 
 
-def _write_scalars(parts, figures):
+def _curves(parts):
+    return Path(parts.options.log_dir, parts.folder.name, "eval")
+
+
+def _check_counts(whole):
+    """Raise ValueError where there is no IoU that damage could change."""
+    if not keys_of(whole.rows):
+        raise ValueError("--robustness compares IoUs, and the network gives no seg; leave it out")
+
+
+def _write_scalars(parts, values):
     from train.monitor.writers import Recorder
 
-    recorder = Recorder(f"{parts.options.log_dir}/{parts.folder.name}/eval", "eval")
-    for tag, value in scalars(figures).items():
+    recorder = Recorder(_curves(parts), "eval", replaces=f".step-{parts.step}")
+    for tag, value in values.items():
         recorder.add_scalar(tag, value, parts.step)
     recorder.close()
     if recorder.lost:

@@ -4,6 +4,7 @@ import numpy as np
 
 from common.files import write_atomically
 from common.progress import progress
+from train.evaluation.figures import keys_of
 from train.pictures.layout import encode
 from train.samples import Network, Samples
 from train.showing import sheet_of
@@ -32,7 +33,8 @@ def write_gallery(out, evaluation, label, parts, count):
 
 def chosen_rows(rows, label, count):
     """List of (kind, row, IoU), at most `count`, none twice: "worst", "median", "best", each sorted by IoU."""
-    scored = ((_iou(row.counts[label]), row.key, row) for row in rows)
+    keys = keys_of(rows, label)
+    scored = ((_iou([row.counts[key] for key in keys]), row.key, row) for row in rows)
     scored = sorted(
         (one for one in scored if not np.isnan(one[0])), key=lambda one: one[:2]
     )  # NaN has no place in an order
@@ -45,6 +47,10 @@ def chosen_rows(rows, label, count):
 
 
 def _iou(counts):
-    both, predicted, truth = counts.sum(0).tolist()
-    either = predicted + truth - both
-    return both / either if either else float("nan")
+    """IoU of (R,3) counts; of several classes, a list of these, the mean of those that there are. NaN where there are none."""
+    found = []
+    for own in counts:
+        both, predicted, truth = own.sum(0).tolist()
+        either = predicted + truth - both
+        found += [both / either] if either else []
+    return sum(found) / len(found) if found else float("nan")

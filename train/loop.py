@@ -349,23 +349,25 @@ class Trainer:
         return saver.submit(step, content, name)
 
     def _is_best(self):
-        """Whether, on the leading rank, this validation is better than all before: a higher IoU, a lower anything else."""
+        """Whether, on the leading rank, this validation is better than all before by --keep_best, whose metric says what is."""
         if not self.world.leads:
             return False
-        metric, figures = self.options.keep_best, self.pools["v"].last()
-        if metric not in figures:
-            raise ValueError(f"--keep_best {metric}: validation gives {', '.join(figures)}")
-        better = is_better(metric, figures[metric], self.best)
+        name, figures = self.options.keep_best, self.pools["v"].last()
+        if name not in figures:
+            raise ValueError(f"--keep_best {name}: validation gives {', '.join(figures)}")
+        higher = self.step.higher_is_better(name)
+        best = self.best["value"] if self.best and self.best["figure"] == name else None
+        better = is_better(figures[name], best, higher)
         if better:
-            self.best = figures[metric]
+            self.best = {"figure": name, "higher_is_better": higher, "value": figures[name]}
         return better
 
 
-def is_better(metric, value, best):
-    """Whether a figure of validation beats the best one so far, None for none; all but the IoU are losses, NaN is none."""
+def is_better(value, best, higher_is_better):
+    """Whether a figure of validation beats the best one so far, None for none; NaN beats nothing."""
     if math.isnan(value) or best is None or math.isnan(best):
         return not math.isnan(value)
-    return value > best if metric == "iou" else value < best
+    return value > best if higher_is_better else value < best
 
 
 def _beside_parameters(network):

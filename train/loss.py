@@ -116,10 +116,16 @@ def _masks(labels, batch):
     if "center" in labels:
         masks["center"] = list(_halves(labels["center"], torch.ones_like(labels["center"])))
     if "offset" in labels:
-        # Where a box lies, of whatever class; a cell that any class ignores may be of a box that is not seen.
-        boxes = batch.seg_bev[:, 0] if classes == 1 else batch.box_bev[:, 0]
-        masks["offset"] = [boxes * (valid if classes == 1 else valid.amin(1, keepdim=True))]
+        masks["offset"] = [offset_mask(batch)]
     return masks
+
+
+def offset_mask(batch):
+    """(B,1,Z,X): the cells of the present whose offsets count: where a box lies, of whatever class, and no class ignores it."""
+    valid = batch.valid_bev[:, 0]
+    if valid.shape[1] == 1:
+        return batch.seg_bev[:, 0] * valid
+    return batch.box_bev[:, 0] * valid.amin(1, keepdim=True)
 
 
 def _cross_entropy(logits, truth, masks, shares, batch):

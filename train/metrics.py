@@ -48,9 +48,13 @@ class Sums:
 
     def of(self, counts):
         """One of this kind with these counts."""
-        out = copy.copy(self)
-        out.counts = counts
+        out = object.__new__(type(self))
+        out.__dict__ |= vars(self) | {"counts": counts}
         return out
+
+    def __getstate__(self):
+        """What is sent to another process: counts are on the CPU there."""
+        return vars(self) | {"counts": None if self.counts is None else self.counts.cpu()}
 
 
 class Segmentation(Sums):
@@ -86,39 +90,35 @@ def intersection_union(seg_logits, seg_bev, valid_bev):
 
 
 def iou(counts):
-    """Mean over classes of the IoU of summed counts (K,2), in any shape; of a class 0 where nothing was predicted or true.
+    """IoU of summed counts (K,2), in any shape: of several classes the mean of those of which anything was predicted or true.
 
-    NaN of no counts.
+    0 where there is none of them, NaN of no counts.
     """
     pairs = torch.as_tensor(counts).reshape(-1, 2).tolist()
     if not pairs:
         return math.nan
-    return sum(both / either if either else 0.0 for both, either in pairs) / len(pairs)
+    found = [both / either for both, either in pairs if either]
+    return sum(found) / len(found) if found else 0.0
 
 
-def metrics_of(network, outputs):
-    """Fresh metrics for what a network gives: Segmentation where there is a seg, then the network's own.
-
-    network: its `metrics()`, if it has that, gives a list of new ones.
+def metrics_of(network):
+    """A network's own metrics, new ones: what its `metrics()` gives, or copies of those in a list of that name.
 
     Raises:
         ValueError: `metrics` is something else.
     """
-    found = [Segmentation()] if "seg" in outputs else []
     own = getattr(network, "metrics", None)
     if own is None:
-        return found
+        return []
     name = type(network).__name__
-    if not callable(own):
-        raise ValueError(f"{name}.metrics is {own!r}; it is a method that gives a list of new metrics")
-    own = list(own())
+    own = own() if callable(own) else copy.deepcopy(own)
+    if not isinstance(own, (list, tuple)):
+        raise ValueError(f"{name}.metrics is {own!r}; it is a list of metrics, or a method that gives new ones")
     for metric in own:
         missing = [method for method in METHODS if not callable(getattr(metric, method, None))]
         if missing:
-            raise ValueError(
-                f"{name}.metrics() gave a {type(metric).__name__}, which has no {' and no '.join(missing)}"
-            )
-    return found + own
+            raise ValueError(f"{name}.metrics hold a {type(metric).__name__}, which has no {' and no '.join(missing)}")
+    return list(own)
 
 
 def merged(parts):

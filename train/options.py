@@ -86,6 +86,7 @@ class Options:
     seqlen: int = _option(1, "keyframes a sample; the network sees the first", "data", least=1)
     temporal_aug: bool = _option(False, "with seqlen: also windows that skip a keyframe", "data")
     shuffle: bool = _option(True, "a new order each epoch", "data")
+    order: str = _option("shuffled", "shuffled, or streams: a batch's slots play whole scenes in time order", "data")
     nworkers: int = _option(
         12, "loader threads of a machine, at most its cores", "data", least=0, also=("num_workers",)
     )
@@ -109,12 +110,15 @@ class Options:
     ncams: int = _option(0, "cameras of a training sample; 0: all of them", "augmentation", least=0)
     do_shuffle_cams: bool = _option(True, "draw the reference camera", "augmentation")
     refcam_id: int = _option(-1, "reference camera slot in evaluation; -1: the rig's own", "augmentation", least=-1)
+    image_size: str = _option("", "of the network's images instead of res_scale's, such as 256x704", "augmentation")
+    crop: str = _option("", "bottom or centre: images keep their shape  [with --image_size: bottom]", "augmentation")
     interpolation: str = _option("bilinear", "bilinear (antialiased) or nearest (the lineage's)", "augmentation")
     nsweeps: int = _option(3, "lidar and radar sweeps, keyframe included", "sensors", least=1)
     use_radar: bool = _option(False, "radar occupancy", "sensors")
     use_radar_filters: bool = _option(False, "the devkit's default radar filters", "sensors")
     use_metaradar: bool = _option(False, "radar with its 16 features", "sensors")
     use_lidar: bool = _option(False, "lidar occupancy", "sensors")
+    past: int = _option(0, "keyframes before the present, for networks that leave it to this", "sensors", least=0)
     true_times: bool = _option(False, "cameras see from where the car was when each took its picture", "sensors")
     model: str = _option("simple_bev", "the network: simple_bev or package.module:factory", "model")
     model_args: str = _option("", "its own arguments: JSON, or a file of it", "model")
@@ -182,10 +186,18 @@ class Options:
             if least is not None and not value >= least:  # NaN too
                 raise ValueError(f"--{item.name} {value} must be at least {least}")
         check_visibility(self.protocol, self.min_visibility)
+        if self.no_pretrained and self.backbone_weights:
+            raise ValueError("--no_pretrained and --backbone_weights FILE contradict each other; leave one out")
         if self.seed >= 2**64:
             raise ValueError(f"--seed {self.seed}: it has 64 bits at most")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"--lr {self.lr} must be positive")
+        if self.order not in ("shuffled", "streams"):
+            raise ValueError(f"--order {self.order}: it is shuffled or streams")
+        if self.crop not in ("", "bottom", "centre"):
+            raise ValueError(f"--crop {self.crop}: it is bottom or centre")
+        if self.image_size and self.image_hw and self.res_scale != Options.res_scale:
+            raise ValueError(f"--image_size {self.image_size} and --res_scale {self.res_scale}; leave one out")
         if self.frame not in ("cam0", "ego"):
             raise ValueError(f"--frame {self.frame}: it is cam0 or ego")
         if class_specs(self.classes) and self.target_categories != Options.target_categories:
@@ -196,15 +208,26 @@ class Options:
             raise ValueError("--bounds takes a lower and a higher number for each axis")
 
     def data_aug_conf(self):
-        """The lineage's data_aug_conf of this res_scale."""
-        height, width = (int(n * self.res_scale) for n in BASE_HW)
+        """Simple-BEV's data_aug_conf of this res_scale or image_size."""
+        height, width = self.image_hw
         crops = self.rand_crop_and_resize
         return {
             "final_dim": (height, width),
             "resize_lim": [0.8, 1.2] if crops else [1.0, 1.0],
             "crop_offset": int(height * (1 - 0.8)) if crops else 0,
             "ncams": self.ncams,
+            "crop": self.crop or ("bottom" if self.image_size else ""),
         }
+
+    @property
+    def image_hw(self):
+        """(height, width) of the network's images. Raises ValueError for an --image_size that is none."""
+        if not self.image_size:
+            return tuple(int(n * self.res_scale) for n in BASE_HW)
+        found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", self.image_size)
+        if not found:
+            raise ValueError(f"--image_size {self.image_size}: it is height x width in pixels, such as 256x704")
+        return int(found[1]), int(found[2])
 
 
 def check_visibility(protocol, min_visibility):
@@ -251,10 +274,19 @@ def of_today(recorded, strict):
         else:
             notes.append(f"{name} is no option of this version and is left out")
     out = {name: coerce(name, value) for name, value in out.items()}
+    if not strict and out.get("no_pretrained") and out.pop("backbone_weights", ""):
+        notes.append(
+            "backbone_weights had no meaning with no_pretrained"
+        )  # which versions before this one took beside it
     # Versions before this one took it beside a protocol that does not look at it, from files and in Python.
     if not strict and out.get("protocol") == "simple_bev" and out.get("min_visibility", 1) != 1:
         notes.append(f"min_visibility {out.pop('min_visibility')} has no meaning with protocol simple_bev")
     return out, notes
+
+
+def is_bool(text):
+    """Whether a word is a value of a BOOL option."""
+    return text.lower() in _BOOLS
 
 
 def coerce(name, value):

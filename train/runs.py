@@ -1,5 +1,6 @@
 """Runs on the disk: how they are named, and which one is meant by a name, a folder or a file."""
 
+import errno
 import glob
 import time
 from datetime import datetime
@@ -82,7 +83,10 @@ def new_folder(options):
                 raise ValueError(f"{folder} is there already; --resume it, or give another --run_name") from None
             time.sleep(1)
         except OSError as error:
-            raise ValueError(f"{folder}: cannot be made ({error.strerror}); give another --ckpt_dir") from None
+            remedy = "give another --ckpt_dir"
+            if error.errno in (errno.EINVAL, errno.EPROTO) and ":" in folder.name:
+                remedy = "this file system may take no colon: add --run_name dated"
+            raise ValueError(f"{folder}: cannot be made ({error.strerror}); {remedy}") from None
 
 
 def folder_name(options, now):

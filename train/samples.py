@@ -1,7 +1,6 @@
 """Any one sample of shards: its record, the batch that a network gets of it, and what the network of a run says to it."""
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +13,9 @@ from common.spelling import spelled
 from train import checkpoint
 from train.command import known_options
 from train.data import Loader
-from train.data.augmentation import draw_augmentation
-from train.data.config import DataConfig
+from train.data.config import DataConfig, Wanted
 from train.data.order import FLIP_STREAM, sample_rng
 from train.data.sources import open_source
-from train.data.windows import windows
 from train.errors import DataError
 from train.model.finite import finite_outputs
 from train.model.forward import run_network
@@ -28,6 +25,8 @@ from train.processes.precision import full_float32
 from train.processes.ranks import say
 from train.runs import find_run
 from train.setup import make_network
+
+PRESENT = Wanted(frames=1)  # images of the present
 
 
 class Samples:
@@ -128,54 +127,37 @@ def options_without_run():
     return Options(nsweeps=1, res_scale=1.0)
 
 
-def window_of(samples, number, options, is_train=False):
-    """(number of the training sample that begins at a keyframe, its keyframes) of a keyframe's source; None without one.
-
-    A network of several keyframes has none that begins near a scene's end.
-    """
-    source, own = samples.source_of(number)
-    return _windows_by_first(source, options.seqlen, options.temporal_aug and is_train).get(own)
-
-
-@functools.lru_cache(maxsize=4)
-def _windows_by_first(source, seqlen, temporal_aug):
-    """First keyframe -> (number, keyframes) of the first window that begins there."""
-    found = list(enumerate(windows(source.scene_of, seqlen, temporal_aug)))
-    return {frames[0]: (n, frames) for n, frames in reversed(found)}
-
-
-def batch_of(samples, number, options, device="cpu", epoch=None, cameras=True):
+def batch_of(samples, number, options, device="cpu", epoch=None, wanted=PRESENT):
     """The Batch of the sample that begins at a keyframe, as a network of these Options gets it; its Augmentation; the grid.
 
     Args:
-        epoch: of training, whose draws are taken; None for evaluation, which draws nothing. cameras: False reads no image.
+        epoch: of training, whose draws are taken; None for evaluation, which draws nothing. wanted: see
+            train.setup.wanted_of.
     Returns:
         (Batch, its Augmentation, VoxUtil).
     Raises:
         ValueError: naming shard and key.
     """
-    source, _ = samples.source_of(number)
+    source, own = samples.source_of(number)
     is_train = epoch is not None
-    window = window_of(samples, number, options, is_train)
-    if window is None:
+    loader = _loader_of(source, options, device, is_train, wanted)
+    sample = next((n for n, window in enumerate(loader.windows) if window[0] == own), None)
+    if sample is None:
         raise ValueError(
             f"{samples.where(number)}: fewer than {options.seqlen} keyframes from here on; name an earlier one"
         )
-    sample, frames = window
-    loader = _loader_of(source, options, device, is_train, cameras)
     loader.load_state_dict({"epoch": epoch or 0, "position": 0})
     try:
         batch = loader.batch_of([sample], augment=is_train)
     except DataError as error:
         raise ValueError(str(error)) from None
-    rng = sample_rng(options.seed, epoch, sample) if is_train else None
-    return batch, draw_augmentation(rng, loader.augment, len(frames)), loader.stage.vox_util
+    return batch, loader.draw(sample, epoch or 0, is_train), loader.stage.vox_util
 
 
-def _loader_of(source, options, device, is_train, cameras):
-    windows_of = {"shuffle": False, "temporal_aug": options.temporal_aug and is_train}
-    options = dataclasses.replace(options, batch_size=1, decode="auto", **windows_of)
-    config = DataConfig.of(options, device, cameras=cameras, is_train=is_train)
+def _loader_of(source, options, device, is_train, wanted):
+    options = dataclasses.replace(options, batch_size=1, shuffle=False, decode="auto", order="shuffled")
+    config = DataConfig.of(options, device, wanted=wanted, is_train=is_train)
+    config = config if is_train else config.of_evaluation
     augment = config.augment.of_rig(source.rig)
     return Loader(source, config.order, config.decode, augment, config.stage, 0)
 
@@ -190,12 +172,16 @@ def flips_of(batch, options):
 
 @full_float32()
 def predict(network, batch, grid):
-    """(Z, X) probabilities of the first sample of a Batch, all in float32. Raises ValueError for a network without a seg."""
+    """Probabilities of the first sample of a Batch, all in float32: (Z, X), of several classes (K, Z, X).
+
+    None of a network without a seg.
+    """
     with torch.no_grad():
         outputs = run_network(network.model, batch, grid)
     if "seg" not in outputs:
-        raise ValueError(f"{type(network.model).__name__} gives no seg: there is no map to show; leave out --run")
+        return None
     outputs, not_finite = finite_outputs(outputs)
     if not_finite[0]:
         say(f"note: {batch.facts[0][0].key}: outputs that are not finite, and predict nothing")
-    return outputs["seg"][0, 0].sigmoid().cpu()
+    seg = outputs["seg"][0]
+    return (seg if len(seg) > 1 else seg[0]).sigmoid().cpu()

@@ -5,7 +5,7 @@ import json
 import os
 
 from train.data import Grid, loaders_of, make_vox_util
-from train.data.config import DataConfig
+from train.data.config import DataConfig, Wanted
 from train.model.arguments import model_arguments
 from train.model.interface import build_network, complete, find_network, name_of
 from train.options import Options
@@ -29,7 +29,12 @@ def make_network(options, build=None, device="cpu"):
     network = build_network(build or find_network(options.model), options, grid)
     needs, options = complete(network.needs, options)
     if needs != network.needs:
-        network.needs = needs
+        try:
+            network.needs = needs
+        except AttributeError:  # of a property
+            raise ValueError(
+                f"{type(network).__name__}.needs leaves lidar or radar to the options, and cannot be set: name both there"
+            ) from None
     return network.to(device), options
 
 
@@ -62,18 +67,25 @@ def _share_of_cores(name, wanted):
     return -(-min(wanted, cores) // processes)
 
 
-def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras=True, labels=None):
+def wanted_of(needs):
+    """Wanted: what of the data a network's Needs decide. Of seqlen's windows, which run into the future, it takes the first."""
+    return Wanted(needs.cameras, frames=1, get_tids=needs.track_ids, train_only=needs.train_only)
+
+
+def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras=True, labels=None, needs=None):
     """(train, val) loaders and VoxUtil on the device; val is None without do_val. Raises ValueError.
 
     cameras: False reads no image, for a network that needs none. labels: LabelSpecs instead of the options' own.
+    needs: all that a network needs, cameras among it; of training it may be more than of evaluation.
     """
+    wanted = wanted_of(needs) if needs is not None else Wanted(cameras, frames=1)
     train, val = shard_sets(options, want_train)
     for note in (note for shards in (train, val) if shards is not None for note in shards.notes):
         say(f"note: {note}")
     threads = _share_of_cores("nworkers", options.nworkers)
     # In evaluation there is but one loader, and --nworkers counts its threads, as in the lineage's.
     threads_val = _share_of_cores("nworkers_val", options.nworkers_val) if want_train else threads
-    config = DataConfig.of(options, device, cameras=cameras, labels=labels, rank=rank, world_size=world_size)
+    config = DataConfig.of(options, device, wanted=wanted, labels=labels, rank=rank, world_size=world_size)
     loaders = loaders_of(train, val, config, threads, threads_val)
     for loader in loaders:
         version = loader.reader.facts["version"] if loader is not None else ""

@@ -9,6 +9,7 @@ import numpy as np
 
 from common.files import new_file, write_atomically
 from common.progress import progress
+from train.data.config import Wanted
 from train.pictures.augmentation import DrawnSample, augmentation_sheet
 from train.pictures.formats import DRAWS, DRAWS_PX, SHEET_PX, check_picture
 from train.pictures.layout import encode, sheet
@@ -16,7 +17,9 @@ from train.pictures.recording import write_recording
 from train.pictures.video import write_video
 from train.pictures.view import maps_of_batch, view_of_batch, view_of_record
 from train.processes.distributed import own_device
-from train.samples import Samples, batch_of, flips_of, network_of, options_without_run, predict, window_of
+from train.processes.ranks import say
+from train.samples import Samples, batch_of, flips_of, network_of, options_without_run, predict
+from train.setup import wanted_of
 
 
 def show(shards, what, run, device, wanted):
@@ -28,9 +31,8 @@ def show(shards, what, run, device, wanted):
     number = samples.find(what or "0")[0]
     scene = samples.find(samples.keys[number].rpartition("_")[0])
     network = network_of(run, own_device(device)) if run else None
-    scene = _served(samples, scene, network)
     if wanted["predictions"]:
-        numbers = scene if what else _served(samples, range(len(samples)), network)
+        numbers = scene if what else range(len(samples))
         _write_predictions(wanted["predictions"], samples, numbers, network)
     elif wanted["mcap"]:
         _write_recording(wanted["mcap"], samples, scene, network)
@@ -44,24 +46,19 @@ def show(shards, what, run, device, wanted):
         write_picture(wanted["out"] or f"{samples.keys[number]}.png", picture)
 
 
-def _served(samples, numbers, network):
-    """Those keyframes that a network can be asked about: all but a scene's last ones where it takes several at once."""
-    if network is None or network.options.seqlen == 1:
-        return numbers
-    return [number for number in numbers if window_of(samples, number, network.options)]
-
-
 def _view(samples, number, network, width=None):
     """The View of a keyframe with its label maps, and with the prediction where there is a network."""
     members = samples.members(number)
     view = samples.decoded(number, lambda: view_of_record(samples.keys[number], members, width))
-    if network is None:
-        options, device = options_without_run(), "cpu"
+    if network is None:  # the pictures' own images are the record's
+        options, device, wanted = options_without_run(), "cpu", Wanted(cameras=False, frames=1)
     else:
-        options, device = network.options, network.device
-    cameras = network is not None and network.model.needs.cameras  # the pictures' own images are the record's
-    batch, _, grid = batch_of(samples, number, options, device, cameras=cameras)
-    maps = maps_of_batch(batch, 0, grid, predict(network, batch, grid) if network else None)
+        options, device, wanted = network.options, network.device, wanted_of(network.model.needs)
+    batch, _, grid = batch_of(samples, number, options, device, wanted=wanted)
+    predicted = predict(network, batch, grid) if network else None
+    if network and predicted is None:
+        say(f"note: {type(network.model).__name__} gives no seg, so no map of it is drawn")
+    maps = maps_of_batch(batch, 0, grid, predicted)
     if samples.source_of(number)[0].facts.get("annotated") is False:
         maps = replace(maps, truth=None, valid=None)
     return view.with_maps(maps)
@@ -122,23 +119,19 @@ def _write_recording(path, samples, numbers, network):
 
 
 def _write_predictions(path, samples, numbers, network):
-    """Probabilities (n, Z, X) float16 of keyframes, where each map lies, and their keys and tokens.
+    """Probabilities (n, Z, X) float16 of keyframes, of several classes (n, K, Z, X); where each map lies; keys and tokens.
 
     The file is written sample by sample, as NumPy would write it whole: the maps of a data set need not fit into memory.
     """
-    if not numbers:
-        raise ValueError(
-            f"--predictions: no keyframe has the {network.options.seqlen} from it on that the run's network takes"
-        )
+    classes = [spec.name for spec in network.options.classes]
+    shape = (network.options.Z, network.options.X)
+    shape = (len(numbers), *((len(classes),) if len(classes) > 1 else ()), *shape)
     places = []
     with new_file(path) as file, ZipFile(file, "w", ZIP_DEFLATED) as arrays:
         with arrays.open("probability.npy", "w", force_zip64=True) as member:
-            shape = (len(numbers), network.options.Z, network.options.X)
             np.lib.format.write_array_header_1_0(member, {"descr": "<f2", "fortran_order": False, "shape": shape})
             for number in progress(numbers, "keyframes", "predictions"):
-                cameras = network.model.needs.cameras
-                batch, _, grid = batch_of(samples, number, network.options, network.device, cameras=cameras)
-                maps = maps_of_batch(batch, 0, grid, predict(network, batch, grid))
+                maps = _predicted(samples, number, network)
                 member.write(maps.prediction.astype("<f2").tobytes())
                 places.append(maps.ego_T_ref)
         small = {
@@ -147,11 +140,22 @@ def _write_predictions(path, samples, numbers, network):
             "low_xz_m": maps.low_xz_m,
             "high_xz_m": maps.high_xz_m,
             "ego_T_cam0" if network.options.frame == "cam0" else "ego_T_ref": places,
+            **({"classes": classes} if len(classes) > 1 else {}),
         }
         for name, values in small.items():
             with arrays.open(f"{name}.npy", "w") as member:
                 np.lib.format.write_array(member, np.asarray(values), allow_pickle=False)
     _say_scene(path, len(numbers))
+
+
+def _predicted(samples, number, network):
+    """The Maps of a keyframe with what the network predicts. Raises ValueError where that gives no map."""
+    wanted = wanted_of(network.model.needs)
+    batch, _, grid = batch_of(samples, number, network.options, network.device, wanted=wanted)
+    predicted = predict(network, batch, grid)
+    if predicted is None:
+        raise ValueError(f"--predictions: {type(network.model).__name__} gives no seg, so there is no map to write")
+    return maps_of_batch(batch, 0, grid, predicted)
 
 
 def _say_scene(path, count):

@@ -6,12 +6,13 @@ from torch import nn
 
 from train.data.order import FLIP_STREAM, sample_rng
 from train.loss import Normaliser, default_loss
-from train.metrics import Sums, merged, metrics_of, read
+from train.metrics import Segmentation, Sums, merged, metrics_of, read
 from train.model.float32 import in_float32
 from train.model.forward import run_on_voxels, with_voxels, without_gradients
 from train.model.interface import Flips, loss_of, takes_flips
 
 TOTAL = "total_loss"
+RESERVED = (TOTAL, "time_per_batch", "time_per_el")  # figures of the trainer's own
 
 
 class LossStep(nn.Module):
@@ -58,7 +59,7 @@ class LossStep(nn.Module):
         loss, terms, outputs = self._scored(batch, self._flips(batch))
         self._check(loss, terms)
         figures = [loss, *(torch.as_tensor(value, device=loss.device) for value in terms.values())]
-        figures = torch.stack([value.detach().double() for value in figures])
+        figures = torch.stack([value.detach().double().reshape(()) for value in figures])
         figures = torch.cat([figures, *self._counted(outputs, batch)])
         return loss, figures, {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in outputs.items()}
 
@@ -71,7 +72,8 @@ class LossStep(nn.Module):
 
     def _counted(self, outputs, batch):
         """Counts of this batch, of each metric that is sums; in evaluation the others are updated."""
-        found = metrics_of(self.network, outputs)
+        found = [Segmentation()] if "seg" in outputs else []
+        found += metrics_of(self.network)
         self._sums = tuple(metric for metric in found if isinstance(metric, Sums))
         if not self.training:
             self.kept = self.kept or tuple(metric for metric in found if not isinstance(metric, Sums))
@@ -97,10 +99,17 @@ class LossStep(nn.Module):
 
     def _check(self, loss, terms):
         names = self._names.setdefault(self.training, (TOTAL, *terms))
+        if taken := [name for name in terms if name in RESERVED]:
+            raise ValueError(
+                f"a term of the loss is named {taken[0]}, which is a figure of the trainer's; name it otherwise"
+            )
         if names != (TOTAL, *terms):
             raise ValueError(f"the loss gave {', '.join(terms)}; before it were {', '.join(names[1:])}; they must stay")
         if loss.dim():
             raise ValueError(f"the loss is {tuple(loss.shape)}; it is a scalar, and its terms are")
+        for name, value in terms.items():
+            if isinstance(value, torch.Tensor) and value.numel() != 1:
+                raise ValueError(f"the loss's term {name} is {tuple(value.shape)}; it is a scalar")
 
     def _flips(self, batch):
         if not (self.training and self.flips):

@@ -105,12 +105,12 @@ def _run(trainer, step):
         path = trainer.run(step)
     except BaseException as error:
         if trainer.world.leads:
-            for text in ending(trainer.options, trainer.folder, done=False, evaluated=False):
+            for text in ending(trainer.options, trainer.folder, done=False):
                 error.add_note(text)  # whoever shows the error shows these after it
         raise
     if trainer.world.leads:
         say(row("done", trainer.console.speed()))
-        for text in ending(trainer.options, trainer.folder, done=True, evaluated="iou" in trainer.pools["t"].last()):
+        for text in ending(trainer.options, trainer.folder, done=True):
             say(text)
     return path
 
@@ -124,7 +124,7 @@ def _prepare(options, world, build):
     """
     set_precision(options, world.device)
     network, options = make_network(options, build)
-    loaders = make_loaders(options, world.device, True, world.rank, world.size, network.needs.cameras)
+    loaders = make_loaders(options, world.device, True, world.rank, world.size, needs=network.needs)
     if not options.init_dir and not options.resume and hasattr(network, "load_pretrained"):
         network.load_pretrained(options)
     if options.sync_bn and world.size > 1:

@@ -1,12 +1,15 @@
 """The loop: what was trained is kept whatever ends it, and nothing of an update depends on what came before or beside it."""
 
+import errno
 import math
 import random
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.errors import ShardError
 from train import checkpoint
@@ -14,8 +17,10 @@ from train.errors import DataError
 from train.gallery import chosen_rows
 from train.loop import Trainer, is_better
 from train.model import Needs
+from train.monitor.writers import Recorder
 from train.options import Options
 from train.run import train
+from train.runs import new_folder
 from train.setup import make_loaders, make_network
 
 
@@ -147,8 +152,8 @@ def test_every_generator_is_seeded_for_every_update(options):
 
 def test_nan_is_never_the_best():
     for best in (None, math.nan, 0.5):
-        assert not is_better("iou", math.nan, best)
-    assert is_better("iou", 0.1, math.nan) and is_better("total_loss", 9.0, None)
+        assert not is_better(math.nan, best, True)
+    assert is_better(0.1, math.nan, True) and is_better(9.0, None, False)
 
 
 def test_the_gallery_orders_what_has_an_iou():
@@ -176,3 +181,92 @@ def test_options_built_in_python_are_checked():
     )
     assert made.shards == ("a.tar",) and made.ignore_load == ("head",) and made.lr == 1e-3
     assert made.model_args == {"width": 2} and made.bounds == (-1.0, 1.0, -1.0, 1.0, -1.0, 1.0)
+
+
+def built(options, build, **more):
+    return make_network(changed(options, **more), build)
+
+
+class Named(Heights):
+    """A loss whose only term is called and shaped as --model_args say."""
+
+    def __init__(self, options, grid):
+        super().__init__(options, grid)
+        self.term = options.model_args
+
+    def loss(self, outputs, batch, normaliser):
+        total = outputs["seg"].square().mean()
+        return total, {self.term["name"]: total.detach().expand(self.term.get("shape", ()))}
+
+
+@pytest.mark.parametrize("name", ["total_loss", "time_per_batch", "iou"])
+def test_a_term_with_a_name_of_the_trainer_s_is_refused(options, name):
+    with pytest.raises(ValueError, match=name):
+        run(changed(options, max_iters=1, model_args={"name": name}), name, build=Named)
+
+
+def test_a_term_of_one_number_is_a_scalar(options):
+    one = run(changed(options, max_iters=1, model_args={"name": "own", "shape": [1]}), "one", build=Named)
+    assert one.pools["t"].last()["own"] == one.pools["t"].last()["total_loss"]
+    with pytest.raises(ValueError, match=r"term own is \(2,\)"):
+        run(changed(options, max_iters=1, model_args={"name": "own", "shape": [2]}), "two", build=Named)
+
+
+def test_what_a_factory_may_not_give_is_said_in_words(options):
+    class Open(Heights):
+        def __init__(self, options, grid):
+            torch.nn.Module.__init__(self)
+
+        needs = property(lambda self: Needs(cameras=False, lidar=None, radar=False))
+
+    def lazy(options, grid):
+        network = Heights(options, grid)
+        network.late = torch.nn.LazyLinear(2)
+        return network
+
+    for build, told in (
+        (Open, "Open.needs leaves lidar or radar to the options, and cannot be set"),
+        (lazy, "Heights.late.weight has no shape yet"),
+        (lambda options: None, "takes .options.; a network's factory is build.options, grid."),
+    ):
+        with pytest.raises(ValueError, match=told):
+            built(options, build)
+
+
+def test_an_output_that_is_none_is_none(options):
+    class Empty(Heights):
+        def forward(self, batch, grid):
+            return {"seg": None, "center": super().forward(batch, grid)["seg"].sigmoid()}
+
+    assert "center_loss" in run(changed(options, max_iters=1), "none", build=Empty).pools["t"].last()
+
+
+def test_weights_to_ignore_must_be_there(tmp_path):
+    path = checkpoint.save(tmp_path, 1, torch.nn.Linear(2, 2))
+    with pytest.raises(checkpoint.CheckpointError, match="--ignore_load heads: no weight"):
+        checkpoint.load(path, torch.nn.Linear(2, 2), ignore_load=("bias", "heads"))
+
+
+def test_a_colon_that_a_file_system_refuses_has_its_remedy(options, monkeypatch):
+    def refused(self, **_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(ValueError, match="add --run_name dated"):
+        new_folder(options)
+    with pytest.raises(ValueError, match="give another --ckpt_dir"):
+        new_folder(changed(options, run_name="dated"))
+
+
+def test_an_evaluation_replaces_the_curves_of_its_step(tmp_path):
+    for value, step in ((0.1, 5), (0.2, 9), (0.3, 5)):
+        recorder = Recorder(tmp_path, "eval", replaces=f".step-{step}")
+        recorder.add_scalar("iou", value, step)
+        recorder.close()
+    points = EventAccumulator(str(tmp_path)).Reload().Scalars("iou")
+    assert sorted((e.step, round(e.value, 1)) for e in points) == [(5, 0.3), (9, 0.2)]
+
+
+def test_no_pretrained_and_a_file_of_weights_contradict():
+    with pytest.raises(ValueError, match="contradict"):
+        Options(no_pretrained=True, backbone_weights="resnet.pth")

@@ -15,7 +15,7 @@ from common.stores import open_store
 from preprocess import run as preprocess_run
 from preprocess import show as preprocess_show
 from preprocess.verify import verify
-from tests.conftest import run_module
+from tests.conftest import run_module, split_file
 from tests.faulty_server import FaultyServer
 from tests.train.data.test_order import CONF, GRID, equal
 from tests.train.test_resume import SMALL, assert_same, run_folder, start, wait_for
@@ -121,6 +121,7 @@ def invoke(command, *arguments):
 
 def test_a_bucket_is_written_counted_and_drawn_with_store_options_alone(s3, small_world, access, tmp_path):
     shared = ["--version", "v1.0-mini", "--dataroot", small_world, "--sweeps", 2, "--workers", 2, "--train-shards", 2]
+    shared += split_file(tmp_path, small_world)
     there, here = f"s3://{s3.bucket}/with-options", tmp_path / "here"
     for out in (there, here):
         result = invoke(preprocess_run.main, *shared, "--out", out, "--store-options", access)

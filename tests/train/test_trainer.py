@@ -10,7 +10,7 @@ import webdataset
 
 from common.shard_index import ShardError, build_index, dump_index
 from common.shard_set import expand_ranges
-from tests.conftest import call_module, run_module
+from tests.conftest import call_module, preprocess, run_module
 from tests.index_files import index_path, load_index
 from train import checkpoint
 from train.command import join_words
@@ -80,6 +80,17 @@ def test_lineage_prefix_and_ignored_names(tmp_path):
 def test_shell_words_and_ranges():
     words = ["--shards", "a.tar", "b.tar", "--lr", "1"]
     assert join_words(words) == ["--shards", "a.tar", "--shards", "b.tar", "--lr", "1"]
+    words = ["--compile", "RUN", "--use-lidar", "no", "--deterministic", "--out", "a"]
+    assert join_words(words, alone=True) == [
+        "--compile=true",
+        "RUN",
+        "--use-lidar",
+        "no",
+        "--deterministic",
+        "--out",
+        "a",
+    ]
+    assert join_words(words) == words
     assert expand_ranges("t-<08..11>.tar") == ["t-08.tar", "t-09.tar", "t-10.tar", "t-11.tar"]
 
 
@@ -104,7 +115,7 @@ def test_index_is_rebuilt_from_the_tar_and_a_flipped_byte_is_found(real_shards, 
 
 
 def test_shards_do_not_depend_on_the_worker_count(real_shards, realframe, tmp_path):
-    call_module("preprocess.run", "--version", "v1.0-mini", "--dataroot", realframe, "--out", tmp_path, "--workers", 2)
+    preprocess(realframe, tmp_path, "--workers", 2)
     for name in ("train-000.tar", "val-000.tar", "train-000.idx.json"):
         assert (tmp_path / name).read_bytes() == (real_shards / name).read_bytes()
 
@@ -170,7 +181,5 @@ def test_one_sweep_needs_no_sweeps_folder(tmp_path, realframe):
     for part in realframe.iterdir():
         if part.name != "sweeps":
             (root / part.name).symlink_to(part)
-    call_module(
-        *["preprocess.run", "--version", "v1.0-mini", "--dataroot", root, "--out", tmp_path / "o", "--sweeps", 1]
-    )
+    preprocess(root, tmp_path / "o", "--sweeps", 1)
     assert len(list((tmp_path / "o").glob("*.idx.json"))) == 2

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from common.record import lidar_member, radar_member
 from train.data.batch import Batch, FrameFacts
 from train.data.categories import check_categories
-from train.data.config import DataConfig
+from train.data.config import DataConfig, Wanted
 from train.data.grid import Grid
 from train.data.label_spec import LabelSpec
 from train.data.loader import Loader
@@ -68,6 +68,8 @@ def compile_data(
     true_times=False,
     classes=(),
     box_categories=(),
+    past=0,
+    order="shuffled",
 ):
     """Loaders of training and evaluation batches; the arguments are Simple-BEV's, and ours after the star.
 
@@ -78,7 +80,8 @@ def compile_data(
         centroid: (1, 3) scene centroid in ref, metres; None for the frame's own, in cam0 (0, 1, 0). bounds: XMIN XMAX YMIN
             YMAX ZMIN ZMAX around it. res_3d: (Z, Y, X).
         bsz: samples a batch over all ranks. nworkers, nworkers_val: threads; 0 loads in the caller's.
-        nsweeps: lidar and radar sweeps, keyframe included. seqlen, temporal_aug: see train.data.windows.
+        nsweeps: lidar and radar sweeps, keyframe included. seqlen, temporal_aug, past: see train.data.windows.
+        order: see train.data.config.OrderConfig.
         refcam_id: slot of the reference camera in evaluation, and in training without do_shuffle_cams.
         use_radar, use_lidar, use_cameras: what to read; what is not read is None in batches.
         protocol, min_visibility, target_categories: see train.data.config.LabelSpec.
@@ -95,7 +98,7 @@ def compile_data(
             stream its loader raises that at the end of its first epoch.
     """
     options = SimpleNamespace(
-        batch_size=bsz, shuffle=shuffle, seed=seed, seqlen=seqlen, temporal_aug=temporal_aug,
+        batch_size=bsz, shuffle=shuffle, seed=seed, seqlen=seqlen, temporal_aug=temporal_aug, past=past, order=order,
         centroid=centroid, bounds=bounds, **dict(zip("ZYX", res_3d, strict=True)),
         nsweeps=nsweeps, use_radar=use_radar, use_lidar=use_lidar, use_radar_filters=use_radar_filters,
         frame=frame, true_times=true_times, classes=classes, box_categories=box_categories,
@@ -104,8 +107,9 @@ def compile_data(
         interpolation=interpolation, decode=decode, reader=reader, verify_reads=verify_reads,
         cache_dir=cache_dir, cache_gb=cache_gb, stores=store_options, requests=requests, nworkers=nworkers,
     )  # fmt: skip
-    chosen = {"cameras": use_cameras, "labels": labels, "get_tids": get_tids, "rank": rank, "world_size": world_size}
-    return loaders_of(shards, val_shards, DataConfig.of(options, device, **chosen), nworkers, nworkers_val)
+    wanted = Wanted(cameras=use_cameras, get_tids=get_tids)
+    config = DataConfig.of(options, device, wanted=wanted, labels=labels, rank=rank, world_size=world_size)
+    return loaders_of(shards, val_shards, config, nworkers, nworkers_val)
 
 
 def loaders_of(shards, val_shards, config, nworkers, nworkers_val):
@@ -114,6 +118,11 @@ def loaders_of(shards, val_shards, config, nworkers, nworkers_val):
     if shards is not None:
         train = make_loader(open_source(shards, config.source, "train"), config, nworkers)
         if not len(train):
+            if config.order.order == "streams":
+                raise ValueError(
+                    f"{len(train.reader.scene_names)} training scenes are fewer than the {config.order.batch_size} slots of a "
+                    "batch, each of which plays scenes of its own; lower batch_size"
+                )
             raise ValueError(
                 f"{len(train.windows)} training samples do not fill one batch of {config.order.batch_size}; lower batch_size"
             )
@@ -134,6 +143,11 @@ def make_loader(reader, config, nworkers):
     if reader.facts.get("annotated") is False:
         raise ValueError(
             f"{reader.facts['version']} shards have no annotations, so nothing to train on or compare with"
+        )
+    if reader.is_stream and config.order.order == "streams":
+        raise ValueError(
+            "order streams plays scenes side by side, which shards that are read from front to back cannot; give shards that "
+            "can be read anywhere, or order shuffled"
         )
     _check_modalities(reader, config.decode)
     augment = config.augment.of_rig(reader.rig)

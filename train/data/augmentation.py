@@ -7,7 +7,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One sample's draw. cams: S names, the reference camera first. resize_wh (T,S,2), crop_ltrb (T,S,4): int pixels."""
+    """One sample's draw. cams: S names, the reference camera first. resize_wh (T,S,2), crop_ltrb (T,S,4): int pixels, of
+    images that are squeezed; see `placed` for others.
+    """
 
     cams: tuple
     resize_wh: np.ndarray
@@ -21,11 +23,12 @@ def drawn_cams(rng, conf):
     return [conf.cams[i] for i in rng.choice(len(conf.cams), conf.ncams, replace=False)]
 
 
-def draw_augmentation(rng, conf, seqlen):
+def draw_augmentation(rng, conf, seqlen, past=0):
     """Augmentation a sample's cameras and crops.
 
     Args:
-        rng: numpy Generator of this sample; None for evaluation, which draws nothing. conf: AugmentConfig.
+        rng: numpy Generator of this sample; None for evaluation, which draws nothing. conf: AugmentConfig. seqlen: keyframes.
+        past: keyframes before the present, drawn one by one after it: however many there are, the present is drawn alike.
     Raises:
         ValueError: the reference camera is not a slot.
     """
@@ -34,9 +37,10 @@ def draw_augmentation(rng, conf, seqlen):
         reference = int(rng.integers(1, len(cams))) if len(cams) > 1 else 0
     if not 0 <= reference < len(cams):
         raise ValueError(f"refcam_id {reference} is not one of the {len(cams)} camera slots")
-    shape = (seqlen, len(cams))
+    shape = (seqlen + past, len(cams))
     if rng is not None:
-        resize_wh, crop_ltrb = _draw_crops(rng, conf, shape)
+        parts = [_draw_crops(rng, conf, (count, len(cams))) for count in (seqlen, *[1] * past)]
+        resize_wh, crop_ltrb = map(np.concatenate, zip(*parts, strict=True))
     else:
         height, width = conf.final_hw
         resize_wh = np.broadcast_to(np.array([width, height]), (*shape, 2)).copy()
@@ -52,5 +56,35 @@ def _draw_crops(rng, conf, shape):
     scale = rng.uniform(*conf.resize_lim, size=shape)
     shift = rng.uniform(-conf.crop_offset, conf.crop_offset, size=(*shape, 2))
     new = np.stack([width * scale, height * scale], -1).astype(np.int64)
-    left_top = ((new - np.array([width, height])) / 2).astype(np.int64) + shift.astype(np.int64)
+    left_top = _middle(new, np.array([width, height])) + shift.astype(np.int64)
     return new, np.concatenate([left_top, left_top + np.array([width, height])], -1)
+
+
+def placed(resize_wh, crop_ltrb, sizes_hw, conf):
+    """What an Augmentation has drawn for some images, as it is done to images of these sizes.
+
+    With conf.crop an image keeps its shape: drawn alike, it is resized so that it would just cover final_hw, times the drawn
+    scale, and the drawn shift goes from its middle, or its bottom.
+
+    Args:
+        resize_wh, crop_ltrb: (S,2) and (S,4) of an Augmentation. sizes_hw: (S,2) stored sizes. conf: AugmentConfig.
+    Returns:
+        resize_wh (S,2), crop_ltrb (S,4), int64.
+    """
+    if not conf.crop:
+        return resize_wh, crop_ltrb
+    final_wh = np.array(conf.final_hw[::-1])
+    sizes_wh = np.asarray(sizes_hw)[:, ::-1]
+    cover = (final_wh / sizes_wh).max(1, keepdims=True)
+    new = np.rint(sizes_wh * cover * (resize_wh[:, :1] / final_wh[0])).astype(np.int64)
+    shift = crop_ltrb[:, :2] - _middle(resize_wh, final_wh)
+    left_top = _middle(new, final_wh)
+    if conf.crop == "bottom":
+        left_top[:, 1] = new[:, 1] - final_wh[1]
+    left_top = left_top + shift
+    return new, np.concatenate([left_top, left_top + final_wh], 1)
+
+
+def _middle(size_wh, final_wh):
+    """The left upper corner of the middle of an image."""
+    return ((size_wh - final_wh) / 2).astype(np.int64)

@@ -18,10 +18,10 @@ class FrameFacts:
     """What is known of one keyframe besides tensors; arrays in the order of the batch's boxes, on the CPU.
 
     key: in the shards. location, description: the log's place, and the scene's free text. timestamp_us: of the keyframe.
-    conditions: what the record states of those that the rig knows, such as {"light": "night", "weather": "dry"}. rig: Rig of
-    the set, with the names and orders of its sensors. categories: n names. instances: n tokens, the same for a thing in all
-    keyframes. attributes: n tuples of names. visibility: (n,) int32, 1-4, 0 where not annotated. num_lidar_pts,
-    num_radar_pts: (n,) int32, -1 where unknown. velocity: (n, 3) float64 m/s, global frame, NaN where unknown.
+    global_T_ego: (4, 4) float64. conditions: what the record states of those that the rig knows, such as {"light": "night",
+    "weather": "dry"}. rig: Rig of the set, with the names and orders of its sensors. categories: n names. instances: n tokens,
+    the same for a thing in all keyframes. attributes: n tuples of names. visibility: (n,) int32, 1-4, 0 where not annotated.
+    num_lidar_pts, num_radar_pts: (n,) int32, -1 where unknown. velocity: (n, 3) float64 m/s, global frame, NaN where unknown.
     """
 
     key: str
@@ -29,6 +29,7 @@ class FrameFacts:
     description: str
     location: str
     timestamp_us: int
+    global_T_ego: np.ndarray
     conditions: dict
     rig: Rig
     categories: tuple
@@ -76,17 +77,18 @@ class Batch:
     box_numbers: torch.Tensor  # (B,T,Z,X) int16, number of the box on top, of any class, and 1; 0 where none is
     seg_bev: torch.Tensor  # (B,T,K,Z,X) float32 in {0,1}
     valid_bev: torch.Tensor  # (B,T,K,Z,X) float32 in {0,1}, 0 where the cell is ignored by loss and IoU of the class
+    box_bev: torch.Tensor  # (B,T,1,Z,X) float32 in {0,1}, where a box of any class lies; of one class seg_bev itself
     center_bev: torch.Tensor  # (B,T,1,Z,X) float32 heat in [0,1], of the boxes of any class
     offset_bev: torch.Tensor  # (B,T,2,Z,X) float32, twice the (x, z) cells from the centre of the box on top
     labels: dict  # name of each LabelSpec -> (seg, valid) as above; the first's are seg_bev and valid_bev
     class_names: tuple  # K names
+    class_weights: tuple  # K numbers, of each class's part of the loss
     egopose: torch.Tensor  # (B,T,4,4) float32 global_T_ego
     ref_T_ego: torch.Tensor  # (B,T,4,4) float32; what labels, voxels, masks and pictures go by. A similarity: may scale
     ego_T_camego: torch.Tensor  # (B,T,S,4,4) float32 of a float64 computation
     ego_T_now: torch.Tensor  # (B,T,4,4) float32 of a float64 computation, ego at t from ego at t = 0
-    is_real: (
-        torch.Tensor
-    )  # (B,T) bool, False where a keyframe stands in for one that there is not; see train.data.frames
+    is_real: torch.Tensor  # (B,T) bool, False where it stands in for a keyframe that there is not
+    starts: torch.Tensor  # (B,) bool, where a scene starts, or samples come in no order of time
     num_lidar0: torch.Tensor | None  # (B,T) int64
     num_lidar: torch.Tensor | None  # (B,T) int64
     num_radar: torch.Tensor | None  # (B,T) int64

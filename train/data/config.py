@@ -11,6 +11,8 @@ from train.data.label_spec import LabelSpec
 from train.data.sources import SourceConfig
 
 DECODERS = ("auto", "host", "device")
+ORDERS = ("shuffled", "streams")
+CROPS = ("", "bottom", "centre")
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,13 @@ class DecodeConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Cameras, and where each image is resized and cropped; `from_dict` takes Simple-BEV's data_aug_conf.
+    """Cameras, and where each image is resized and cropped; `from_dict` takes Simple-BEV's data_aug_conf, and `crop` in it.
 
     final_hw: size of the network's images. resize_lim: bounds of the random scale relative to final_hw. crop_offset: largest
     random shift of the crop in pixels. cams: cameras in slot order. ncams: how many of them a training sample uses.
     shuffle_cams: training draws the reference camera from slots 1 … S-1; else, and in evaluation, it is slot refcam_id.
+    crop: "bottom" or "centre", what is kept of images of another shape than final_hw, which keep theirs; "", as Simple-BEV's,
+    squeezes them into final_hw.
 
     Without cams, ncams 0 and refcam_id -1 stand for what the rig of the shards has, which `of_rig` puts in.
     """
@@ -74,12 +78,15 @@ class AugmentConfig:
     ncams: int = 0
     shuffle_cams: bool = True
     refcam_id: int = -1
+    crop: str = ""
 
     def __post_init__(self):
         if len(set(self.cams)) != len(self.cams):
             raise ValueError(f"cams {list(self.cams)} must be different cameras")
         if self.ncams < 0:
             raise ValueError(f"ncams is {self.ncams}; it must be at least 1, or 0 for all")
+        if self.crop not in CROPS:
+            raise ValueError(f"crop {self.crop!r}; it is bottom or centre, or empty")
         if min(self.final_hw) < 1:
             raise ValueError(f"final_dim {tuple(self.final_hw)} must be positive")
         if not 0 < self.resize_lim[0] <= self.resize_lim[1]:
@@ -88,7 +95,7 @@ class AugmentConfig:
     @classmethod
     def from_dict(cls, conf, **chosen):
         """From the lineage's dict; `chosen` are further fields. Raises ValueError for a missing or unknown entry."""
-        known = {"crop_offset", "resize_lim", "resize_scale", "final_dim", "H", "W", "cams", "ncams"}
+        known = {"crop", "crop_offset", "resize_lim", "resize_scale", "final_dim", "H", "W", "cams", "ncams"}
         if set(conf) - known or "final_dim" not in conf:
             raise ValueError(f"data_aug_conf needs final_dim and knows {sorted(known)}, but has {sorted(conf)}")
         limits = conf.get("resize_lim")
@@ -100,6 +107,7 @@ class AugmentConfig:
             int(conf.get("crop_offset", 0)),
             tuple(conf.get("cams", ())),
             int(conf.get("ncams", 0)),
+            crop=conf.get("crop", ""),
             **chosen,
         )
 
@@ -133,7 +141,9 @@ class OrderConfig:
     """Which samples make a batch. With `seed` and the epoch this decides every sample and draw.
 
     batch_size: samples over all ranks. is_train: augment, and drop the last partial batch; else every sample once.
-    seqlen, temporal_aug: see train.data.windows.
+    order: "shuffled", or "streams", in which every slot of the batch plays whole scenes in time order; see train.data.order.
+    shuffle: False takes samples, or scenes, as they lie in the shards. seqlen, temporal_aug, past: see train.data.windows.
+    frames: keyframes of seqlen's windows that are loaded; None for all.
     """
 
     batch_size: int
@@ -144,8 +154,22 @@ class OrderConfig:
     world_size: int = 1
     seqlen: int = 1
     temporal_aug: bool = False
+    past: int = 0
+    frames: int | None = None
+    order: str = "shuffled"
 
     def __post_init__(self):
+        if self.order not in ORDERS:
+            raise ValueError(f"order {self.order!r}; it is one of {', '.join(ORDERS)}")
+        if self.order == "streams" and (self.seqlen > 1 or self.temporal_aug):
+            raise ValueError("order streams plays scenes keyframe by keyframe; leave out seqlen and temporal_aug")
+        if self.past < 0:
+            raise ValueError(f"past is {self.past}; it counts the keyframes before the present, so it is at least 0")
+        if self.past and (self.seqlen > 1 or self.temporal_aug):
+            raise ValueError(
+                f"past {self.past} beside seqlen {self.seqlen}: seqlen's windows run into the future, as Simple-BEV's, past's "
+                "back from the present; leave out seqlen and temporal_aug"
+            )
         if self.batch_size < 1 or self.batch_size % self.world_size:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a positive multiple of the {self.world_size} devices"
@@ -182,46 +206,70 @@ class StageConfig:
         return self.device.type == "cuda"
 
 
+SENSORS = ("cameras", "lidar", "radar")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of the data a network decides, not the options.
+
+    cameras: False reads no image. frames: how many keyframes of seqlen's windows are loaded, the first ones; None for all.
+    get_tids: number tracks. train_only: of SENSORS those that evaluation does not read.
+    """
+
+    cameras: bool = True
+    frames: int | None = None
+    get_tids: bool = False
+    train_only: tuple = ()
+
+
 @dataclass(frozen=True)
 class DataConfig:
-    """The whole data path of an experiment."""
+    """The whole data path of an experiment. train_only: of "cameras", "lidar", "radar" those that evaluation does not read."""
 
     order: OrderConfig
     decode: DecodeConfig
     augment: AugmentConfig
     stage: StageConfig
     source: SourceConfig
+    train_only: tuple = ()
 
     @classmethod
-    def of(
-        cls, options, device="cpu", *, cameras=True, labels=None, get_tids=False, rank=0, world_size=1, is_train=True
-    ):
+    def of(cls, options, device="cpu", *, wanted=None, labels=None, rank=0, world_size=1, is_train=True):
         """The data path that options describe. Raises ValueError for what cannot be.
 
         An option goes to the config that has a field of its name: a new one is added there and to the options alone.
 
         Args:
             options: train.options.Options, or any object with its names; one that it lacks keeps the config's default.
-            device: where batches live. cameras: False reads no image. labels: LabelSpecs instead of the options' own.
-            get_tids: number tracks. is_train: see OrderConfig.
+            device: where batches live. wanted: Wanted. labels: LabelSpecs instead of the options' own.
+            rank, world_size, is_train: see OrderConfig.
         """
+        wanted = wanted or Wanted()
         augment = AugmentConfig.from_dict(
             options.data_aug_conf(), shuffle_cams=options.do_shuffle_cams, refcam_id=options.refcam_id
         )
         labels = tuple(labels) if labels is not None else (LabelSpec.of(options),)
         requests = max(options.requests, options.nworkers)  # waiting for answers takes no cores
         return cls(
-            _named(OrderConfig, options, rank=rank, world_size=world_size, is_train=is_train),
-            _named(DecodeConfig, options, grid=Grid.of(options), labels=labels, use_cameras=cameras),
+            _named(OrderConfig, options, rank=rank, world_size=world_size, is_train=is_train, frames=wanted.frames),
+            _named(DecodeConfig, options, grid=Grid.of(options), labels=labels, use_cameras=wanted.cameras),
             augment,
-            _named(StageConfig, options, final_hw=augment.final_hw, device=device, get_tids=get_tids),
+            _named(StageConfig, options, final_hw=augment.final_hw, device=device, get_tids=wanted.get_tids),
             _named(SourceConfig, options, store_options=options.stores, requests=requests),
+            tuple(wanted.train_only),
         )
 
     @property
     def of_evaluation(self):
-        """The same in the order of evaluation: every window of consecutive keyframes once, as they lie in the shards."""
-        return replace(self, order=replace(self.order, is_train=False, shuffle=False, temporal_aug=False))
+        """The same in the order of evaluation: every window once, as they lie in the shards, without what training alone reads.
+
+        Where no keyframe but a window's first is loaded, every keyframe has its window.
+        """
+        seqlen = 1 if self.order.frames == 1 else self.order.seqlen
+        order = replace(self.order, is_train=False, shuffle=False, temporal_aug=False, seqlen=seqlen)
+        sensors = {f"use_{name}": False for name in self.train_only}
+        return replace(self, order=order, decode=replace(self.decode, **sensors))
 
 
 def _named(config, options, **chosen):

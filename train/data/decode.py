@@ -40,9 +40,10 @@ class Boxes:
 class Frame:
     """One keyframe on the CPU, all but its images; shapes as in Batch without B and T.
 
-    sizes_hw: stored height and width of each camera's image. global_T_ego: float64. lidar, lidar_index, num_lidar0: see
-    lidar_points. maps: by label, LabelMaps. box_numbers: of `boxes`. drawn: (n,19) boxes in ref that the first label's maps
-    are of, where these are others than `boxes`; else None. categories: of every box of the keyframe, drawn or not.
+    sizes_hw: stored height and width of each camera's image. resize_wh, crop_ltrb: what is done to each, (S,2) and (S,4); set
+    by who loads it. global_T_ego: float64. lidar, lidar_index, num_lidar0: see lidar_points. maps: by label, LabelMaps.
+    box_numbers: of `boxes`. drawn: (n,19) boxes in ref that the first label's maps are of, where these are others than
+    `boxes`; else None. categories: of every box of the keyframe, drawn or not.
     """
 
     facts: FrameFacts
@@ -62,6 +63,8 @@ class Frame:
     box_numbers: np.ndarray
     drawn: np.ndarray | None
     categories: list
+    resize_wh: np.ndarray | None = None
+    crop_ltrb: np.ndarray | None = None
 
 
 def decode_frame(members, key, cams, config):
@@ -153,6 +156,7 @@ def _facts(key, sample, rows, keep):
         description=scene["description"],
         location=sample["log"]["location"],
         timestamp_us=sample["timestamp_us"],
+        global_T_ego=np.array(sample["global_T_ego"], np.float64),
         conditions=sample["conditions"],
         rig=rig_of(sample["facts"], sample["schema"]),
         categories=tuple(boxes["category"][i] for i in keep),

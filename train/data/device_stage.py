@@ -26,6 +26,7 @@ class Loaded:
     """What the loader's threads made of one batch.
 
     windows: B lists of T Frames. draws: their Augmentations. images: see images.py. is_real: B arrays (T,), see frames.py.
+    starts: B bools, whether a scene starts.
     """
 
     windows: list
@@ -34,6 +35,7 @@ class Loaded:
     indices: list
     epoch: int
     is_real: list | None = None
+    starts: list | None = None
 
     @property
     def frames(self):
@@ -47,8 +49,7 @@ class Loaded:
     def crops(self):
         """Of all images, frame by frame: stored sizes (n,2), resize_wh (n,2) and crop_ltrb (n,4)."""
         sizes_hw = np.array([size for frame in self.frames for size in frame.sizes_hw])
-        resize_wh, crop_ltrb = (np.concatenate([getattr(d, n) for d in self.draws]) for n in ("resize_wh", "crop_ltrb"))
-        return sizes_hw, resize_wh.reshape(-1, 2), crop_ltrb.reshape(-1, 4)
+        return sizes_hw, *(np.concatenate([getattr(f, n) for f in self.frames]) for n in ("resize_wh", "crop_ltrb"))
 
 
 class DeviceStage:
@@ -108,6 +109,7 @@ class DeviceStage:
         seg = sent.pop("seg", None)
         numbers = sent.pop("numbers", sent["box_numbers"])
         targets = bev_targets(numbers, sent.pop("valid"), drawn, counts, self.vox_util, seg)
+        starts = sent.pop("starts")
         sent = {name: value.unflatten(0, loaded.shape) for name, value in sent.items()}
         maps = {f"{name}_bev": value.unflatten(0, loaded.shape) for name, value in vars(targets).items()}
         return Batch(
@@ -116,7 +118,9 @@ class DeviceStage:
             tidlist=sent.get("tidlist"),
             labels=self._labels(maps, sent),
             class_names=self.labels[0].class_names,
+            class_weights=tuple(spec.weight for spec in self.labels[0].classes),
             true_times=self.config.true_times,
+            starts=starts,
             tokens=[[f.token for f in window] for window in loaded.windows],
             scenes=[window[0].facts.scene for window in loaded.windows],
             cams=[list(d.cams) for d in loaded.draws],
@@ -142,6 +146,8 @@ class DeviceStage:
         parcel.copy("ego_T_now", list(np.concatenate(nows)))
         real = loaded.is_real or [np.ones(len(window), bool) for window in loaded.windows]
         parcel.copy("is_real", list(np.concatenate(real)))
+        starts = loaded.starts or [True] * len(loaded.windows)
+        parcel.copy("starts", [np.bool_(own) for own in starts])
         self._add_boxes(parcel, loaded)
         self._add_maps(parcel, frames)
         if frames[0].lidar is not None:

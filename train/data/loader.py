@@ -4,20 +4,22 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 
+import numpy as np
 import torch
 
 from common.record import RecordError
 from common.shard_index import ShardError
 from common.spelling import spelled
-from train.data.augmentation import draw_augmentation, drawn_cams
+from train.data.augmentation import draw_augmentation, drawn_cams, placed
 from train.data.buffers import Pools
 from train.data.categories import check_met
 from train.data.decode import decode_frame
 from train.data.device_stage import DeviceStage, Loaded
+from train.data.frames import are_real
 from train.data.images import EncodedImages, encoded_images, images_of
-from train.data.order import num_batches, rank_batch, sample_rng
+from train.data.order import num_batches, num_stream_batches, rank_batch, sample_rng, stream_batches, stream_slots
 from train.data.prefetch import Prefetch
-from train.data.windows import windows
+from train.data.windows import windows_of
 from train.errors import DataError
 
 BATCHES_AHEAD = 2  # being decoded while one is finished
@@ -38,7 +40,9 @@ class Loader:
     def __init__(self, reader, order, decode, augment, stage, nworkers):
         self.reader, self.order, self.decode, self.augment = reader, order, decode, augment
         self.nworkers = nworkers
-        self.windows = windows(reader.scene_of, order.seqlen, order.temporal_aug)
+        self.windows = windows_of(reader, order)
+        self._scene_of = np.array([reader.whole_scene_of[window[0]] for window in self.windows], np.int64)
+        self._played = None  # (epoch, its slots) of streams
         self.batches_ahead = BATCHES_AHEAD
         self.pools = Pools(BATCHES_AHEAD + 4, pinned=stage.on_cuda)
         self.stage = DeviceStage(stage, decode.grid, decode.labels, self.pools)
@@ -53,12 +57,21 @@ class Loader:
 
     @property
     def num_global_batches(self):
-        """Batches of an epoch over all ranks; len() is one less where this rank's share of the last is empty."""
+        """Batches of an epoch over all ranks; len() is less where this rank's share of the last ones is empty."""
         return self._num_batches(0, 1)
 
     def _num_batches(self, rank, world_size):
         drop_last = self.order.is_train
+        if self.order.order == "streams":
+            return num_stream_batches(self._slots(self.epoch), rank, world_size, drop_last)
         return num_batches(len(self.windows), self.order.batch_size, rank, world_size, drop_last)
+
+    def _slots(self, epoch):
+        """The slots of an epoch of streams; the last epoch's are kept."""
+        if self._played is None or self._played[0] != epoch:
+            order = self.order
+            self._played = epoch, stream_slots(self._scene_of, order.batch_size, order.seed, epoch, order.shuffle)
+        return self._played[1]
 
     def state_dict(self):
         """Epoch and number of the next batch. Valid for any number of workers."""
@@ -81,7 +94,12 @@ class Loader:
         if self.reader.is_stream:
             raise ValueError("a pipe: is read from front to back and has no single samples; give shards that are files")
         numbers = [self._number(sample) for sample in samples]
-        return self.stage(_finished(self._start(None, numbers, self.epoch, augment)))
+        return self.stage(self._finished(self._start(None, numbers, self.epoch, augment)))
+
+    def draw(self, sample, epoch, augment=True):
+        """The Augmentation of a sample in an epoch of training, or without `augment` of evaluation."""
+        rng = sample_rng(self.order.seed, epoch, sample) if augment else None
+        return draw_augmentation(rng, self.augment, self.order.seqlen, self.order.past)
 
     def _number(self, sample):
         if isinstance(sample, str):
@@ -101,8 +119,7 @@ class Loader:
     def _batches(self, epoch, first):
         if first == 0 and self._looks:
             self._met = set()
-        order = self.reader.order(self.windows, self.order.seed, epoch, self.order.shuffle)
-        numbers = [self._share(order, number) for number in range(first, len(self))]
+        numbers = self._shares(epoch)[first:]
         samples = [sample for share in numbers for sample in share]
         frames = [frame for sample in samples for frame in self.windows[sample]]
         self.reader.begin(frames, self._members_ahead(samples, epoch) if self.nworkers else None)
@@ -131,9 +148,18 @@ class Loader:
             members = self.decode.members(drawn_cams(rng, self.augment))
             yield from [members] * len(self.windows[sample])
 
-    def _share(self, order, number):
-        """The samples of one batch that this rank loads."""
-        return rank_batch(order, number, self.order.batch_size, self.order.rank, self.order.world_size).tolist()
+    def _shares(self, epoch):
+        """The samples that this rank loads, of each batch of an epoch."""
+        order = self.order
+        if order.order == "streams":
+            return stream_batches(self._slots(epoch), order.rank, order.world_size, order.is_train)
+        numbers = self.reader.order(self.windows, order.seed, epoch, order.shuffle)
+        place = (order.batch_size, order.rank, order.world_size)
+        return [rank_batch(numbers, n, *place).tolist() for n in range(len(self))]
+
+    def _begins(self, sample):
+        """Whether a network with a memory is to forget before this sample: where a scene starts, or nothing is played."""
+        return self.order.order != "streams" or sample == 0 or self._scene_of[sample] != self._scene_of[sample - 1]
 
     def _finish(self, numbers, epoch):
         """(batch, event) of each list of samples, in order, later ones being decoded meanwhile; see DeviceStage.ahead."""
@@ -143,7 +169,7 @@ class Loader:
             while pending or waiting:
                 while waiting and len(pending) <= (self.batches_ahead if pool else 0):
                     pending.append(self._start(pool, waiting.popleft(), epoch, self.order.is_train))
-                loaded = _finished(pending.popleft())
+                loaded = self._finished(pending.popleft())
                 if self._met is not None:
                     self._met.update(name for window in loaded.windows for frame in window for name in frame.categories)
                 yield self._staged(loaded, pool is not None)
@@ -167,9 +193,7 @@ class Loader:
         draws, jobs, images = [], [], None
         for sample in samples:
             window = self.windows[sample]
-            chosen = draw_augmentation(
-                sample_rng(self.order.seed, epoch, sample) if augment else None, self.augment, len(window)
-            )
+            chosen = self.draw(sample, epoch, augment)
             if images is None:
                 images = self.make_images(self.pools, len(samples) * len(window), len(chosen.cams), self.stage.config)
             own = []
@@ -178,7 +202,7 @@ class Loader:
                 own.append(pool.submit(self._load, *arguments).result if pool else lambda a=arguments: self._load(*a))
             draws.append(chosen)
             jobs.append(own)
-        return Loaded(jobs, draws, images, samples, epoch)
+        return Loaded(jobs, draws, images, samples, epoch, starts=[self._begins(sample) for sample in samples])
 
     def _load(self, images, place, number, chosen, t):
         """Keyframe `number`, at `t` of its window and `place` of its batch: a Frame; its images go to `images`."""
@@ -186,9 +210,11 @@ class Loader:
         try:
             members = self.reader.read(number, self.decode.members(cams))
             frame = decode_frame(members, self.reader.keys[number], cams, self.decode)
+            drawn = chosen.resize_wh[t], chosen.crop_ltrb[t]
+            frame.resize_wh, frame.crop_ltrb = placed(*drawn, frame.sizes_hw, self.augment)
             if self.decode.use_cameras:
                 encoded = encoded_images(members, cams)
-                images.add(place, encoded, cams, frame.sizes_hw, chosen.resize_wh[t], chosen.crop_ltrb[t])
+                images.add(place, encoded, cams, frame.sizes_hw, frame.resize_wh, frame.crop_ltrb)
             return frame
         except ShardError as error:
             raise DataError(str(error)) from error
@@ -197,6 +223,13 @@ class Loader:
 
     def _bad_record(self, number, error):
         return DataError(f"{self.reader.where(number)}: {error}; check the shard with {spelled('preprocess.verify')}")
+
+    def _finished(self, loaded):
+        """The Loaded once its frames are there. Raises what loading one of them did."""
+        loaded.windows = [[wait() for wait in window] for window in loaded.windows]
+        times = [[frame.facts.timestamp_us for frame in window] for window in loaded.windows]
+        loaded.is_real = [are_real(own, self.reader.rig.keyframe_interval_s) for own in times]
+        return loaded
 
     def _staged(self, loaded, ahead):
         """The batch. Where a device could not decode its images, find out which one it was."""
@@ -211,12 +244,6 @@ class Loader:
                     except RecordError as error:
                         raise self._bad_record(number, error) from None
             raise
-
-
-def _finished(loaded):
-    """The Loaded once its frames are there. Raises what loading one of them did."""
-    loaded.windows = [[wait() for wait in window] for window in loaded.windows]
-    return loaded
 
 
 def _threads(count):

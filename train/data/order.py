@@ -1,4 +1,7 @@
-"""The order of samples: a pure function of (seed, epoch). Neither workers nor ranks nor a resumed run change it."""
+"""The order of samples: a pure function of (seed, epoch). Neither workers nor ranks nor a resumed run change it.
+
+Two orders: shuffled, and streams, in which every slot of the batch plays whole scenes in time order, one after another.
+"""
 
 import numpy as np
 
@@ -11,6 +14,49 @@ def epoch_order(count, seed, epoch, shuffle):
     if not shuffle:
         return np.arange(count)
     return np.random.default_rng((ORDER_STREAM, seed, epoch)).permutation(count)
+
+
+def stream_slots(scene_of, slots, seed, epoch, shuffle):
+    """The samples of each slot of a batch over an epoch: whole scenes, in time order.
+
+    Scenes are dealt in their order, a random one with `shuffle`: each to the slot that has the fewest samples so far, of
+    several the first. Without `shuffle` the longest slots then come first: those that still go on are always the first ones.
+
+    Args:
+        scene_of: scene of each sample, samples of a scene being consecutive and in time order. slots: of a global batch.
+    Returns:
+        List of `slots` int64 arrays of sample numbers; together every sample once.
+    """
+    starts = np.flatnonzero(np.diff(scene_of, prepend=-1))
+    scenes = np.split(np.arange(len(scene_of)), starts[1:])
+    own, lengths = [[] for _ in range(slots)], np.zeros(slots, np.int64)
+    for scene in epoch_order(len(scenes), seed, epoch, shuffle):
+        slot = int(lengths.argmin())
+        own[slot].append(scenes[scene])
+        lengths[slot] += len(scenes[scene])
+    out = [np.concatenate(parts) if parts else np.zeros(0, np.int64) for parts in own]
+    return out if shuffle else [out[slot] for slot in np.argsort(-lengths, kind="stable")]
+
+
+def num_stream_batches(slots, rank=0, world_size=1, drop_last=True):
+    """Batches that one rank sees in an epoch of streams. Each rank plays a contiguous share of the slots.
+
+    With drop_last every rank's epoch ends with the slot of all that ends first; without, when all of its own have ended.
+    """
+    own = slots if drop_last else _own(slots, rank, world_size)
+    return (min if drop_last else max)(map(len, own))
+
+
+def stream_batches(slots, rank=0, world_size=1, drop_last=True):
+    """The samples of this rank in each of its batches: lists of lists, one sample from each of its slots that go on."""
+    own = _own(slots, rank, world_size)
+    count = num_stream_batches(slots, rank, world_size, drop_last)
+    return [[int(slot[n]) for slot in own if n < len(slot)] for n in range(count)]
+
+
+def _own(slots, rank, world_size):
+    share = len(slots) // world_size
+    return slots[rank * share : (rank + 1) * share]
 
 
 def num_batches(count, batch_size, rank=0, world_size=1, drop_last=True):

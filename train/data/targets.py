@@ -13,10 +13,11 @@ _COLD = -4 * CENTER_RADIUS_CELLS**2 * math.log(CENTER_FLOOR)  # squared cells wh
 
 @dataclass
 class Targets:
-    """Label maps, all float32: seg, valid (B,K,Z,X), center (B,1,Z,X), offset (B,2,Z,X)."""
+    """Label maps, all float32: seg, valid (B,K,Z,X), box, center (B,1,Z,X), offset (B,2,Z,X)."""
 
     seg: torch.Tensor
     valid: torch.Tensor
+    box: torch.Tensor
     center: torch.Tensor
     offset: torch.Tensor
 
@@ -40,6 +41,7 @@ def bev_targets(numbers, valid, lrt_ref, num_boxes, vox_util, seg=None):
     return Targets(
         seg=any_box if seg is None else seg.float(),
         valid=valid.float() if valid.dim() == 4 else valid.float()[:, None],
+        box=any_box,
         center=_center_heat(cells, num_boxes, (rows, vox_util.Y, columns)),
         offset=2 * any_box * torch.stack([grid_x - picked[:, 0], grid_z - picked[:, 2]], 1),
     )

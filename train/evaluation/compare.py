@@ -18,6 +18,7 @@ class Difference:
     b: float
     low: float
     high: float
+    of_class: str = ""
 
     @property
     def difference(self):
@@ -32,7 +33,8 @@ class Difference:
 def differences(a, b, seed=0):
     """Differences of the figures that two eval.json objects share.
 
-    The same scenes are drawn for both, so that what makes a scene hard cancels out.
+    The same scenes are drawn for both, so that what makes a scene hard cancels out. Metrics that networks bring
+    have no intervals.
 
     Returns:
         (list of Difference, scenes in common).
@@ -53,14 +55,27 @@ def differences(a, b, seed=0):
         pair = [_ratios(f, place, draws) for f, place in zip((figure, other), places, strict=True)]
         (value_a, drawn_a), (value_b, drawn_b) = pair
         between = bounds(drawn_b - drawn_a) if len(common) > 1 else (np.nan, np.nan)
-        out.append(Difference(figure["group"], figure["name"], figure["label"], value_a, value_b, *between))
-    return out, common
+        out.append(
+            Difference(
+                figure["group"], figure["name"], figure["label"], value_a, value_b, *between, figure.get("class", "")
+            )
+        )
+    return [*out, *_own_metrics(a, b)], common
+
+
+def _own_metrics(a, b):
+    """Differences of the metrics that networks bring, which are of all scenes together: where both have the same ones."""
+    theirs = b.get("metrics", {}) if a["scenes"] == b["scenes"] else {}
+    for name, score in a.get("metrics", {}).items():
+        values = [np.nan if s["value"] is None else s["value"] for s in (score, theirs.get(name, {"value": None}))]
+        if name in theirs:
+            yield Difference("metrics", name, "the network's own", *values, np.nan, np.nan)
 
 
 def _identity(figure):
     # The best threshold differs from run to run: its name is its value.
     name = "best" if figure["group"] == "iou at best threshold" else figure["name"]
-    return figure["group"], name, figure["label"]
+    return figure["group"], name, figure["label"], figure.get("class", "")
 
 
 def _ratios(figure, places, draws):

@@ -51,16 +51,16 @@ def histograms(logits, labels, rings):
     return torch.stack(out, 1)
 
 
-def box_cells(logits, numbers, boxes):
+def box_cells(predicted, numbers, boxes):
     """Cells of every box, and how many of them are predicted.
 
     Args:
-        logits: (B,Z,X). numbers: (B,Z,X) integer map of box number + 1, 0 where there is none. boxes: N, the most there are.
+        predicted: (B,Z,X) bool. numbers: (B,Z,X) integer map of box number + 1, 0 where there is none. boxes: N, the most.
     Returns:
         (B,N,2) int64: predicted cells, cells. A box that others cover, or that lies outside the grid, has none.
     """
     numbers = numbers.long().flatten(1)
-    predicted = (logits.float().sigmoid().round() > 0).long().flatten(1)
+    predicted = predicted.long().flatten(1)
     out = torch.zeros((len(numbers), boxes + 1, 2), dtype=torch.int64, device=numbers.device)
     out[..., 0].scatter_add_(1, numbers, predicted)
     out[..., 1].scatter_add_(1, numbers, torch.ones_like(numbers))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from train.classes import MEAN, key_of, parts_of
 from train.evaluation.bins import BINS, both_predicted_true, ring_names
 from train.evaluation.samples import LENGTH_M, LIDAR_POINTS, VEHICLES_IN_VIEW, VISIBILITY, bucket
 
@@ -22,8 +23,8 @@ class Figure:
     """One ratio.
 
     group, name: what it says, such as "iou by light" and "night". label: what it was counted on. numerators, denominators:
-    (scenes,); numerators may be (scenes, parts), see `ratios`. value: ratio of their sums, NaN where the denominator is 0.
-    low, high: 95 % interval; NaN for one scene. samples: that it rests on.
+    (scenes,); both may be (scenes, parts), see `ratios`. value: ratio of their sums, NaN where the denominator is 0.
+    low, high: 95 % interval; NaN for one scene. samples: that it rests on. of_class: of several classes, or MEAN; "" of one.
     """
 
     group: str
@@ -35,6 +36,7 @@ class Figure:
     low: float
     high: float
     samples: int
+    of_class: str = ""
 
     @property
     def numerator(self):
@@ -54,9 +56,14 @@ def scene_draws(scenes, seed=0, resamples=RESAMPLES):
 def ratios(numerators, denominators, draws):
     """(draws,) float64: the ratio of sums over the scenes of each draw, NaN where the denominator is 0.
 
-    numerators: (scenes,), or (scenes, parts) where the absolute sums of the parts are added, as in a calibration error.
+    numerators: (scenes,), or (scenes, parts) where the absolute sums of the parts are added, as in a calibration error. Where
+    denominators are (scenes, parts) too, the mean of the parts' ratios, of those whose denominator is not 0.
     """
     above, below = draws @ numerators, draws @ denominators
+    if below.ndim == 2:
+        each = np.divide(above, below, out=np.zeros(above.shape), where=below > 0)
+        there = (below > 0).sum(1)
+        return np.divide(each.sum(1), there, out=np.full(len(draws), np.nan), where=there > 0)
     above = np.abs(above.reshape(len(draws), -1)).sum(1)
     return np.divide(above, below, out=np.full(len(draws), np.nan), where=below > 0)
 
@@ -71,7 +78,7 @@ def bounds(drawn):
 
 def interval(numerators, denominators, draws):
     """(low, high) of the ratio of sums over drawn scenes; NaN where there are fewer than two scenes with a denominator."""
-    if np.count_nonzero(denominators) < 2:
+    if np.count_nonzero(denominators.reshape(len(denominators), -1).any(1)) < 2:
         return np.nan, np.nan
     return bounds(ratios(numerators, denominators, draws))
 
@@ -84,19 +91,39 @@ class _Figures:
         self.draws = scene_draws(len(self.scenes), seed)
         self.figures = []
 
-    def add(self, group, name, label, above, below, samples):
-        """above, below: numerators and denominators of the scenes."""
+    def add(self, group, name, key, above, below, samples):
+        """above, below: numerators and denominators of the scenes. key: of bins.key_of."""
         [value] = ratios(above, below, np.ones((1, len(below)), int))
-        self.figures.append(
-            Figure(group, name, label, above, below, float(value), *interval(above, below, self.draws), samples)
-        )
+        label, of_class = parts_of(key)
+        bounds_ = interval(above, below, self.draws)
+        self.figures.append(Figure(group, name, label, above, below, float(value), *bounds_, samples, of_class))
 
-    def over_rows(self, group, name, label, rows, ratio):
-        """ratio: (R,3) counts of a row -> numerator, denominator."""
-        sums = np.zeros((len(self.scenes), 2), np.int64)
+    def over_rows(self, group, name, key, rows, ratio):
+        """ratio: (R,3) counts of a row -> numerator, denominator. Of the mean of classes: of each of them."""
+        label, of_class = parts_of(key)
+        keys = keys_of(rows, label) if of_class == MEAN else [key]
+        sums = np.zeros((len(self.scenes), 2, len(keys)), np.int64)
         for row in rows:
-            sums[self.scenes[row.scene]] += ratio(row.counts[label])
-        self.add(group, name, label, *sums.T, len(rows))
+            for place, own in enumerate(keys):
+                sums[self.scenes[row.scene], :, place] += ratio(row.counts[own])
+        above, below = sums.transpose(1, 0, 2) if of_class == MEAN else sums[..., 0].T
+        self.add(group, name, key, above, below, len(rows))
+
+
+def keys_of(rows, label=None):
+    """Keys of the counts of an evaluation's rows, of one label or of all."""
+    return [key for key in (rows[0].counts if rows else ()) if label in (None, parts_of(key)[0])]
+
+
+def labels_of(rows):
+    """Names of the labels of an evaluation's rows."""
+    return list(dict.fromkeys(parts_of(key)[0] for key in keys_of(rows)))
+
+
+def headline_of(figures, group, label):
+    """The figure of a group and label that speaks for all classes: of one class its own, of several their mean; or None."""
+    found = [figure for figure in figures if (figure.group, figure.label) == (group, label)]
+    return next((figure for figure in found if figure.of_class in ("", MEAN)), None)
 
 
 def _iou(counts):
@@ -117,20 +144,31 @@ def _recall(counts):
 def all_figures(evaluation, seed=0):
     """Every figure of an Evaluation: of all cells first, then by ring, light, weather, place and vehicles; recall of boxes."""
     out = _Figures(evaluation, seed)
-    labels = list(evaluation.rows[0].counts) if evaluation.rows else []
-    for label in labels:
-        out.over_rows("iou", "all", label, evaluation.rows, _iou)
-        out.over_rows("precision", "all", label, evaluation.rows, _precision)
-        out.over_rows("recall", "all", label, evaluation.rows, _recall)
-        _best_threshold(evaluation, out, label)
-        gaps, cells = _gaps(evaluation, label)
-        out.add(CALIBRATION, "all", label, gaps, cells, len(evaluation.rows))
-    for label in labels:
+    keys = _shown_keys(evaluation.rows)
+    for key in keys:
+        out.over_rows("iou", "all", key, evaluation.rows, _iou)
+        out.over_rows("precision", "all", key, evaluation.rows, _precision)
+        out.over_rows("recall", "all", key, evaluation.rows, _recall)
+        if parts_of(key)[1] == MEAN:
+            continue
+        _best_threshold(evaluation, out, key)
+        gaps, cells = _gaps(evaluation, key)
+        out.add(CALIBRATION, "all", key, gaps, cells, len(evaluation.rows))
+    for label in keys:
         for ring, name in enumerate(ring_names()):
             out.over_rows("iou by distance", name, label, evaluation.rows, lambda c, ring=ring: _iou(c[ring]))
         _by_rows(evaluation.rows, out, label)
     _boxes(evaluation, out)
     return out.figures
+
+
+def _shown_keys(rows):
+    """Keys of the figures: of several classes, the mean of each label's classes goes before them."""
+    out = []
+    for label in labels_of(rows):
+        own = keys_of(rows, label)
+        out += [key_of(label, MEAN), *own] if len(own) > 1 else own
+    return out
 
 
 def _by_rows(rows, out, label):

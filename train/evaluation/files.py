@@ -9,7 +9,7 @@ from pathlib import Path
 from common.files import write_atomically
 from common.spelling import spelled
 from train.evaluation.bins import ring_names
-from train.evaluation.figures import LEVEL, RESAMPLES, all_figures, calibration, threshold_curve
+from train.evaluation.figures import LEVEL, RESAMPLES, all_figures, calibration, keys_of, threshold_curve
 from train.processes.ranks import say
 from train.runs import find_run
 
@@ -20,11 +20,12 @@ MAX_BYTES = 256 << 20
 def as_json(evaluation, figures=None, seed=0, robustness=None):
     """The object that eval.json holds: plain values; NaN is null.
 
-    robustness: a table of the same under damage. Each figure has numerator and denominator, and both scene by scene, so
+    robustness: a table of the same under damage. `metrics` are those that the network brings. Of several classes each figure
+    has the class, or is their mean. Each figure has numerator and denominator, and both scene by scene, so
     that two evaluations can be compared in pairs; numerators of the calibration error are a list a scene, a bin each.
     """
     figures = all_figures(evaluation, seed) if figures is None else figures
-    labels = list(evaluation.rows[0].counts) if evaluation.rows else []
+    keys = keys_of(evaluation.rows)
     return {
         "schema": SCHEMA,
         "about": evaluation.about,
@@ -34,10 +35,19 @@ def as_json(evaluation, figures=None, seed=0, robustness=None):
         "figures": [_figure(figure) for figure in figures],
         "thresholds": {
             label: [dict(zip(("threshold", "intersection", "union", "iou"), row, strict=True)) for row in rows]
-            for label, rows in ((label, threshold_curve(evaluation, label)) for label in labels)
+            for label, rows in ((key, threshold_curve(evaluation, key)) for key in keys)
         },
-        "calibration": {label: _calibration(evaluation, label) for label in labels},
+        "calibration": {key: _calibration(evaluation, key) for key in keys},
+        **({"metrics": _scores(evaluation.scores)} if evaluation.scores else {}),
         **({"robustness": robustness} if robustness else {}),
+    }
+
+
+def _scores(scores):
+    """Figures of the network's own metrics."""
+    return {
+        name: {"value": _number(score.value), "higher_is_better": score.higher_is_better}
+        for name, score in scores.items()
     }
 
 
@@ -46,6 +56,7 @@ def _figure(figure):
         "group": figure.group,
         "name": figure.name,
         "label": figure.label,
+        **({"class": figure.of_class} if figure.of_class else {}),
         "value": _number(figure.value),
         "low": _number(figure.low),
         "high": _number(figure.high),
@@ -65,7 +76,7 @@ def _calibration(evaluation, label):
 
 
 def _number(value):
-    return None if math.isnan(value) else float(value)
+    return float(value) if math.isfinite(value) else None
 
 
 def write_json(path, evaluation, figures=None, seed=0, robustness=None):
@@ -73,6 +84,29 @@ def write_json(path, evaluation, figures=None, seed=0, robustness=None):
     text = json.dumps(as_json(evaluation, figures, seed, robustness), indent=1, allow_nan=False)
     write_atomically(path, text.encode() + b"\n")
     return Path(path)
+
+
+def write_collected(folder, evaluation):
+    """Write what a network collected per sample, each name to folder/NAME.json; the paths.
+
+    A file has `about` as eval.json has it, and `samples`: key, token, scene, timestamp_us and value of each, in order of keys.
+
+    Raises ValueError for a name that is no file's, or a value that JSON does not know.
+    """
+    paths = []
+    for name, values in evaluation.collected.items():
+        samples = [
+            {"key": r.key, "token": r.token, "scene": r.scene, "timestamp_us": r.timestamp_us, "value": values[r.key]}
+            for r in evaluation.rows
+            if r.key in values
+        ]
+        try:
+            text = json.dumps({"about": evaluation.about, "samples": samples}, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"collect: {name} holds what JSON does not know ({error}); NaN is None there") from None
+        write_atomically(Path(folder) / f"{name}.json", text.encode() + b"\n")
+        paths.append(Path(folder) / f"{name}.json")
+    return paths
 
 
 def evaluation_file(path):
@@ -121,7 +155,7 @@ def read_json(path):
 
 def write_csv(path, evaluation):
     """A row a sample: who and where it is, counts for each label and ring, boxes by visibility, losses."""
-    labels = list(evaluation.rows[0].counts) if evaluation.rows else []
+    labels = keys_of(evaluation.rows)
     losses = list(evaluation.rows[0].losses) if evaluation.rows else []
     head = ["key", "token", "scene", "timestamp_us", "location", "light", "weather", "boxes"]
     head += [f"boxes of visibility {v}" for v in range(5)]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from train.data.order import sample_rng
 from train.evaluation.bins import both_predicted_true
-from train.evaluation.figures import bounds, ratios, scene_draws
+from train.evaluation.figures import bounds, keys_of, labels_of, ratios, scene_draws
 
 STREAM = 7  # of random numbers; order, draws and flips have theirs
 STRENGTHS = (1, 2, 3)
@@ -299,15 +299,17 @@ def _span(drawn, prefix=""):
 
 
 def _sums(evaluation):
-    """(2, scenes) int64 intersections and unions of the first label."""
-    label = next(iter(evaluation.rows[0].counts))
-    counts = [both_predicted_true(sums.histograms[label]).sum(0) for sums in evaluation.scenes.values()]
-    both, predicted, truth = np.array(counts).T
-    return np.stack([both, predicted + truth - both])
+    """(2, scenes) int64 intersections and unions of the first label; of several classes (2, scenes, K)."""
+    keys = keys_of(evaluation.rows, labels_of(evaluation.rows)[0])
+    counts = [[both_predicted_true(sums.histograms[key]).sum(0) for key in keys] for sums in evaluation.scenes.values()]
+    both, predicted, truth = np.array(counts).transpose(2, 0, 1)
+    found = np.stack([both, predicted + truth - both])
+    return found[..., 0] if len(keys) == 1 else found
 
 
 def _iou(sums, draws):
     """(IoU of all scenes, 0 where nothing was predicted or true; IoU of every draw, NaN where there are too few scenes)."""
     value = float(np.nan_to_num(ratios(*sums, np.ones((1, sums.shape[1]), int))[0]))
-    drawn = ratios(*sums, draws) if np.count_nonzero(sums[1]) > 1 else np.full(len(draws), np.nan)
+    scenes = np.count_nonzero(sums[1].reshape(sums.shape[1], -1).any(1))
+    drawn = ratios(*sums, draws) if scenes > 1 else np.full(len(draws), np.nan)
     return value, drawn

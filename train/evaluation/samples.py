@@ -1,6 +1,6 @@
 """What an evaluation keeps: a row a sample, and sums a scene that need more room than a row has."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -55,11 +55,18 @@ class SceneSums:
 
 @dataclass
 class Evaluation:
-    """Rows and scenes of one evaluation, and `about`: protocol, split, checkpoint, grid, digests, options, versions."""
+    """Rows and scenes of one evaluation, and `about`: protocol, split, checkpoint, grid, digests, options, versions.
+
+    metrics: the network's own, see train.metrics; scores: their figures, once all is counted. collected: name -> key of a
+    sample -> what the network's `collect` gave for it.
+    """
 
     rows: list = field(default_factory=list)
     scenes: dict = field(default_factory=dict)
     about: dict = field(default_factory=dict)
+    metrics: list = field(default_factory=list)
+    scores: dict = field(default_factory=dict)
+    collected: dict = field(default_factory=dict)
 
     def add(self, rows, scenes):
         """Take in what one batch or one rank counted."""
@@ -67,8 +74,21 @@ class Evaluation:
         for name, sums in scenes.items():
             self.scenes.setdefault(name, SceneSums()).add(sums)
 
+    def merge(self, other):
+        """Take in the evaluation of another rank."""
+        self.add(other.rows, other.scenes)
+        self.metrics = self.metrics or other.metrics
+        for mine, theirs in zip(self.metrics, other.metrics, strict=False):
+            if mine is not theirs:
+                mine.merge(theirs)
+        for name, values in other.collected.items():
+            self.collected.setdefault(name, {}).update(values)
+
     def sorted(self):
         """The same evaluation with rows in the order of keys, so that it does not depend on how many ranks counted."""
-        return Evaluation(
-            sorted(self.rows, key=lambda row: row.key), dict(sorted(self.scenes.items())), dict(self.about)
+        return replace(
+            self,
+            rows=sorted(self.rows, key=lambda row: row.key),
+            scenes=dict(sorted(self.scenes.items())),
+            about=dict(self.about),
         )

@@ -2,7 +2,8 @@
 
 import math
 
-from train.evaluation.figures import CALIBRATION, all_figures
+from train.classes import MEAN
+from train.evaluation.figures import CALIBRATION, all_figures, headline_of, labels_of
 
 NAME_COLUMNS = 30
 
@@ -13,15 +14,21 @@ def lines_of(evaluation, headline, figures=None, seed=0):
     headline: label whose figures come first and alone where labels would repeat one another.
     """
     figures = all_figures(evaluation, seed) if figures is None else figures
-    labels = list(evaluation.rows[0].counts) if evaluation.rows else []
+    labels = labels_of(evaluation.rows)
     out = []
     for label in [headline, *(name for name in labels if name != headline)]:
         mark = "  <- headline" if label == headline else ""
-        [iou] = [f for f in figures if (f.group, f.label) == ("iou", label)]
-        best = next(f for f in figures if (f.group, f.label) == ("iou at best threshold", label))
-        out.append(f"{label:<{NAME_COLUMNS}} IoU {span(iou)}{mark}")
-        out.append(f"{'':<{NAME_COLUMNS}} {_cells(iou)}; {best.value:.4f} at {best.name}")
+        out.append(f"{label:<{NAME_COLUMNS}} IoU {span(headline_of(figures, 'iou', label))}{mark}")
+        for iou in (f for f in figures if (f.group, f.label) == ("iou", label) and f.of_class != MEAN):
+            best = next(
+                f for f in figures if (f.group, f.label, f.of_class) == ("iou at best threshold", label, iou.of_class)
+            )
+            if iou.of_class:
+                name = fitted(iou.of_class, NAME_COLUMNS - 2)
+                out.append(f"  {name:<{NAME_COLUMNS - 2}} IoU {span(iou)}")
+            out.append(f"{'':<{NAME_COLUMNS}} {_cells(iou)}; {best.value:.4f} at {best.name}")
     own = [f for f in figures if f.label in (headline, "every box") and f.group.partition(" ")[1]]
+    own = [f for f in own if f.of_class in ("", MEAN)]
     group = ""
     for figure in own:
         if figure.group in ("iou at best threshold", CALIBRATION) or figure.group.endswith("category and distance"):
@@ -33,9 +40,18 @@ def lines_of(evaluation, headline, figures=None, seed=0):
         out.append(f"  {name:<{NAME_COLUMNS - 2}} {span(figure)}  {_share(figure)}")
     out.append("")
     for group, title in (("precision",) * 2, ("recall",) * 2, (CALIBRATION, "expected calibration error")):
-        figure = next(f for f in figures if (f.group, f.label) == (group, headline))
-        out.append(f"{title.capitalize():<{NAME_COLUMNS}} {span(figure)}")
+        if figure := headline_of(figures, group, headline):
+            out.append(f"{title.capitalize():<{NAME_COLUMNS}} {span(figure)}")
     return out
+
+
+def score_lines(scores):
+    """Lines of the network's own metrics."""
+    return [
+        f"{fitted(name, NAME_COLUMNS):<{NAME_COLUMNS}} {score.value:.4f}  "
+        f"({'higher' if score.higher_is_better else 'lower'} is better)"
+        for name, score in scores.items()
+    ]
 
 
 def fitted(name, columns):
@@ -85,9 +101,9 @@ def comparison_lines(differences, scenes, names):
     out.append(f"{'':<{NAME_COLUMNS + 9}} {'A':>6} {'B':>6}  {'B - A':>7}")
     title = None
     for one in differences:
-        if (one.group, one.label) != title:
-            title = one.group, one.label
-            out.append(f"{one.group} ({one.label})"[:79])
+        if (one.group, one.label, one.of_class) != title:
+            title = one.group, one.label, one.of_class
+            out.append(f"{one.group} ({', '.join(filter(None, title[1:]))})"[:79])
         bounds = "" if math.isnan(one.low) else f" [{one.low:+.4f}, {one.high:+.4f}]{'*' if one.is_clear else ''}"
         values = (
             f"{_four(one.a)} {_four(one.b)} {one.difference:>+8.4f}" if _both(one) else f"{_four(one.a)} {_four(one.b)}"
@@ -110,5 +126,6 @@ def scalars(figures):
     out = {}
     for figure in figures:
         if figure.group in wanted and not math.isnan(figure.value):
-            out[f"eval/{figure.label}/{figure.group}/{figure.name}".replace(" ", "_")] = figure.value
+            place = "/".join(filter(None, (figure.label, figure.of_class, figure.group, figure.name)))
+            out[f"eval/{place}".replace(" ", "_")] = figure.value
     return out

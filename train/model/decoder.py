@@ -51,7 +51,7 @@ class Decoder(nn.Module):
 
     gives_feat = True
 
-    def __init__(self, channels):
+    def __init__(self, channels, classes=1):
         super().__init__()
         trunk = resnet18(weights=None, zero_init_residual=True)
         self.first_conv = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
@@ -61,7 +61,7 @@ class Decoder(nn.Module):
         self.up2_skip = UpsamplingAdd(128, 64)
         self.up1_skip = UpsamplingAdd(64, channels)
         self.feat_head = _head(channels, channels)
-        self.segmentation_head = _head(channels, 1)
+        self.segmentation_head = _head(channels, classes)
         self.instance_offset_head = _head(channels, 2)
         self.instance_center_head = _head(channels, 1, nn.Sigmoid())
 

@@ -19,7 +19,7 @@ def run_network(network, batch, grid, flips=None, autocast=None):
     Returns:
         dict from name to tensor.
     Raises:
-        ValueError: the network returned something else, or a seg that is no map of the grid's one class.
+        ValueError: the network returned something else, or a seg that is no map of the grid for each of the labels' classes.
     """
     return run_on_voxels(network, with_voxels(batch, network.needs, grid), grid, flips, autocast)
 
@@ -32,11 +32,16 @@ def run_on_voxels(network, batch, grid, flips=None, autocast=None):
         raise ValueError(
             f"{type(network).__name__} returned a {type(outputs).__name__}; it is a mapping of names to tensors"
         )
+    outputs = {name: value for name, value in outputs.items() if value is not None}
+    if not isinstance(outputs.get("seg", batch.rots), torch.Tensor):
+        raise ValueError(
+            f"{type(network).__name__} returned a seg that is a {type(outputs['seg']).__name__}, no tensor"
+        )
     # Here, since losses and counts would stretch a map of another shape over the labels in silence.
-    if "seg" in outputs and tuple(outputs["seg"].shape[1:]) != (1, grid.Z, grid.X):
+    if "seg" in outputs and tuple(outputs["seg"].shape[1:]) != (batch.seg_bev.shape[2], grid.Z, grid.X):
         raise ValueError(
             f"{type(network).__name__} returned a seg of {tuple(outputs['seg'].shape)}; "
-            f"it is (B, 1, {grid.Z}, {grid.X}), logits of the one class that labels have"
+            f"it is (B, {batch.seg_bev.shape[2]}, {grid.Z}, {grid.X}), logits of each class that labels have"
         )
     return {name: _widened(value) for name, value in outputs.items()}
 
@@ -47,18 +52,18 @@ def _widened(value):
 
 
 def with_voxels(batch, needs, grid):
-    """The batch with radar_voxels (B,T,1 or 16,Z,Y,X) and lidar_voxels (B,T,1,Z,Y,X), float32 in cam0; the rest is shared.
+    """The batch with radar_voxels (B,T,1 or 16,Z,Y,X) and lidar_voxels (B,T,1,Z,Y,X), float32; the rest is shared.
 
-    T is needs.frames. Each is None where `needs` takes other than voxels, or the batch holds none.
+    T is that of needs: the present and its past. Each is None where `needs` takes other than voxels, or the batch holds none.
     """
     out = copy.copy(batch)
     out.radar_voxels = out.lidar_voxels = None
     with torch.no_grad(), torch.autocast(batch.rots.device.type, enabled=False):
         if needs.radar in (None, "voxels", "metaradar") and getattr(batch, "radar_data", None) is not None:
             make = radar_features if needs.radar == "metaradar" else radar_occupancy
-            out.radar_voxels = torch.stack([make(batch, t, grid) for t in range(needs.frames)], 1)
+            out.radar_voxels = torch.stack([make(batch, t, grid) for t in range(1 + (needs.past or 0))], 1)
         if needs.lidar in (None, "voxels") and getattr(batch, "lidar_data", None) is not None:
-            out.lidar_voxels = torch.stack([lidar_occupancy(batch, t, grid) for t in range(needs.frames)], 1)
+            out.lidar_voxels = torch.stack([lidar_occupancy(batch, t, grid) for t in range(1 + (needs.past or 0))], 1)
     return out
 
 

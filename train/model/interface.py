@@ -16,6 +16,7 @@ from train.model.arguments import arguments_of
 NAMES = {"simple_bev": "train.model.simple_bev:build"}  # networks that go by a short name
 LIDAR = (None, False, "points", "voxels")
 RADAR = (*LIDAR, "metaradar")
+SENSORS = ("cameras", "lidar", "radar")
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class Needs:
 
     cameras: their images. lidar: "points" (Batch.lidar_data), "voxels" (Batch.lidar_voxels besides) or False; None: voxels
     with --use_lidar. radar: the same, and "metaradar" for voxels with the radars' 16 features; None: as --use_radar and
-    --use_metaradar say. sweeps: of lidar and radar, keyframe included; None: --nsweeps. frames: keyframes that a sample
-    must hold at least, and that voxels are made of; --seqlen may ask for more.
+    --use_metaradar say. sweeps: of lidar and radar, keyframe included; None: --nsweeps. past: K, the keyframes before the
+    present that a sample holds besides it; None: --past. train_only: of "cameras", "lidar", "radar" those that evaluation
+    does without; their fields of the batch are None there. track_ids: Batch.tidlist.
 
     Raises:
         ValueError: another value.
@@ -56,17 +58,29 @@ class Needs:
     lidar: bool | str | None = None
     radar: bool | str | None = None
     sweeps: int | None = None
-    frames: int = 1
+    past: int | None = 0
+    train_only: tuple = ()
+    track_ids: bool = False
+    frames: None = None  # of earlier networks, whose windows ran into the future
 
     def __post_init__(self):
         for name, known in (("cameras", (True, False)), ("lidar", LIDAR), ("radar", RADAR)):
             value = getattr(self, name)
             if not any(value is k or (isinstance(k, str) and value == k) for k in known):
                 raise ValueError(f"Needs: {name}={value!r}; it is one of {', '.join(map(repr, known))}")
-        for name in ("sweeps", "frames"):
+        for name, least in (("sweeps", 1), ("past", 0)):
             value = getattr(self, name)
-            if not (value is None and name == "sweeps") and not (type(value) is int and value >= 1):
-                raise ValueError(f"Needs: {name}={value!r}; it is a number of at least 1")
+            if value is not None and not (type(value) is int and value >= least):
+                raise ValueError(f"Needs: {name}={value!r}; it is a number of at least {least}, or None")
+        if self.frames is not None:
+            raise ValueError(
+                f"Needs: frames={self.frames!r}: its windows ran into the future, and what a network said of its last keyframe "
+                "was held against the first; past=K gives the K keyframes before the present, which is t = 0"
+            )
+        if not (isinstance(self.train_only, tuple) and set(self.train_only) <= set(SENSORS)):
+            raise ValueError(f"Needs: train_only={self.train_only!r}; it is a tuple of {', '.join(SENSORS)}")
+        if not isinstance(self.track_ids, bool):
+            raise ValueError(f"Needs: track_ids={self.track_ids!r}; it is True or False")
 
 
 def find_network(name):
@@ -101,6 +115,10 @@ def _place(build):
 
 def build_network(build, options, grid):
     """What the factory gives, checked to be a network; it finds --model_args in options.model_args, see arguments_of."""
+    if not _binds(build, 2):
+        raise ValueError(
+            f"{name_of(build)} takes {inspect.signature(build)}; a network's factory is build(options, grid)"
+        )
     network = build(dataclasses.replace(options, model_args=arguments_of(build, options.model_args)), grid)
     check_network(network)
     return network
@@ -115,6 +133,11 @@ def check_network(network):
         network.needs = Needs(lidar=False, radar=False)
     if not isinstance(network.needs, Needs):
         raise ValueError(f"{name} has no `needs = Needs(…)`; see train/model/README.md")
+    for part, value in (*network.named_parameters(), *network.named_buffers()):
+        if nn.parameter.is_lazy(value):
+            raise ValueError(
+                f"{name}.{part} has no shape yet; give its layer sizes, or let build() run the network once"
+            )
     taken = inspect.signature(network.forward).parameters
     if len(taken) < 2:
         raise ValueError(f"{name}.forward takes ({', '.join(taken)}); it is forward(batch, grid, flips=None)")
@@ -172,10 +195,10 @@ def complete(needs, options):
         "use_lidar": use_lidar,
         "use_radar": use_radar,
         "use_metaradar": radar == "metaradar",
-        "nsweeps": _number("nsweeps", needs.sweeps, options, exact=True),
-        "seqlen": _number("seqlen", needs.frames, options, exact=False),
+        "nsweeps": _number("nsweeps", needs.sweeps, options),
+        "past": _number("past", needs.past, options),
     }
-    needs = dataclasses.replace(needs, lidar=lidar, radar=radar)
+    needs = dataclasses.replace(needs, lidar=lidar, radar=radar, past=changes["past"])
     return needs, dataclasses.replace(options, **changes)
 
 
@@ -188,10 +211,10 @@ def _sensor(name, need, use, default):
     return need, need is not False
 
 
-def _number(name, need, options, exact):
+def _number(name, need, options):
     given = getattr(options, name)
     default = next(f.default for f in dataclasses.fields(options) if f.name == name)
-    if need is None or given == need or (not exact and given > need):
+    if need is None or given == need:
         return given
     if given != default:
         raise ValueError(f"--{name} {given}: the network needs {need}; leave it out")

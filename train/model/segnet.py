@@ -65,6 +65,7 @@ class Segnet(nn.Module):
         rand_flip: in training, flip images and features back, and BEV features and the decoder's feature back.
         latent_dim: channels of the features. encoder_type: res101, res50, effb0 or effb4.
         unprojection: "fused" or "plain", see camera_mean; an attribute that may be set at any time.
+        classes: K, maps of seg.
     Raises:
         ValueError: metaradar without radar, or an unknown encoder or unprojection.
     """
@@ -85,6 +86,7 @@ class Segnet(nn.Module):
         latent_dim=128,
         encoder_type="res101",
         unprojection="fused",
+        classes=1,
     ):
         super().__init__()
         if use_metaradar and not use_radar:
@@ -104,7 +106,7 @@ class Segnet(nn.Module):
                 InstanceNorm(latent_dim),
                 nn.GELU(),
             )
-        self.decoder = Decoder(latent_dim)
+        self.decoder = Decoder(latent_dim, classes)
         # Log-variances that weigh the three losses; learned.
         self.ce_weight = nn.Parameter(torch.tensor(0.0))
         self.center_weight = nn.Parameter(torch.tensor(0.0))

@@ -100,6 +100,7 @@ def build(options, grid):
         latent_dim=options.latent_dim,
         encoder_type=options.encoder_type,
         unprojection=options.model_args.unprojection,
+        classes=len(options.classes) or 1,
     )
 
 

@@ -162,8 +162,8 @@ def _sensors(needs, options):
     return ", ".join(names) or "none"
 
 
-def ending(options, folder, *, done, evaluated):
-    """Rows that say where a run's files lie and how it goes on. done: it made all its updates. evaluated: it has an IoU."""
+def ending(options, folder, *, done):
+    """Rows that say where a run's files lie and how it goes on. done: it made all its updates."""
     where = shlex.quote(str(folder))
     try:
         rows = [_whole("checkpoint", checkpoint.find(folder))]
@@ -172,7 +172,7 @@ def ending(options, folder, *, done, evaluated):
         rows = [_whole("checkpoint", f"none yet in {folder}")]
         again = f"--config {where}/config.yaml"
     rows.append(_whole("curves", f"tensorboard --logdir {shlex.quote(_curves(options, folder))}"))
-    if done and evaluated:
+    if done:
         rows.append(_whole("evaluate", f"{spelled('train.evaluate')} {where}{_unrecorded(options, False)}"))
     train = "torchrun … -m train.run" if "TORCHELASTIC_RUN_ID" in os.environ else spelled("train.run")
     return [*rows, _whole("go on", f"{train} {again}{_unrecorded(options, True)}")]

@@ -1,5 +1,6 @@
 """Where a run's scalars, pictures and texts go: TensorBoard's files, and Weights & Biases where that is asked for."""
 
+import glob
 import re
 import threading
 from contextlib import contextmanager
@@ -49,17 +50,21 @@ class Recorder:
 
     Args:
         folder: of TensorBoard's files. purge_step: what an earlier run wrote from there on is taken back. board: of open_wandb.
+        replaces: end of the file's name; files of that end, which an earlier run wrote, are removed.
     Attributes:
         lost: ValueError that says why files could not be written, or None.
     Raises:
         ValueError: there cannot be files.
     """
 
-    def __init__(self, folder, part, purge_step=None, board=None):
+    def __init__(self, folder, part, purge_step=None, board=None, replaces=""):
         self.folder, self.part, self.board, self.lost = folder, part, board, None
         threading.excepthook = _without_tensorboard
         with self._kept():
-            self.writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=FLUSH_S)
+            for earlier in Path(folder).glob(f"*{glob.escape(replaces)}") if replaces else ():
+                earlier.unlink()
+            named = {"purge_step": purge_step, "flush_secs": FLUSH_S, "filename_suffix": replaces}
+            self.writer = SummaryWriter(str(folder), **named)
         if self.lost:
             raise self.lost
 

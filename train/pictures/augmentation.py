@@ -39,7 +39,8 @@ def augmentation_sheet(view, drawn, width=1920):
     parts = [title(view, inner, f"{len(drawn)} draws of one training sample")]
     for number, each in enumerate(drawn, 1):
         parts.append(captioned(_row(each, cell, slots, inner), f"draw {number}: {each.note}"))
-    return framed(stacked([*parts, legend(inner, ("boxes", "truth"))]))
+    classes = drawn[0].view.maps.class_names
+    return framed(stacked([*parts, legend(inner, ("boxes", "truth"), classes)]))
 
 
 def _row(each, cell, slots, width):

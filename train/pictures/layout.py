@@ -8,8 +8,8 @@ import numpy as np
 from train.pictures import palette
 from train.pictures.bev import HATCH_PX, Ground, from_above, hatch
 from train.pictures.cameras import mosaic
-from train.pictures.maps import draw_errors, draw_truth, draw_values, reach_of
-from train.pictures.palette import FAINT_INK, INK, KINDS, PAGE
+from train.pictures.maps import draw_errors, draw_prediction, draw_truth, reach_of
+from train.pictures.palette import FAINT_INK, INK, KINDS, PAGE, class_colours
 from train.pictures.text import fitting, text_width, write
 
 DEFAULT_REACH_M = 52.5  # a sheet without maps shows as much as the benchmark's grid
@@ -95,16 +95,19 @@ def _radar_mark(field):
     cv2.arrowedLine(field, (4, 10), (19, 10), palette.RADAR, 1, cv2.LINE_AA, 0, 0.3)
 
 
-def _entries(parts):
+def _entries(parts, classes):
     """(mark, width of the mark, text) of each entry of the legend."""
+    each = [(_area_mark(c), 21, name) for c, name in zip(class_colours(len(classes)), classes, strict=True)]
+    one = [(_area_mark(palette.TRUTH), 21, "truth")]
+    likeliest = [(_ramp_mark(palette.GREYS), 48, "prediction: the likeliest class, 0 to 1")]
     low, high = palette.LOW_HEIGHT_M, palette.HIGH_HEIGHT_M
     of = {
         "boxes": [(_box_mark(kind.colour), 21, kind.name) for kind in KINDS]
         + [(_box_mark(palette.dimmed(KINDS[0].colour)), 21, "dim: visibility 0-40 %")],
         "lidar": [(_ramp_mark(palette.HEIGHT_RAMP), 48, f"lidar, height {low:g} to {high:g} m")],
         "radar": [(_radar_mark, 21, "radar; arrows reach 1 s ahead")],
-        "truth": [(_area_mark(palette.TRUTH), 21, "truth"), (_hatch_mark, 21, "masked: not counted")],
-        "prediction": [(_ramp_mark(palette.PROBABILITY_RAMP), 48, "prediction, 0 to 1")],
+        "truth": [*(each or one), (_hatch_mark, 21, "masked: not counted")],
+        "prediction": likeliest if each else [(_ramp_mark(palette.PROBABILITY_RAMP), 48, "prediction, 0 to 1")],
         "errors": [
             (_area_mark(colour), 21, name)
             for name, colour in (("hit", palette.HIT), ("false", palette.FALSE), ("missed", palette.MISSED))
@@ -113,13 +116,13 @@ def _entries(parts):
     return [entry for part in parts for entry in of[part]]
 
 
-def legend(width, parts):
+def legend(width, parts, classes=()):
     """(H, width, 3) uint8: every mark that a sheet uses, in as many lines as it takes.
 
-    parts: those of boxes, lidar, radar, truth, prediction and errors that it shows.
+    parts: those of boxes, lidar, radar, truth, prediction and errors that it shows. classes: names of several classes.
     """
     lines, left = [page(_ROW, width)], 2
-    for mark, span, text in _entries(parts):
+    for mark, span, text in _entries(parts, classes):
         needed = span + 6 + text_width(text, 8)
         if left + needed > width and left > 2:
             lines.append(page(_ROW, width))
@@ -151,7 +154,7 @@ def panels(view, width, gap=GAP):
     if maps is not None and maps.truth is not None:
         drawn += [("truth", lambda g: draw_truth(maps, g))]
     if maps is not None and maps.prediction is not None:
-        drawn += [("prediction", lambda g: draw_values(maps.prediction, maps, g))]
+        drawn += [("prediction", lambda g: draw_prediction(maps, g))]
         if maps.truth is not None:
             drawn += [("errors", lambda g: draw_errors(maps, g))]
     size = (width - gap * (len(drawn) - 1)) // len(drawn)
@@ -168,7 +171,7 @@ def sheet(view, width=1600, note=""):
         title(view, inner, note),
         mosaic(view.cameras, view.boxes, inner, names=view.camera_names),
         panels(view, inner),
-        legend(inner, parts_of(view)),
+        legend(inner, parts_of(view), view.maps.class_names if view.maps else ()),
     ]
     return framed(stacked(parts))
 

@@ -12,6 +12,7 @@ from train.pictures.palette import (
     OUTSIDE,
     PROBABILITY_RAMP,
     TRUTH,
+    class_colours,
     dimmed,
     ramp,
 )
@@ -68,17 +69,36 @@ def laid_out(colours, shown, maps, ground):
 
 def hatch_masked(image, maps, ground):
     """Hatch the cells that loss and IoU look away from, in place."""
-    rows, columns, inside = cells_under(maps, maps.valid.shape, ground)
-    hatch(image, inside & (maps.valid[rows, columns] == 0))
+    ignored = maps.ignored
+    rows, columns, inside = cells_under(maps, ignored.shape, ground)
+    hatch(image, inside & ignored[rows, columns])
 
 
 def draw_truth(maps, ground):
-    """(size, size, 3) uint8: true cells, and the masked area hatched, darker where it is true."""
-    true, valid = maps.truth > 0.5, maps.valid > 0
-    colours = np.where(valid[..., None], np.array(TRUTH, np.uint8), np.array(dimmed(TRUTH, 0.3), np.uint8))
-    image = laid_out(colours, true, maps, ground)
+    """(size, size, 3) uint8: true cells, and the masked area hatched, darker where it is true.
+
+    Several classes have a colour each, the later ones on top.
+    """
+    colours = np.zeros((*maps.ignored.shape, 3), np.uint8)
+    for (truth, valid, _), colour in zip(maps.by_class(), _truth_colours(maps), strict=True):
+        own = np.where(valid[..., None] > 0, np.uint8(colour), np.uint8(dimmed(colour, 0.3)))
+        colours = np.where(truth[..., None] > 0.5, own, colours)
+    image = laid_out(colours, maps.there, maps, ground)
     hatch_masked(image, maps, ground)
     return image
+
+
+def _truth_colours(maps):
+    return class_colours(len(maps.class_names)) if maps.class_names else [TRUTH]
+
+
+def draw_prediction(maps, ground):
+    """(size, size, 3) uint8: probabilities as draw_values has them; of several classes the likeliest, in its colour."""
+    if not maps.class_names:
+        return draw_values(maps.prediction, maps, ground)
+    best, share = maps.prediction.argmax(0), maps.prediction.max(0)[..., None]
+    colours = share * class_colours(len(maps.class_names))[best] + (1 - share) * np.array(GROUND)
+    return laid_out(colours.round().astype(np.uint8), share[..., 0] > _NOTHING_SHARE, maps, ground)
 
 
 def draw_values(values, maps, ground, table=PROBABILITY_RAMP, low=0.0, high=1.0):
@@ -87,10 +107,21 @@ def draw_values(values, maps, ground, table=PROBABILITY_RAMP, low=0.0, high=1.0)
 
 
 def draw_errors(maps, ground):
-    """(size, size, 3) uint8: hit, false and missed cells, the masked area hatched, and the IoU of this sample."""
-    codes = error_codes(maps.truth, maps.valid, maps.prediction)
-    counted = (codes != NOTHING) & (codes != IS_MASKED)
-    image = laid_out(ERROR_COLOURS[codes], counted, maps, ground)
+    """(size, size, 3) uint8: hit, false and missed cells, the masked area hatched, and the IoU of this sample.
+
+    Of several classes the mean of their IoUs, and of their errors in a cell the worst: missed, then false.
+    """
+    each = [error_codes(*one) for one in maps.by_class()]
+    worst = np.max([np.where(codes == IS_MASKED, NOTHING, codes) for codes in each], 0)
+    worst = np.where(np.all([codes == IS_MASKED for codes in each], 0), IS_MASKED, worst)
+    counted = (worst != NOTHING) & (worst != IS_MASKED)
+    image = laid_out(ERROR_COLOURS[worst], counted, maps, ground)
     hatch_masked(image, maps, ground)
-    tag(image, f"IoU {iou_of(codes):.3f}", (4, 4), 8 if ground.size_px < 300 else 10)
+    tag(image, f"IoU {mean_iou(each):.3f}", (4, 4), 8 if ground.size_px < 300 else 10)
     return image
+
+
+def mean_iou(each):
+    """Mean of iou_of the codes of each class in which there is something; 0 where there is nothing in any."""
+    found = [iou_of(codes) for codes in each if np.isin(codes, (IS_HIT, IS_FALSE, IS_MISSED)).any()]
+    return sum(found) / len(found) if found else 0.0

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from train.classes import MEAN, key_of, parts_of
 from train.pictures import charts
 
 MOST_BYTES = 5_000_000  # of a page
@@ -74,11 +75,22 @@ def page(runs, made):
 
 
 def _headline_label(run):
-    return run.evaluation["about"].get("headline") or next(iter(run.evaluation["thresholds"]), "")
+    return run.evaluation["about"].get("headline") or parts_of(next(iter(run.evaluation["thresholds"]), ""))[0]
 
 
-def _figures(run, group, label=None):
-    return [f for f in run.evaluation["figures"] if f["group"] == group and label in (None, f["label"])]
+def _figures(run, group, label=None, classes=("", MEAN)):
+    """Figures of a group; of several classes their mean, or those of the classes named."""
+    found = [f for f in run.evaluation["figures"] if f["group"] == group and label in (None, f["label"])]
+    return [f for f in found if f.get("class", "") in classes]
+
+
+def _keys(run):
+    """What the table of a run has rows for: its labels, of several classes their mean and then each."""
+    keys, out = list(run.evaluation["thresholds"]), []
+    for label in dict.fromkeys(parts_of(key)[0] for key in keys):
+        own = [key for key in keys if parts_of(key)[0] == label]
+        out += [key_of(label, MEAN), *own] if len(own) > 1 else own
+    return out
 
 
 def _span(figure):
@@ -96,7 +108,10 @@ def _card(run, label):
     iou = next(iter(_figures(run, "iou", label)), None)
     about = run.evaluation["about"]
     if iou is None:
-        return {"run": run.name, "value": "-", "text": "nothing was evaluated"}
+        own = next(iter(_scores(run).items()), None)
+        if own is None:
+            return {"run": run.name, "value": "-", "text": "nothing was evaluated"}
+        return {"run": run.name, "value": " ".join(own), "text": f"step {about.get('step', '?')}"}
     value, low, high = _span(iou)
     bounds = "" if math.isnan(low) else f"95 % interval {low:.4f} to {high:.4f} over scenes; "
     text = f"{bounds}protocol {label}, {iou['samples']} samples, step {about.get('step', '?')}"
@@ -109,11 +124,11 @@ def _accuracy(runs, label):
     )
     rows = []
     for run in runs:
-        for name in run.evaluation["thresholds"]:
-            found = [next(iter(_figures(run, group, name)), None) for group in ("iou", "precision", "recall")]
-            [best] = _figures(run, "iou at best threshold", name) or [None]
+        for name in _keys(run):
+            label_, of_class = parts_of(name)
+            groups = ("iou", "precision", "recall", "iou at best threshold", "calibration error")
+            *found, best, error = (next(iter(_figures(run, g, label_, (of_class,))), None) for g in groups)
             best = f"{_text(best)} at {best['name']}" if best else "-"
-            [error] = _figures(run, "calibration error", name) or [None]
             rows.append(
                 [
                     f"{run.name}: {name}" if len(runs) > 1 else name,
@@ -123,14 +138,20 @@ def _accuracy(runs, label):
                 ]
             )
     head = ["", "IoU at 0.5", "precision", "recall", "best IoU", "calibration error"]
-    section.tables.append({"head": head, "rows": rows})
+    if rows:
+        section.tables.append({"head": head, "rows": rows})
+    names = list(dict.fromkeys(name for run in runs for name in _scores(run)))
+    if names:
+        rows = [[name, *(_scores(run).get(name, "-") for run in runs)] for name in names]
+        section.tables.append({"head": ["the network's own", *(run.name for run in runs)], "rows": rows})
     curve = {
         (f"{run.name}: {name}" if len(runs) > 1 else name): [(row["threshold"], row["iou"]) for row in points]
         for run in runs
         for name, points in run.evaluation["thresholds"].items()
-        if len(runs) == 1 or name == label
+        if len(runs) == 1 or parts_of(name)[0] == label
     }
-    section.charts.append(charts.threshold_chart(curve, "IoU by threshold"))
+    if curve:
+        section.charts.append(charts.threshold_chart(curve, "IoU by threshold"))
     section.charts += _bars(runs, "iou by distance", label, "IoU by distance from the reference camera")
     for run in runs:
         scenes = _scene_ious(run, label)
@@ -144,9 +165,19 @@ def _scene_ious(run, label):
     out = {}
     for iou in _figures(run, "iou", label):
         for scene, above, below in zip(run.evaluation["scenes"], iou["numerators"], iou["denominators"], strict=True):
-            if below:
-                out[scene] = above / below
+            pairs = zip(above, below, strict=True) if isinstance(below, list) else [(above, below)]
+            each = [a / b for a, b in pairs if b]
+            if each:
+                out[scene] = sum(each) / len(each)
     return out
+
+
+def _scores(run):
+    """Name -> text of the metrics that a network brought."""
+    return {
+        name: "-" if score["value"] is None else f"{score['value']:.4f}"
+        for name, score in run.evaluation.get("metrics", {}).items()
+    }
 
 
 def _bars(runs, group, label, title, xlabel="IoU"):

@@ -51,6 +51,24 @@ def colour_of(category):
     return kind_of(category).colour
 
 
+# Of classes of cells, in turn; those after them are the same, darker.
+_CLASSES = (
+    (240, 165, 20),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (214, 125, 172),
+    (60, 130, 235),
+    (225, 95, 10),
+)
+
+
+def class_colours(count):
+    """(count, 3) uint8 RGB: a colour for each of several classes of cells."""
+    rounds = [(_CLASSES[n % len(_CLASSES)], n // len(_CLASSES)) for n in range(count)]
+    return np.array([dimmed(colour, 0.6**darker) for colour, darker in rounds], np.uint8)
+
+
 def dimmed(colour, share=0.45):
     """The colour on its way to the ground's."""
     return tuple(round(share * c + (1 - share) * g) for c, g in zip(colour, GROUND, strict=True))
@@ -66,6 +84,7 @@ def _ramp(*stops):
 # (256, 3) uint8 tables from low to high, each of rising lightness. Height: blue to yellow. Probability: ground to light.
 HEIGHT_RAMP = _ramp((70, 70, 150), (40, 120, 165), (45, 170, 140), (150, 210, 80), (250, 235, 90))
 PROBABILITY_RAMP = _ramp(GROUND, (95, 40, 110), (190, 60, 90), (245, 130, 50), (255, 240, 190))
+GREYS = _ramp(GROUND, TRUTH)
 LOW_HEIGHT_M, HIGH_HEIGHT_M = -0.5, 3.5
 
 

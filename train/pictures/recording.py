@@ -204,8 +204,13 @@ class _Messages:
 
     def _grid(self, maps, stamp_ns):
         """The maps, side by side in each cell; a Grid's columns go along its x axis, its rows along y: X and Z of ref."""
-        layers = {name: getattr(maps, name) for name in ("truth", "valid", "prediction")}
-        layers = {name: layer for name, layer in layers.items() if layer is not None}
+        layers = {}
+        for name in ("truth", "valid", "prediction"):
+            layer = getattr(maps, name)
+            if layer is None:
+                continue
+            of_classes = zip(maps.class_names, layer, strict=True) if maps.class_names else ()
+            layers |= {f"{name} {of}": own for of, own in of_classes} or {name: layer}
         rows, columns = next(iter(layers.values())).shape
         message = self._stamped(self.Grid, "ego", stamp_ns)
         low, high = np.array(maps.low_xz_m), np.array(maps.high_xz_m)

@@ -5,7 +5,7 @@ import numpy as np
 from train.pictures.bev import Ground
 from train.pictures.cameras import mosaic
 from train.pictures.layout import beside, captioned, stacked
-from train.pictures.maps import draw_errors, draw_truth, draw_values, laid_out, reach_of
+from train.pictures.maps import draw_errors, draw_prediction, draw_truth, draw_values, laid_out, reach_of
 from train.pictures.palette import HEIGHT_RAMP, diverging, ramp
 from train.pictures.view import array_of, maps_of_batch, view_of_batch
 
@@ -19,12 +19,14 @@ def pictures_of(batch, outputs, grid, sample=0):
     """Dict from tag to (H, W, 3) uint8 picture of one sample of a Batch, its first time step.
 
     Args:
-        outputs: what the network gave for the batch, and of that what is drawn: "seg" (B,K,Z,X) logits, the first of the
-            K, "center" (B,1,Z,X) in [0,1], "offset" (B,2,Z,X) cells. Each may be missing.
+        outputs: what the network gave for the batch, and of that what is drawn: "seg" (B,K,Z,X) logits, "center"
+            (B,1,Z,X) in [0,1], "offset" (B,2,Z,X) cells. Each may be missing.
         grid: VoxUtil of the maps.
     """
     seg = outputs.get("seg")
-    maps = maps_of_batch(batch, sample, grid, None if seg is None else seg[sample, 0].float().sigmoid())
+    if seg is not None:
+        seg = (seg[sample] if seg.shape[1] > 1 else seg[sample, 0]).float().sigmoid()
+    maps = maps_of_batch(batch, sample, grid, seg)
     view = view_of_batch(batch, sample, maps)
     out = {"outputs/segmentation": _segmentation(maps)}
     if batch.imgs is not None:
@@ -61,7 +63,7 @@ def _segmentation(maps):
     ground = Ground(MAP_PX, reach_of(maps))
     panels = [("truth", draw_truth(maps, ground))]
     if maps.prediction is not None:
-        panels.append(("prediction", draw_values(maps.prediction, maps, ground)))
+        panels.append(("prediction", draw_prediction(maps, ground)))
         panels.append(("hit green, false orange, missed blue", draw_errors(maps, ground)))
     return _row(panels)
 
@@ -88,7 +90,7 @@ def _occupancy(xyz, maps, grid, name):
 def _offsets(true, predicted, maps):
     """Offsets (2, Z, X) along X and Z, true ones above predicted ones, where there is something."""
     ground = Ground(MAP_PX, reach_of(maps))
-    there = maps.truth > 0.5
+    there = maps.there
     rows = []
     for what, offset in (("true", true), ("predicted", predicted)):
         offset = array_of(offset)

@@ -69,7 +69,8 @@ NO_BOXES = Boxes(np.zeros((0, 19)), (), np.zeros(0, int), np.zeros((0, 3)))
 class Maps:
     """BEV maps (Z, X) over low_xz_m to high_xz_m of the grid's frame, ref, row 0 furthest back. ego_T_ref may scale.
 
-    truth in {0,1}; valid 0 where loss and IoU look away; prediction a probability. Each may be None.
+    truth in {0,1}; valid 0 where loss and IoU look away; prediction a probability. Each may be None. Of several classes they
+    are (K, Z, X), and class_names has their names.
     """
 
     low_xz_m: tuple
@@ -78,6 +79,27 @@ class Maps:
     truth: np.ndarray | None = None
     valid: np.ndarray | None = None
     prediction: np.ndarray | None = None
+    class_names: tuple = ()
+
+    @property
+    def there(self):
+        """(Z, X) bool: where the truth is of any class."""
+        return self._planes(self.truth).max(0) > 0.5
+
+    @property
+    def ignored(self):
+        """(Z, X) bool: where loss and IoU look away, of any class."""
+        return self._planes(self.valid).min(0) <= 0
+
+    def by_class(self):
+        """(truth, valid, prediction) of each class, each (Z, X); prediction may be None."""
+        planes = [self._planes(m) for m in (self.truth, self.valid)]
+        predictions = [None] * len(planes[0]) if self.prediction is None else self._planes(self.prediction)
+        return list(zip(*planes, predictions, strict=True))
+
+    @staticmethod
+    def _planes(layer):
+        return layer if layer.ndim == 3 else layer[None]
 
 
 @dataclass(frozen=True)
@@ -242,15 +264,18 @@ def _points(xyz, extra, counts, sample):
 def maps_of_batch(batch, sample, grid, prediction=None):
     """Maps of one sample of a Batch, its first time step.
 
-    grid: VoxUtil of the maps. prediction: (Z, X) probabilities of this sample, or None.
+    grid: VoxUtil of the maps. prediction: (Z, X) probabilities of this sample, of several classes (K, Z, X), or None.
     """
+    several = batch.seg_bev.shape[2] > 1
+    which = (sample, 0) if several else (sample, 0, 0)
     return Maps(
         low_xz_m=tuple(grid.low_m[[0, 2]].tolist()),
         high_xz_m=tuple(grid.high_m[[0, 2]].tolist()),
         ego_T_ref=np.linalg.inv(array_of(batch.ref_T_ego[sample, 0]).astype(float)),
-        truth=array_of(batch.seg_bev[sample, 0, 0]),
-        valid=array_of(batch.valid_bev[sample, 0, 0]),
+        truth=array_of(batch.seg_bev[which]),
+        valid=array_of(batch.valid_bev[which]),
         prediction=None if prediction is None else array_of(prediction),
+        class_names=tuple(batch.class_names) if several else (),
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from preprocess.synth.folder import Folder
-from tests.conftest import run_module
+from tests.conftest import preprocess
 from tests.processes.client import run
 from train.data.buffers import BufferPool
 
@@ -34,8 +34,7 @@ def shards_of_sizes(folder, image_hw, other_hw):
             path = folder / "world" / row["filename"]
             Image.open(path).resize(other_hw[::-1]).save(path)
     table.write_text(json.dumps(rows))
-    options = "--version v1.0-mini --sweeps 1 --train-shards 1 --workers 1".split()
-    run_module("preprocess.run", *options, "--dataroot", folder / "world", "--out", folder)
+    preprocess(folder / "world", folder, *"--sweeps 1 --train-shards 1 --workers 1".split())
     return folder
 
 

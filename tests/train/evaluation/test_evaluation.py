@@ -10,16 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.vox import VoxUtil
+from train.classes import MEAN
 from train.evaluation.bins import BINS, RINGS_M, both_predicted_true
 from train.evaluation.compare import differences
 from train.evaluation.counting import box_cells, histograms, ring_map
-from train.evaluation.figures import all_figures, calibration, interval, scene_draws, threshold_curve
+from train.evaluation.figures import (
+    all_figures,
+    calibration,
+    headline_of,
+    interval,
+    scene_draws,
+    threshold_curve,
+)
 from train.evaluation.files import as_json, read_json, write_csv, write_json
 from train.evaluation.measure import measure
 from train.evaluation.robustness import CORRUPTIONS, corrupted, corruption_error, resilience
 from train.evaluation.samples import Evaluation
 from train.evaluation.table import comparison_lines, lines_of
-from train.metrics import intersection_union
+from train.metrics import Segmentation, intersection_union
 
 GRID = VoxUtil(24, 2, 20, torch.tensor([[0.0, 1.0, 0.0]]), (-60, 60, -5, 5, -60, 60))
 
@@ -114,11 +122,88 @@ def test_histograms_against_loops(seed, threshold):
 
 def test_cells_of_boxes_against_loops():
     batch, logits = random_batch(5)
-    cells = box_cells(logits[:, 0], batch.box_numbers[:, 0], 6)
+    cells = box_cells(logits[:, 0] > 0, batch.box_numbers[:, 0], 6)
     for b in range(4):
         for n in range(6):
             own = batch.box_numbers[b, 0] == n + 1
             assert cells[b, n].tolist() == [int((logits[b, 0][own] > 0).sum()), int(own.sum())]
+
+
+NAMES = ("car", "truck, bus", "person")
+
+
+def of_classes(seed):
+    """random_batch with three classes: its labels, turned, are each one's; boxes are of the classes, or of none, in turn."""
+    batch, _ = random_batch(seed)
+
+    def turned(maps):
+        return torch.cat([maps.roll(k, -1) for k in range(3)], 2)
+
+    batch.labels = {name: (turned(seg), turned(valid)) for name, (seg, valid) in batch.labels.items()}
+    batch.seg_bev, batch.valid_bev = batch.labels["simple_bev"]
+    batch.class_names, batch.class_weights = NAMES, (1.0, 2.0, 1.0)
+    batch.box_class = torch.tensor([0, 1, 2, -1, 0, 1]).expand(len(batch.facts), 1, 6)
+    batch.box_bev = (batch.box_numbers > 0).float()[:, :, None]
+    noise = torch.from_numpy(np.random.default_rng(seed).normal(0, 1, batch.seg_bev[:, 0].shape).astype(np.float32))
+    return batch, batch.seg_bev[:, 0] - 0.5 + noise
+
+
+def test_classes_are_counted_apart_and_their_mean_is_the_training_metric():
+    found, metric, alone = Evaluation(), Segmentation(), {name: Evaluation() for name in NAMES}
+    for seed in range(3):
+        batch, logits = of_classes(seed)
+        found.add(*measure({"seg": logits}, batch, ring_map(GRID)))
+        metric.update({"seg": logits}, batch)
+        for k, name in enumerate(NAMES):
+            one = SimpleNamespace(**vars(batch))
+            one.labels = {
+                label: (seg[:, :, k : k + 1], valid[:, :, k : k + 1]) for label, (seg, valid) in batch.labels.items()
+            }
+            one.seg_bev, one.valid_bev = one.labels["simple_bev"]
+            alone[name].add(*measure({"seg": logits[:, k : k + 1]}, one, ring_map(GRID)))
+    figures = all_figures(found)
+    for name in NAMES:
+        theirs = [f for f in all_figures(alone[name]) if f.label != "every box"]
+        ours = [f for f in figures if f.of_class == name]
+        assert len(ours) == len(theirs) > 20
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a.group, a.name, a.label, a.value, a.low, a.high) == pytest.approx(
+                (b.group, b.name, b.label, b.value, b.low, b.high), nan_ok=True
+            )
+    mean = headline_of(figures, "iou", "simple_bev")
+    each = [f.value for f in figures if (f.group, f.label) == ("iou", "simple_bev") and f.of_class in NAMES]
+    assert mean.of_class == MEAN and mean.value == pytest.approx(np.mean(each)) and mean.low < mean.value < mean.high
+    scores = metric.figures()
+    assert scores["iou"].value == pytest.approx(mean.value)
+    assert [scores[f"iou_{name}"].value for name in NAMES] == pytest.approx(each)
+    for dimension in ("category", "size"):
+        boxes = [f for f in figures if f.group == f"recall of boxes by {dimension}"]
+        assert sum(f.denominator for f in boxes) == sum(
+            int(((batch.box_numbers > 0) & (batch.box_numbers != 4)).sum()) for batch, _ in map(of_classes, range(3))
+        )
+
+    content = json.loads(json.dumps(as_json(found, figures)))
+    assert {f.get("class", "") for f in content["figures"]} == {"", MEAN, *NAMES}
+    assert "class" not in json.dumps(as_json(alone["car"]))
+    same, common = differences(content, content)
+    assert len(same) == len(figures) and all(one.a == one.b or np.isnan(one.a) for one in same)
+    scores = {"error": {"value": 2.0, "higher_is_better": False}, "absent": {"value": None, "higher_is_better": True}}
+    own, _ = differences(content | {"metrics": scores}, content | {"metrics": {"error": {"value": 1.5}}})
+    assert [(one.name, one.difference) for one in own[len(figures) :]] == [("error", -0.5)]
+    text = "\n".join([*lines_of(found, "simple_bev", figures), *comparison_lines(same, common, ("a", "b"))])
+    assert all(f"  {name}" in text for name in NAMES) and max(map(len, text.splitlines())) <= 79
+
+
+def test_boxes_are_found_by_the_maps_of_their_own_class():
+    batch, logits = of_classes(4)
+    rows, scenes = measure({"seg": logits}, batch, ring_map(GRID))
+    want = np.zeros(2, int)
+    for b in range(4):
+        for n, k in enumerate(batch.box_class[b, 0].tolist()):
+            own = batch.box_numbers[b, 0] == n + 1
+            want += [int((logits[b, k][own] > 0).sum()), int(own.sum())] if k >= 0 else [0, 0]
+    found = [v for sums in scenes.values() for (dimension, _), v in sums.recall.items() if dimension == "visibility"]
+    assert np.sum(found, 0).tolist() == want.tolist() and len(rows) == 4
 
 
 def test_intervals_cover_and_are_seeded():
@@ -268,7 +353,7 @@ def test_every_dimension_of_recall_sums_to_the_cells_of_all_boxes(evaluation):
     want = np.zeros(2, int)
     for seed in range(3):
         batch, logits = random_batch(seed)
-        want += box_cells(logits[:, 0], batch.box_numbers[:, 0], 6).sum((0, 1)).numpy()
+        want += box_cells(logits[:, 0] > 0, batch.box_numbers[:, 0], 6).sum((0, 1)).numpy()
     figures = [f for f in all_figures(evaluation) if f.label == "every box"]
     assert {f.group.removeprefix("recall of boxes by ") for f in figures} == {
         *("category", "category and distance", "lidar points", "size", "visibility")

@@ -20,7 +20,7 @@ from common.record import lidar_member
 from common.vox import VoxUtil
 from tests.conftest import REPOSITORY, call_module
 from tests.processes.client import run
-from train import checkpoint, show
+from train import checkpoint, show, showing
 from train.evaluating import read_options
 from train.loop import Trainer, is_better
 from train.loss import Normaliser, default_loss
@@ -82,17 +82,22 @@ def test_a_network_outside_the_checkout(synth_shards, outside, monkeypatch):
     best = checkpoint.read(one / "model-best.pth")
     validated = dict(dict(curves_of(outside / "logs" / one.name, "v"))["stats/total_loss"])
     assert sorted(validated) == [1, 2, 4] and best["step"] == min(validated, key=validated.get)
-    assert best["best"] == pytest.approx(validated[best["step"]], rel=1e-6)
+    assert best["best"] == {
+        "figure": "total_loss",
+        "higher_is_better": False,
+        "value": pytest.approx(validated[best["step"]], rel=1e-6),
+    }
 
     interrupted = shutil.copytree(one, outside / "interrupted" / one.name)
     (interrupted / "model-000000004.pth").unlink()
     (interrupted / "model-best.pth").unlink()
     second = interrupted / "model-000000002.pth"
-    torch.save(checkpoint.read(second) | {"best": 0.0}, second)  # which nothing beats any more
+    unbeaten = {"figure": "total_loss", "higher_is_better": False, "value": 0.0}
+    torch.save(checkpoint.read(second) | {"best": unbeaten}, second)
     run_outside(outside, "train.run", "--resume", interrupted)
     whole, resumed = checkpoint.read(one), checkpoint.read(interrupted)
     assert resumed["step"] == 4 and resumed["options"]["model"] == "mynet:spare"
-    assert resumed["best"] == 0.0 and not (interrupted / "model-best.pth").exists()
+    assert resumed["best"] == unbeaten and not (interrupted / "model-best.pth").exists()
     for name, value in whole["model_state_dict"].items():
         assert torch.equal(value, resumed["model_state_dict"][name]), name
 
@@ -156,10 +161,12 @@ def curves_of(run, part="t"):
     return [(tag, [(e.step, e.value) for e in events.Scalars(tag)]) for tag in tags]
 
 
-def test_a_higher_iou_is_better_and_a_lower_loss():
-    assert is_better("iou", 0.3, 0.2) and not is_better("iou", 0.2, 0.3) and not is_better("iou", 0.2, 0.2)
-    for name in ("total_loss", "ce_loss"):
-        assert is_better(name, 0.2, 0.3) and not is_better(name, 0.3, 0.2) and not is_better(name, 0.2, 0.2)
+def test_what_is_better_is_said_by_the_metric():
+    assert is_better(0.3, 0.2, True) and not is_better(0.2, 0.3, True) and not is_better(0.2, 0.2, True)
+    assert is_better(0.2, 0.3, False) and not is_better(0.3, 0.2, False) and not is_better(0.2, 0.2, False)
+    step = LossStep(Plain("seg", "center"), GRID)
+    step(labels())
+    assert step.higher_is_better("iou") and not any(map(step.higher_is_better, step.names(training=True)))
 
 
 def test_needs_meet_options():
@@ -171,17 +178,20 @@ def test_needs_meet_options():
     assert of(Needs(), use_lidar=True, use_radar=True) == ("voxels", "voxels", True, True, False, 3)
     assert of(Needs(), use_radar=True, use_metaradar=True)[1:5] == ("metaradar", False, True, True)
     assert of(Needs(lidar="points", radar="metaradar", sweeps=1)) == ("points", "metaradar", True, True, True, 1)
-    assert complete(Needs(frames=2), Options())[1].seqlen == 2
-    assert complete(Needs(frames=2), Options(seqlen=4))[1].seqlen == 4
+    assert complete(Needs(past=2), Options())[1].past == 2 and complete(Needs(), Options(seqlen=4))[1].seqlen == 4
+    needs, options = complete(Needs(past=None), Options(past=3))
+    assert (needs.past, options.past) == (3, 3)
     for needs, options, told in (
         (Needs(lidar=False), dict(use_lidar=True), "--use_lidar: the network takes no lidar"),
         (Needs(radar="voxels"), dict(use_radar=True, use_metaradar=True), "--use_metaradar"),
         (Needs(sweeps=1), dict(nsweeps=5), "--nsweeps 5: the network needs 1"),
-        (Needs(frames=3), dict(seqlen=2), "--seqlen 2: the network needs 3"),
+        (Needs(past=3), dict(past=2), "--past 2: the network needs 3"),
+        (Needs(), dict(past=2), "--past 2: the network needs 0"),
     ):
         with pytest.raises(ValueError, match=told):
             complete(needs, Options(**options))
-    for wrong in (dict(lidar=True), dict(radar="images"), dict(sweeps=0), dict(frames=None), dict(cameras="all")):
+    for wrong in (dict(lidar=True), dict(radar="images"), dict(sweeps=0), dict(past=-1), dict(cameras="all"), dict(frames=2),
+                  dict(train_only=("map",)), dict(train_only="lidar"), dict(track_ids=1)):  # fmt: skip
         with pytest.raises(ValueError, match="Needs: "):
             Needs(**wrong)
 
@@ -221,7 +231,7 @@ def test_only_what_is_needed_is_read(synth_shards, tmp_path):
     assert train_run(Options(**from_run({"resume": str(path.parent), "max_iters": 3}))).name == "model-000000003.pth"
     # Points asserts that it gets no images: not for a picture either, whose images are the record's.
     shown = network_of(path.parent, torch.device("cpu"))
-    assert show.sheet_of(Samples([synth_shards]), 0, shown, 800).shape[1] == 800
+    assert showing.sheet_of(Samples([synth_shards]), 0, shown, 800).shape[1] == 800
 
 
 class Plain(torch.nn.Module):

@@ -18,6 +18,7 @@ from common.shard_set import find_shards
 from preprocess import index, show, verify
 from preprocess import run as preprocess
 from preprocess.synth.__main__ import main as synth
+from tests.conftest import split_file
 from tests.processes.client import Process
 from tests.train.test_resume import arguments, curves, run_folder
 from train.metrics import Segmentation
@@ -230,9 +231,11 @@ def test_a_log_gets_a_line_now_and_then(capsys):
 
 
 def test_other_commands_write_no_carriage_returns(synth_world, synth_shards, tmp_path):
+    splits = split_file(tmp_path, synth_world)
+    source = ["--version", "v1.0-mini", "--dataroot", synth_world, *splits]
     commands = {
-        synth: ["--out", tmp_path / "world", "--scenes", 4, "--tables-only"],
-        preprocess.main: ["--version", "v1.0-mini", "--dataroot", synth_world, "--out", tmp_path / "out", "--dry-run"],
+        synth: ["--out", tmp_path / "world", "--scenes", 4, "--tables-only", *splits],
+        preprocess.main: [*source, "--out", tmp_path / "out", "--dry-run"],
         verify.main: [synth_shards, "--workers", 1],
         index.main: [synth_shards],
         show.main: [synth_shards],
@@ -245,11 +248,11 @@ def test_other_commands_write_no_carriage_returns(synth_world, synth_shards, tmp
 def test_what_a_checkpoint_may_not_say_is_asked_for(tmp_path):
     folder = tmp_path / "a run"
     options = Options(shards=("pipe:cat a.tar",), store_options="{}", log_dir=str(tmp_path))
-    begin = ending(options, folder, done=False, evaluated=False)[-1]
+    begin = ending(options, folder, done=False)[-1]
     assert begin.endswith(f"train.run --config '{folder}'/config.yaml --shards … --store_options …")
     folder.mkdir()
     (folder / "model-000000003.pth").touch()
-    *_, evaluate, again = ending(options, folder, done=True, evaluated=True)
+    *_, evaluate, again = ending(options, folder, done=True)
     assert evaluate.endswith(f"train.evaluate '{folder}' --val_shards … --store_options …")
     assert again.endswith(f"train.run --resume '{folder}' --max_iters N --shards … --store_options …")
 
@@ -264,7 +267,7 @@ def test_queries_of_signed_addresses_and_passwords_are_not_recorded_and_are_aske
     assert recorded["shards"] == ["https://host/set/train-<000..099>.tar", *plain] and "hush" not in str(recorded)
     assert recorded["val_shards"] == ["https://host/val/"] and recorded["data_dir"] == "http://host/d"
     options = Options(shards=("https://host/set/?sig=hush",), log_dir=str(tmp_path))
-    again = ending(options, tmp_path, done=False, evaluated=False)[-1]
+    again = ending(options, tmp_path, done=False)[-1]
     assert again.endswith("config.yaml --shards …")
     with pytest.raises(ValueError) as caught:
         find_shards("https://host/train-<9..0>.tar?sig=hush")

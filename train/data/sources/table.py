@@ -20,7 +20,8 @@ class KeyframeTable:
     Attributes:
         indexes: of the shards, in order.
         keys, tokens: of each keyframe. scene_of: int64 number of each keyframe's scene, or of its
-            unbroken part where preprocessing left samples out. scene_names: of whole scenes.
+            unbroken part where preprocessing left samples out. whole_scene_of: of its scene, whatever was left out.
+            scene_names: of whole scenes.
         facts: of the first shard; all shards must agree on them but for their own digest. rig: the Rig that they share.
         bytes_read: total so far, for the progress bar.
     Raises:
@@ -40,7 +41,8 @@ class KeyframeTable:
         if len(set(self.keys)) != len(self.keys):
             raise ShardError("the same keyframe occurs in two of the shards; name each shard once")
         rows = [count for index in indexes for _, _, count in index.scenes]
-        self.scene_of = _unbroken(np.repeat(np.arange(len(rows)), rows), self.keys)
+        self.whole_scene_of = np.repeat(np.arange(len(rows)), rows)
+        self.scene_of = _unbroken(self.whole_scene_of, self.keys)
         self._starts = np.cumsum([0] + [len(index.keys) for index in indexes])
         self._columns = [{name: i for i, name in enumerate(index.members)} for index in indexes]
         self._counting = threading.Lock()
