@@ -1,14 +1,20 @@
 """Addresses of folders, shards and indexes: local paths, scheme://… and pipe: commands.
 
 An http(s) address may carry a query, which a signed URL needs at every name under it: `https://host/dir?sig` is a folder,
-`https://host/dir/a.tar?sig` a file in it. Queries and user names are secrets and never shown.
+`https://host/dir/a.tar?sig` a file in it. Queries, user names and passwords are secrets and never shown.
+
+One slash at a folder's end means nothing. Further ones belong to its name, since keys of a bucket may have empty parts:
+`s3://bucket/dir//a.tar` lies in the folder `s3://bucket/dir//`.
 """
 
 import re
+from urllib.parse import unquote
 
 from common.errors import ShardError
 
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_USER = re.compile(r"^([a-z][a-z0-9+.-]*://)([^/?#]*)@", re.IGNORECASE)
+_CONTAINERS = ("abfs", "abfss")  # container@account, and no user
 _TAR = re.compile(r"\.tar(?=$|[\s'\"?])")
 
 
@@ -33,14 +39,45 @@ def shown(address):
     address = str(address)
     if scheme_of(address) == "" or is_pipe(address):
         return address
-    base, _ = _without_query(address)
-    return re.sub(r"^([^:]+://)[^/@]*@", r"\1", base)
+    return without_user(_without_query(address)[0])
 
 
 def recordable(address):
-    """The address as files may keep it: without the query of a signed URL, or a password with its user name."""
+    """The address as files may keep it: without the query of a signed URL, or a password with its user name.
+
+    What stands before the @ of an http address is dropped altogether, since a token may stand there alone.
+    """
     base, _ = _without_query(str(address))
-    return re.sub(r"^([^:]+://)[^/@:]*:[^/@]*@", r"\1", base)
+    user, password = user_of(base)
+    return without_user(base) if password or user and scheme_of(base) in ("http", "https") else base
+
+
+def user_of(address):
+    """(user name, password) in an address scheme://user:password@host, decoded; "" for what is not there."""
+    match = _USER.match(str(address))
+    if not match or scheme_of(address) in _CONTAINERS:
+        return "", ""
+    user, _, password = match[2].partition(":")
+    return unquote(user), unquote(password)
+
+
+def without_user(address):
+    """The address without a user name and password."""
+    return address if scheme_of(address) in _CONTAINERS else _USER.sub(r"\1", str(address))
+
+
+def without_slash(folder):
+    """A folder's address without the one slash at its end that means nothing."""
+    base, query = _without_query(str(folder))
+    if not is_remote(base):
+        return base.rstrip("/") or base[:1]
+    return (base if base.endswith("://") else base.removesuffix("/")) + query
+
+
+def plain_folder(address):
+    """A folder's address as split gives it."""
+    base, query = _without_query(str(address))
+    return address if is_remote(base) and base.endswith("//") else without_slash(address)
 
 
 def split(address):
@@ -49,6 +86,8 @@ def split(address):
     folder, slash, name = base.rpartition("/")
     if slash and not folder:
         folder = "/"
+    if is_remote(folder) and folder.endswith("/"):
+        folder += "/"
     return folder + query, name
 
 
@@ -57,7 +96,9 @@ def join(folder, name):
     base, query = _without_query(str(folder))
     if not base:
         return name
-    return f"{base.rstrip('/')}/{name}{query}"
+    if is_remote(base):
+        return f"{base.removesuffix('/')}/{name}{query}"
+    return f"{base.rstrip('/')}/{name}"
 
 
 def index_address(tar):

@@ -19,3 +19,7 @@ class Missing(StoreError):
 
 class CannotList(StoreError):
     """The store does not say what it holds: plain http servers, buckets without the right to list."""
+
+
+class Refused(StoreError):
+    """The store does not let us. S3 says so, too, of what is not there, to whoever may not list."""

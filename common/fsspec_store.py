@@ -3,8 +3,10 @@
 import threading
 from pathlib import Path
 
-from common.errors import Missing, StoreError
+from common import addresses
+from common.errors import Missing, Refused, StoreError
 from common.remote_store import CHUNK_BYTES, RemoteStore, Stat, check_limit
+from common.retries import FIRST_ANSWER_S, patience_s
 
 _ETAGS = ("ETag", "etag", "e_tag", "md5Hash", "mtime", "updated", "LastModified", "last_modified", "created")
 
@@ -13,7 +15,7 @@ class FsspecStore(RemoteStore):
     """A folder of an fsspec file system; options: its storage options. See RemoteStore."""
 
     def __init__(self, address, options=None, retry=None):
-        super().__init__(address.rstrip("/"), options, retry)
+        super().__init__(addresses.without_slash(address), options, retry)
         try:
             import fsspec
         except ImportError:
@@ -38,7 +40,8 @@ class FsspecStore(RemoteStore):
         stat = self._stat(name)
         check_limit(self.path(name), stat.size, limit)
         end = None if start is None else min(start + size, stat.size)
-        return memoryview(self._in_time(self.fs.cat_file, self._inside(name), start, end)), stat
+        bytes_asked = (end or stat.size) - (start or 0)
+        return memoryview(self._in_time(self.fs.cat_file, self._inside(name), start, end, size=bytes_asked)), stat
 
     def _chunks(self, name, start, etag):
         stat = self._stat(name)
@@ -64,8 +67,13 @@ class FsspecStore(RemoteStore):
     def _delete(self, name):
         self.fs.rm_file(self._inside(name))
 
-    def _in_time(self, call, *arguments, **options):
-        """call(...) in a thread that is left behind where it stalls: few of fsspec's file systems have a time limit."""
+    def _in_time(self, call, *arguments, size=0, **options):
+        """call(...) in a thread that is left behind where it stalls: few of fsspec's file systems have a time limit.
+
+        size: bytes that it is to bring. Before the store's first answer there is but one try, since connecting may take long.
+        """
+        first_s = min(self.retry.stall_s, 0.8 * FIRST_ANSWER_S)
+        limit_s = patience_s(self.retry.stall_s if self.contact.answered else first_s, size)
         outcome = {}
 
         def run():
@@ -76,11 +84,11 @@ class FsspecStore(RemoteStore):
 
         thread = threading.Thread(target=run, name="fsspec", daemon=True)
         thread.start()
-        thread.join(self.retry.stall_s)
+        thread.join(limit_s)
         if "error" in outcome:
             raise outcome["error"]
         if "value" not in outcome:
-            raise TimeoutError(f"no answer for {self.retry.stall_s:.0f} s")
+            raise TimeoutError(f"no answer for {limit_s:.0f} s")
         return outcome["value"]
 
     def _reason_to_retry(self, error, name):
@@ -89,7 +97,7 @@ class FsspecStore(RemoteStore):
         if isinstance(error, FileNotFoundError):
             raise Missing(f"{self.path(name)}: is not there") from None
         if isinstance(error, PermissionError):
-            raise StoreError(f"{self.path(name)}: access is refused ({self._clean(error)})") from None
+            raise Refused(f"{self.path(name)}: access is refused ({self._clean(error)})") from None
         if isinstance(error, NotImplementedError):
             raise StoreError(f"{self.path(name)}: its store cannot do this ({self._clean(error)})") from None
         return self._clean(error)

@@ -4,16 +4,18 @@
 Its keys are a subset of that shard's, in its order. shards/README.md is the specification.
 """
 
+import os
 import re
-from dataclasses import dataclass
+import tarfile
+import zlib
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from common import addresses
 from common.errors import Missing, ShardError
 from common.record import RecordError, decode_json, encode_json
-from common.shard_index import open_index
-from common.spelling import spelled
+from common.shard_index import file_sha256, index_of, open_index
 from common.stores import open_store
 
 FOLDER = "layers"
@@ -37,7 +39,7 @@ class LayerFacts:
     base_tar: str
     base_sha256: str
     missing: str = "error"
-    options: dict = None
+    options: dict = field(default_factory=dict)
     made_with: str = ""
 
     def __post_init__(self):
@@ -45,9 +47,13 @@ class LayerFacts:
         if self.missing not in MISSING:
             raise ValueError(f"missing {self.missing!r}; it is one of {', '.join(MISSING)}")
 
+    def as_dict(self):
+        """What an index has as its facts."""
+        return dict(vars(self))
+
     def dump(self):
         """Bytes of the header."""
-        return encode_json(vars(self))
+        return encode_json(self.as_dict())
 
     @classmethod
     def parse(cls, facts, where):
@@ -128,14 +134,57 @@ def rows_in(index, base, facts, where):
     return out
 
 
+def base_folder(folder):
+    """Address of the folder of the shards that a layer's folder lies beside; None for a folder that is no layer's."""
+    parent, name = addresses.split(str(folder).rstrip("/") if "?" not in str(folder) else folder)
+    base, layers = addresses.split(parent)
+    return base if layers == FOLDER and _NAME.fullmatch(name) else None
+
+
+def is_layer(tar):
+    """Whether a local tar is one of a layer. Raises OSError."""
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            first = archive.next()
+            return first is not None and first.name == HEADER
+    except tarfile.TarError:
+        return False
+
+
+def build_layer_index(tar, base):
+    """Compute the index of a local tar of a layer from the tar and the ShardIndex of its shard.
+
+    Raises ShardError: a damaged tar, or one of another shard.
+    """
+    scene_of = {key: scene for scene, first, rows in base.scenes for key in base.keys[first : first + rows]}
+    token_of = dict(zip(base.keys, base.tokens, strict=True))
+    rows, scenes, facts = {}, [], None
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            for entry in archive:
+                data = archive.extractfile(entry).read()
+                if facts is None:
+                    facts = LayerFacts.parse(data, tar)
+                    continue
+                key, _, member = entry.name.partition(".")
+                if key not in scene_of:
+                    raise ShardError(f"{tar}: {key} is no sample of {facts.base_tar}; make the layer anew")
+                if key not in rows:
+                    if not scenes or scenes[-1][0] != scene_of[key]:
+                        scenes.append([scene_of[key], len(rows), 0])
+                    scenes[-1][2] += 1
+                rows.setdefault(key, {})[member] = (entry.offset_data, entry.size, zlib.crc32(data))
+    except (tarfile.TarError, EOFError, AttributeError) as error:
+        raise ShardError(f"{tar}: not a readable tar ({error}); make the layer anew") from None
+    if facts is None:
+        raise ShardError(f"{tar}: not a layer's tar, it is empty; make the layer anew")
+    tokens = [token_of[key] for key in rows]
+    size = os.path.getsize(tar)
+    index = index_of(tar, rows, tokens, scenes, size, file_sha256(tar), facts.as_dict())
+    rows_in(index, base, facts, tar)
+    return index
+
+
 def layers_beside(store):
     """Names of the layers in a folder of shards."""
     return [name.rstrip("/") for name in store.list(FOLDER) if name.endswith("/") and _NAME.fullmatch(name.rstrip("/"))]
-
-
-def lacking(number_of, facts, where):
-    """ShardError of a reader that needs what a layer lacks: keyframe `number_of` of the shard `where`."""
-    return ShardError(
-        f"{where}: layer {facts.layer} has nothing of {number_of}, and says that nothing may be missing; check it with "
-        f"{spelled('preprocess.verify')}"
-    )

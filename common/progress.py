@@ -6,15 +6,17 @@ import time
 import click
 from tqdm import tqdm
 
+from common.plain import plain
+
 FIRST_LINE_S, LONGEST_PAUSE_S = 5.0, 60.0
 # Figures first and the bar last: it takes what columns they leave, and a narrow terminal cuts it alone.
 _FORMAT = "{desc}{n}/{total} {unit}{postfix} |{bar}|"
 
 
 def say(text, to_stdout=False):
-    """One line about what is being done, on stderr; a bar that is shown makes room for it."""
+    """A text about what is being done, on stderr, made plain; a bar that is shown makes room for it."""
     with tqdm.external_write_mode(file=sys.stdout if to_stdout else sys.stderr):
-        click.echo(text, err=not to_stdout)
+        click.echo(plain(text), err=not to_stdout)
 
 
 def clock(seconds):
@@ -22,6 +24,11 @@ def clock(seconds):
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def counted(count, one, several=""):
+    """A number of things in words: 1 shard, 2 shards. several: where that is not `one` and an s."""
+    return f"{count} {one if count == 1 else several or f'{one}s'}"
 
 
 class Pace:

@@ -6,6 +6,7 @@ shard is checked against a bound before memory is taken for it.
 """
 
 import functools
+import io
 import json
 import struct
 import threading
@@ -33,6 +34,7 @@ MAX_FIELDS = 64
 MAX_PLANES_BYTES = 64 << 20
 MAX_ARRAY_BYTES = 64 << 20
 MAX_JSON_BYTES = 4 << 20
+MAX_HEADER_CHARACTERS = 4096  # of an .npy array
 MAX_IMAGE_SIDE = 65_500
 MAX_IMAGE_PIXELS = 1 << 26
 # Ego frames are metres around the car; global coordinates may be a map projection's.
@@ -277,6 +279,22 @@ def decode_rows(data, dtype, what):
     if body < 0 or body % dtype.itemsize or raw[:start] != _npy_header(dtype, body // dtype.itemsize):
         raise RecordError(f"{what}: its array is not of the type that the schema prescribes")
     return np.frombuffer(raw, dtype, offset=start)
+
+
+def encode_array(array):
+    """An array of numbers of any shape as a zstd-compressed .npy: what a layer's `*.npy.zst` member is."""
+    out = io.BytesIO()
+    np.lib.format.write_array(out, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
+    return _compressor().compress(out.getvalue())
+
+
+def decode_array(data, what):
+    """The array of a layer's `*.npy.zst` member. Raises RecordError for damage, and for anything but numbers."""
+    raw = _decompress(data, MAX_ARRAY_BYTES, what)
+    try:
+        return np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False, max_header_size=MAX_HEADER_CHARACTERS)
+    except (ValueError, TypeError, SyntaxError, EOFError, MemoryError) as error:
+        raise RecordError(f"{what}: not an .npy array of numbers ({str(error)[:100]})") from None
 
 
 def decode_cameras(data, sample):

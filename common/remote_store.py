@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common import addresses
 from common.errors import Missing, StoreError
-from common.retries import Retry
+from common.retries import FIRST_TRY_S, Contact, Retry
 
 CHUNK_BYTES = 1 << 20
 
@@ -26,14 +26,19 @@ class RemoteStore:
     """What remote stores share: names, retries, checks of what came back. They are picklable, by their address.
 
     A kind of store gives _get, _stat, _chunks, _list, _put, _delete, and _reason_to_retry (see Retry.run).
-    `stopped` is an Event that ends pauses between tries.
+    `stopped` is an Event that ends pauses between tries; `contact` is what is known of the store's being there.
     """
 
     remote = True
 
     def __init__(self, address, options=None, retry=None):
         self.address, self.options, self.retry = address, dict(options or {}), retry or Retry()
-        self.stopped = threading.Event()
+        self.stopped, self.contact = threading.Event(), Contact()
+
+    @property
+    def stall_s(self):
+        """Seconds without progress after which a try has failed; fewer before the store's first answer."""
+        return self.retry.stall_s if self.contact.answered else min(self.retry.stall_s, FIRST_TRY_S)
 
     def __reduce__(self):
         return type(self), (self.address, self.options, self.retry)
@@ -46,7 +51,7 @@ class RemoteStore:
         return addresses.shown(addresses.join(self.address, name))
 
     def exists(self, name):
-        """Whether there is an object of this name. Raises StoreError where that cannot be told."""
+        """Whether there is an object of this name. Raises StoreError where that cannot be told (Refused: not by us)."""
         try:
             self.stat(name)
             return True
@@ -132,14 +137,15 @@ class RemoteStore:
 
     def _tried(self, name, action):
         return self.retry.run(
-            action, lambda error: self._reason_to_retry(error, name), self.path(name), stopped=self.stopped
+            action, lambda error: self._reason_to_retry(error, name), self.path(name), self.stopped, self.contact
         )
 
     def _clean(self, error):
         """The text of an error on one line, short, without anything secret."""
         text = " ".join(str(error).split())
         text = re.sub(r"\?[^\s\"'<>)]*=[^\s\"'<>)]*", "?…", text)
-        for secret in _secrets(self.options):
+        text = re.sub(r"://[^\s/?#\"']*@", "://", text)
+        for secret in _secrets({**self.options, "password": addresses.user_of(self.address)[1]}):
             text = text.replace(secret, "…")
         return text[:240].strip() or type(error).__name__
 

@@ -10,6 +10,8 @@ import math
 import re
 from dataclasses import asdict, dataclass, replace
 
+from common.errors import InputError
+
 MAX_NAME = 31  # with a key and an ending, a member's name is to fit into the 100 bytes of a ustar name
 MAX_SENSORS = 64
 MAX_FIELDS = 60
@@ -23,7 +25,7 @@ DISTORTIONS = {"brown_conrady": (4, 5, 8, 12, 14), "kannala_brandt": (4,)}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*", re.ASCII)
 
 
-class RigError(ValueError):
+class RigError(InputError):
     """A rig that cannot be; the message says what of it."""
 
 

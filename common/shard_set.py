@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from common import addresses
-from common.errors import CannotList, Missing, ShardError
+from common.errors import CannotList, InputError, Missing, Refused, ShardError
 from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
 from common.retries import Retry
 from common.shard_index import open_index
@@ -19,6 +19,7 @@ SPLITS = ("train", "val", "test")
 OPENED_AT_ONCE = 16  # indexes in flight
 _RANGE = re.compile(r"[<{](\d+)\.\.(\d+)[>}]")
 _MAGIC = re.compile(r"[*?\[]")
+_NUMBER = re.compile(r"(\d+)")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def expand_ranges(pattern):
     choices = []
     for first, last in zip(parts[1::3], parts[2::3], strict=True):
         if int(first) > int(last):
-            raise ValueError(f"{addresses.shown(pattern)}: the range {first}..{last} runs backwards")
+            raise InputError(f"{addresses.shown(pattern)}: the range {first}..{last} runs backwards")
         width = len(first)
         choices.append([f"{i:0{width}d}" for i in range(int(first), int(last) + 1)])
     texts = parts[::3]
@@ -113,20 +114,24 @@ def find_beside(shards, split):
     return ShardSet(tuple(found), manifests, shards.options, shards.retry, notes)
 
 
-def load_indexes(shards):
+def open_stores(shards):
+    """Folder address -> Store of the folders of a ShardSet's shards."""
+    folders = dict.fromkeys(addresses.split(tar)[0] for tar in shards if not addresses.is_pipe(tar))
+    return {folder: open_store(folder or ".", shards.options, shards.retry) for folder in folders}
+
+
+def load_indexes(shards, stores=None):
     """(ShardIndex, Stat of the tar) of every shard of a ShardSet, read in parallel and held against the manifests.
 
-    Raises ShardError; see common.shard_index.open_index.
+    stores: what open_stores gives, where it is needed later too. Raises ShardError; see common.shard_index.open_index.
     """
-    stores = _Folders(shards.options, shards.retry)
-    for tar in shards:
-        stores.store(addresses.split(tar)[0])  # before the threads start, so that a folder is opened once
+    stores = stores or open_stores(shards)
 
     def load(tar):
         folder, name = addresses.split(tar)
         entry = shards.entry(tar)
         try:
-            index, stat = open_index(stores.store(folder), name)
+            index, stat = open_index(stores[folder], name)
         except Missing as error:
             raise ShardError(f"{error}{'; its manifest lists it' if entry else ''}") from None
         check_listed(index, entry)
@@ -141,6 +146,11 @@ def check_listed(index, entry):
         raise ShardError(
             f"{index.tar}: is not the shard that its manifest lists; copy it anew or run {spelled('preprocess.run')} again"
         )
+
+
+def in_number_order(names):
+    """Names sorted by the numbers in them, train-1000.tar behind train-999.tar: the order of a manifest."""
+    return sorted(names, key=lambda name: [(int(p), p) if p.isdecimal() else (-1, p) for p in _NUMBER.split(name)])
 
 
 def in_parallel(function, items):
@@ -160,6 +170,7 @@ class _Folders:
     def __init__(self, options, retry, strict=True):
         self.options, self.retry, self.strict = options, retry, strict
         self._stores, self._manifests = {}, {}
+        self.refused = {}  # folder -> the error that says why what is in it cannot be told
         self.gone = {}  # the keys are tars that are listed and covered, but not there
 
     def store(self, folder):
@@ -168,7 +179,10 @@ class _Folders:
         return self._stores[folder]
 
     def manifest(self, folder, split, strict=None):
-        """Manifest of a split in a folder, or None where there is none."""
+        """Manifest of a split in a folder, or None where there is none.
+
+        S3 refuses, to whoever may not list, what is not there: that too is None, and `refused` keeps what was said.
+        """
         key = (folder, split)
         if key not in self._manifests:
             store, name = self.store(folder), manifest_name(split)
@@ -176,6 +190,9 @@ class _Folders:
                 self._manifests[key] = parse_manifest(store.read(name, MAX_MANIFEST_BYTES), store.path(name))
             except Missing:
                 self._manifests[key] = None
+            except Refused as error:
+                self._manifests[key] = None
+                self.refused[folder] = error
             except ShardError:
                 if self.strict if strict is None else strict:
                     raise
@@ -185,6 +202,14 @@ class _Folders:
     def names(self, folder):
         """Names in a folder. Raises CannotList."""
         return self.store(folder).list()
+
+    def exists(self, folder, name):
+        """Whether a file can be read in a folder; not, where it is refused."""
+        try:
+            return self.store(folder).exists(name)
+        except Refused as error:
+            self.refused[folder] = error
+            return False
 
 
 def _listed_apart(pattern):
@@ -207,8 +232,11 @@ def _resolve(pattern, split, folders):
     if name.endswith(SUFFIX) and not _MAGIC.search(name):
         return _of_manifest(folder, name, folders)
     if is_folder(pattern):
-        found = _of_folder(_plain_folder(pattern), split, folders)
+        folder = addresses.plain_folder(pattern)
+        found = _of_folder(folder, split, folders)
         if not found:
+            if folder in folders.refused:
+                raise folders.refused[folder]
             wanted = f"{split} shards" if split else "shards"
             raise ShardError(
                 f"{addresses.shown(pattern)}: holds no {wanted}; make them with: make shards (or check the path)"
@@ -222,13 +250,6 @@ def _resolve(pattern, split, folders):
     return found
 
 
-def _plain_folder(address):
-    base, mark, query = (
-        address.partition("?") if addresses.scheme_of(address) in ("http", "https") else (address, "", "")
-    )
-    return (base.rstrip("/") or "/") + mark + query
-
-
 def is_folder(pattern):
     """Whether a pattern names a folder: one that is there, or an address that does not look like a file's."""
     pattern = str(pattern)
@@ -237,7 +258,7 @@ def is_folder(pattern):
     if not addresses.is_remote(pattern):
         return os.path.isdir(pattern.removeprefix("file://"))
     _, name = addresses.split(pattern)
-    return not name or not (_MAGIC.search(name) or _RANGE.search(name) or name.endswith((".tar", ".json")))
+    return not name or not (re.search(r"[*?]", name) or _RANGE.search(name) or name.endswith((".tar", ".json")))
 
 
 def _exists_here(pattern):
@@ -261,12 +282,14 @@ def _of_folder(folder, split, folders):
             continue
         try:
             names = folders.names(folder)
-        except CannotList:
+        except CannotList as error:
+            folders.refused.setdefault(folder, error)
             continue
-        found += [addresses.join(folder, n) for n in names if fnmatchcase(n, f"{own}-*.tar")]
+        found += [addresses.join(folder, n) for n in in_number_order(names) if fnmatchcase(n, f"{own}-*.tar")]
     if not split and not found:
         try:
-            found = [addresses.join(folder, n) for n in folders.names(folder) if n.endswith(".tar")]
+            names = in_number_order(folders.names(folder))
+            found = [addresses.join(folder, n) for n in names if n.endswith(".tar")]
         except CannotList:
             pass
     return found
@@ -291,11 +314,19 @@ def _matching(pattern, folders):
 
 
 def _folders_of(folder, folders):
-    if not _MAGIC.search(folder if not addresses.is_remote(folder) else folder.partition("?")[0]):
-        return [folder]
-    if addresses.is_remote(folder) and "?" in folder and addresses.scheme_of(folder) in ("http", "https"):
+    """The folders that one with *, ? and [] in it stands for; itself, where it is there under its very name."""
+    if addresses.scheme_of(folder) in ("http", "https") or not _MAGIC.search(folder):
+        return [folder]  # an http server lists no folders, and its ? begins a query
+    if addresses.is_remote(folder) and not re.search(r"[*?]", folder) and _is_there(folder, folders):
         return [folder]
     return find(folder, folders.options, folders.retry)
+
+
+def _is_there(folder, folders):
+    try:
+        return bool(folders.names(folder))
+    except CannotList:
+        return any(folders.manifest(folder, split) for split in SPLITS)
 
 
 def _matches_in(folder, wanted, folders):
@@ -305,8 +336,10 @@ def _matches_in(folder, wanted, folders):
     globs = [name for name in wanted if name not in plain]
 
     def covered(name):
-        return name in plain or (
-            name.endswith(".tar") and not name.startswith(".") and any(fnmatchcase(name, g) for g in globs)
+        return (
+            name in plain
+            or name in globs
+            or (name.endswith(".tar") and not name.startswith(".") and any(fnmatchcase(name, g) for g in globs))
         )
 
     splits = dict.fromkeys(name.rpartition("-")[0] for name in wanted if "-" in name)
@@ -315,12 +348,11 @@ def _matches_in(folder, wanted, folders):
     try:
         there = {name for name in folders.names(folder) if covered(name)}
     except CannotList:
-        if globs or listed:
-            if not listed:
-                raise
-            there = set(listed)
-        else:
-            there = {n for n, ok in zip(plain, in_parallel(store.exists, plain), strict=True) if ok}
+        there = set(listed) or _found_by_name(folder, wanted, folders)
+        if not there and folder in folders.refused:
+            raise folders.refused[folder] from None
+        if globs and not there:
+            raise
     gone = [name for name in listed if name not in there]
     if gone and folders.strict:
         others = f", nor are {len(gone) - 1} others" if len(gone) > 1 else ""
@@ -330,7 +362,14 @@ def _matches_in(folder, wanted, folders):
         )
     folders.gone |= dict.fromkeys(addresses.join(folder, name) for name in gone)
     order = {name: i for i, name in enumerate(wanted)}
-    return [addresses.join(folder, name) for name in sorted(there, key=lambda n: (order.get(n, 0), n))]
+    return [addresses.join(folder, n) for n in sorted(in_number_order(there), key=lambda n: order.get(n, 0))]
+
+
+def _found_by_name(folder, wanted, folders):
+    """Those of the names that are there under their very name, in a folder that does not list."""
+    names = [name for name in wanted if not re.search(r"[*?]", name)]
+    there = in_parallel(lambda name: folders.exists(folder, name), names)
+    return {name for name, found in zip(names, there, strict=True) if found}
 
 
 def _checked(shards, folders):
@@ -341,11 +380,14 @@ def _checked(shards, folders):
         folder, name = addresses.split(tar)
         chosen.setdefault((folder, name.rpartition("-")[0]), []).append(name)
     for (folder, split), names in chosen.items():
-        manifest = folders.manifest(folder, split) if split else None
+        if not split:
+            continue  # a name of one's own, which no manifest has
+        manifest = folders.manifest(folder, split)
+        where = folders.store(folder).path(manifest_name(split))
         if manifest is None:
+            notes.append(_without_manifest(where, names))
             continue
         manifests.setdefault(folder, {})[split] = manifest
-        where = folders.store(folder).path(manifest_name(split))
         samples = sum(manifest.by_name[n].keyframes for n in names if n in manifest.by_name)
         if samples < manifest.keyframes:
             notes.append(f"{samples} of the {manifest.keyframes} samples of {where}: the other shards were not named")
@@ -354,3 +396,13 @@ def _checked(shards, folders):
             others = f" and {len(strange) - 1} others" if len(strange) > 1 else ""
             notes.append(f"{strange[0]}{others}: not in {where}")
     return manifests, tuple(notes)
+
+
+def _without_manifest(where, names):
+    """The note on shards that nothing can be held against; their numbers may show that some are missing."""
+    numbers = {int(found[-1]) for name in names if (found := re.findall(r"\d+", name))}
+    gaps = sorted(set(range(max(numbers, default=0))) - numbers) if len(numbers) == len(names) else []
+    named = ", ".join(map(str, gaps[:3])) + ", …" * (len(gaps) > 3)
+    missing = f"; by their numbers {len(gaps)} are missing ({named})" if gaps else ""
+    whole = f"the {len(names)} shards are" if len(names) > 1 else "this one shard is"
+    return f"{where}: there is no such manifest, so nothing tells whether {whole} all of the set{missing}; copy it too"

@@ -22,6 +22,8 @@ COMMANDS = {
     "verify": ("preprocess.verify", "read all of some shards again"),
     "index": ("preprocess.index", "rebuild the index of a shard"),
     "show-shards": ("preprocess.show", "what is in shards"),
+    "maps": ("preprocess.maps", "map layer -> beside finished shards"),
+    "layer": ("preprocess.layer", "another layer -> beside finished shards"),
     "synth": ("preprocess.synth", "a generated nuScenes folder"),
 }
 BY_NAME = "BEVSHARDS_BY_NAME"  # in the environment, so that processes which a command starts know it too
@@ -53,6 +55,18 @@ def nearest(word, known):
 
 def _plain(word):
     return word.replace("-", "").replace("_", "").lower()
+
+
+def parsed(parse):
+    """Callback of a click option: what parse(text) gives; its ValueErrors are told as of the option."""
+
+    def callback(_context, _parameter, value):
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+
+    return callback
 
 
 class Command(click.Command):

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from common import addresses
-from common.errors import Missing, StoreError
+from common.errors import InputError, Missing, StoreError
 from common.files import Busy, locked, new_file, write_atomically
 from common.remote_store import CHUNK_BYTES, Stat, check_limit, check_part
 from common.retries import Retry
@@ -55,7 +55,7 @@ def parse_options(text):
             return options
     except (ValueError, OSError):
         pass
-    raise ValueError("the store options are neither a JSON object nor a readable file with one")
+    raise InputError("the store options are neither a JSON object nor a readable file with one")
 
 
 @contextmanager
@@ -97,7 +97,7 @@ class LocalStore:
     def stat(self, name):
         """Stat of a file. Raises Missing, StoreError."""
         with self._told(name):
-            return _stat(os.stat(self.path(name)))
+            return stat_of(os.stat(self.path(name)))
 
     def read(self, name, limit=None):
         """All bytes of a file. Raises StoreError where it is longer than `limit`; Missing."""
@@ -108,7 +108,7 @@ class LocalStore:
     def read_range(self, name, start, size, etag=None):
         """(bytes, etag) of part of a file. Raises StoreError where it has another etag or ends before; Missing."""
         with self._told(name), open(self.path(name), "rb") as file:
-            stat = _stat(os.fstat(file.fileno()))
+            stat = stat_of(os.fstat(file.fileno()))
             data = os.pread(file.fileno(), size, start)
         check_part(self.path(name), start, size, len(data), stat, etag)
         return data, stat.etag
@@ -165,7 +165,8 @@ class LocalStore:
             raise StoreError(f"{self.path(name)}: cannot be read ({error.strerror or error})") from None
 
 
-def _stat(status):
+def stat_of(status):
+    """Stat of an os.stat_result: another file of the name, or one that was written to, has another etag."""
     return Stat(status.st_size, f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}")
 
 
@@ -203,7 +204,11 @@ def _step(store, folder, part, last):
     if not store.remote and os.path.lexists(store.path(literal)) or not _MAGIC.search(part):
         yield literal if last else f"{literal}/"
         return
-    for name in store.list(folder):
+    names = store.list(folder)
+    if literal_name := next((name for name in (part, f"{part}/") if name in names), None):
+        names = [literal_name]
+        part = _MAGIC.sub(lambda found: f"[{found[0]}]", part)
+    for name in names:
         plain = name.rstrip("/")
         hidden = plain.startswith(".") and not part.startswith(".")
         if fnmatchcase(plain, part) and not hidden and (last or name.endswith("/")):

@@ -27,7 +27,7 @@ class VoxUtil:
 
     def __init__(self, Z, Y, X, scene_centroid, bounds, pad=None, assert_cube=False):
         self.Z, self.Y, self.X = Z, Y, X
-        # In float64: the lineage adds Python numbers.
+        # In float64: Simple-BEV adds Python numbers.
         if isinstance(scene_centroid, torch.Tensor):
             scene_centroid = scene_centroid.detach().cpu()
         centroid = np.asarray(scene_centroid, np.float64).reshape(-1)[:3]
@@ -94,7 +94,7 @@ class VoxUtil:
     def get_inbounds(self, xyz, already_mem=False, padding=0.0):
         """(..., N) bool: whether points (..., N, 3) lie in the grid, `padding` voxels from its border.
 
-        A point whose voxel coordinate z is exactly 0 counts as outside, as in the lineage.
+        A point whose voxel coordinate z is exactly 0 counts as outside, as in Simple-BEV.
         """
         mem = xyz if already_mem else self.ref_to_mem(xyz)
         inside = mem[..., 2] != 0
@@ -113,7 +113,7 @@ class VoxUtil:
             keep = keep & valid
         x, y, z = (mem[..., i].round().clamp(0, n - 1).long() for i, n in enumerate((self.X, self.Y, self.Z)))
         flat = (z * self.Y + y) * self.X + x
-        # Voxel 0 is where the lineage drops what is out of bounds, and empties: it never holds anything.
+        # Voxel 0 is where Simple-BEV drops what is out of bounds, and empties: it never holds anything.
         return torch.where(keep & (flat > 0), flat, self.Z * self.Y * self.X)
 
     def voxelize_xyz(self, xyz, valid=None):

@@ -6,7 +6,7 @@ import numpy as np
 
 from preprocess.errors import SourceError
 from preprocess.plausible import check_count, check_sizes
-from preprocess.tables import by_token, check_quaternions, column, field_of, read_table, refer
+from preprocess.tables import by_token, column, field_of, link_of, named, quaternions, read_table, refer
 
 # Upper ends in percent of nuScenes' levels v0-40, v40-60, v60-80, v80-100, which are 1 to 4; and words that others use.
 _UPPER_ENDS = (40, 60, 80, 100)
@@ -25,53 +25,69 @@ def visibility_of(level):
 class Annotations:
     """The tables sample_annotation, instance, category, attribute and visibility, joined.
 
-    samples: token -> row. required: False where a version has no annotations. note: what is worth saying, or "".
-    categories: names in the order of their table.
-    Raises SourceError for tables that are damaged or inconsistent.
+    samples: token -> row. faults: Faults. required: False where a version has no annotations. note: what is worth saying,
+    or "". categories: names in the order of their table.
+    Raises SourceError for tables that are damaged.
     """
 
-    def __init__(self, folder, samples, required=True):
+    def __init__(self, folder, samples, faults, required=True):
         self.samples, self.note = samples, ""
-        category = _names(read_table(folder, "category", optional=not required), "category")
-        self.categories = tuple(dict.fromkeys(category.values()))
-        attribute = _names(read_table(folder, "attribute", optional=not required), "attribute")
-        instance = by_token(read_table(folder, "instance", optional=not required), "instance")
-        levels = self._levels(folder)
-        fields = ("prev", "next", "visibility_token")
-        self.rows = by_token(read_table(folder, "sample_annotation", not required), "sample_annotation", fields)
-        rows = list(self.rows.values())
-        column(rows, "translation", 3, "sample_annotation")
-        check_quaternions(rows, column(rows, "rotation", 4, "sample_annotation"), "sample_annotation")
-        check_sizes(rows, column(rows, "size", 3, "sample_annotation"), "sample_annotation")
-        self._by_sample = {}
-        for token, row in self.rows.items():
-            what = f"sample_annotation {token}"
-            sample = field_of(row, "sample_token", what)
-            refer(samples, sample, "sample", what)
-            track = refer(instance, field_of(row, "instance_token", what), "instance", what)
-            row["category_name"] = refer(
-                category, field_of(track, "category_token", f"instance {track['token']}"), "category", what
-            )
-            row["attributes"] = [
-                refer(attribute, t, "attribute", what) for t in field_of(row, "attribute_tokens", what, list)
-            ]
-            seen = row["visibility_token"]
-            row["visibility"] = refer(levels, seen, "visibility", what) if seen and levels is not None else 0
-            for name in ("num_lidar_pts", "num_radar_pts"):
-                row[name] = -1 if row.get(name) is None else row[name]
-                check_count(row[name], what, name)
-            self._by_sample.setdefault(sample, []).append(row)
+        self.category = _names(read_table(folder, "category", not required), "category", faults)
+        self.categories = tuple(dict.fromkeys(n for n in self.category.values() if isinstance(n, str)))
+        self.attribute = _names(read_table(folder, "attribute", not required), "attribute", faults)
+        self.instance = by_token(read_table(folder, "instance", not required), "instance", faults)
+        self.levels = self._levels(folder, faults)
+        rows = named(read_table(folder, "sample_annotation", not required), "sample_annotation", faults)
+        bad = _bad_numbers(rows, faults)
+        self.rows, self._by_sample = {}, {}
+        for place, row in enumerate(rows):
+            token = row["token"]
+            try:
+                if token in self.rows:
+                    raise SourceError(f"sample_annotation: the token {token} occurs twice")
+                self._join(row, f"sample_annotation {token}")
+                joined = bad.get(place, row)
+            except SourceError as error:
+                joined = faults.met(error)
+            self.rows[token] = joined
+            sample = row.get("sample_token")
+            if isinstance(sample, str):
+                self._by_sample.setdefault(sample, []).append(joined)
 
-    def _levels(self, folder):
+    def _join(self, row, what):
+        """Add to a row what other tables say of it. Raises SourceError."""
+        for name in ("prev", "next"):
+            row[name] = link_of(row, name, what)
+        refer(self.samples, field_of(row, "sample_token", what), "sample", what)
+        track = refer(self.instance, field_of(row, "instance_token", what), "instance", what)
+        category = field_of(track, "category_token", f"instance {track['token']}")
+        row["category_name"] = refer(self.category, category, "category", what)
+        named_here = field_of(row, "attribute_tokens", what, list)
+        row["attributes"] = [refer(self.attribute, token, "attribute", what) for token in named_here]
+        seen = field_of(row, "visibility_token", what)
+        row["visibility"] = refer(self.levels, seen, "visibility", what) if seen and self.levels is not None else 0
+        for name in ("num_lidar_pts", "num_radar_pts"):
+            row[name] = -1 if row.get(name) is None else row[name]
+            check_count(row[name], what, name)
+
+    def _levels(self, folder, faults):
         """Visibility token -> 0 to 4; None where there is no such table."""
         rows = read_table(folder, "visibility", optional=True)
         if not rows:
             self.note = "there is no visibility table: every box counts as one without visibility"
             return None
-        return {token: visibility_of(row["level"]) for token, row in by_token(rows, "visibility", ("level",)).items()}
+        rows = by_token(rows, "visibility", faults, lambda row: field_of(row, "level", "visibility"))
+        return {t: r if isinstance(r, SourceError) else visibility_of(r["level"]) for t, r in rows.items()}
 
     def boxes(self, sample):
-        """Boxes of a sample, plain dicts in the order of the table. Raises SourceError for a track that cannot be followed."""
+        """Boxes of a sample, plain dicts in the order of the table.
+
+        Raises SourceError for one whose row has a fault, or whose track cannot be followed.
+        """
+        rows = self._by_sample.get(sample, [])
+        for row in rows:
+            if isinstance(row, SourceError):
+                raise SourceError(str(row))
         return [
             {
                 "token": row["token"],
@@ -86,11 +102,16 @@ class Annotations:
                 "rotation": row["rotation"],
                 "velocity": self._velocity(row),
             }
-            for row in self._by_sample.get(sample, [])
+            for row in rows
         ]
 
     def _velocity(self, row, max_time_diff_s=1.5):
-        """Metres a second in the global frame from the neighbouring annotations, or None (the devkit's box_velocity)."""
+        """Metres per second in the global frame from the neighbouring annotations, or None (the devkit's box_velocity).
+
+        It is None too beside a row with a fault, which --on-error skip leaves out with its sample.
+        """
+        if any(isinstance(self.rows.get(row[side]), SourceError) for side in ("prev", "next")):
+            return None
         first = self._neighbour(row, "prev") or row
         last = self._neighbour(row, "next") or row
         if first is last:
@@ -121,6 +142,20 @@ class Annotations:
         return other
 
 
-def _names(rows, table):
+def _names(rows, table, faults):
     """token -> name of a table's rows."""
-    return {token: field_of(row, "name", f"{table} {token}", str) for token, row in by_token(rows, table).items()}
+    rows = by_token(rows, table, faults, lambda row: field_of(row, "name", f"{table} {row['token']}", str))
+    return {token: row if isinstance(row, SourceError) else row["name"] for token, row in rows.items()}
+
+
+def _bad_numbers(rows, faults):
+    """{place: SourceError} of the annotations whose place, rotation or size cannot be."""
+    table, bad = "sample_annotation", column(rows, "translation", 3, "sample_annotation", faults)[1]
+    bad |= quaternions(rows, table, faults)[1]
+    sizes, unsized = column(rows, "size", 3, table, faults)
+    for place in np.flatnonzero((sizes < 0).any(1)).tolist():
+        try:
+            check_sizes(rows[place : place + 1], sizes[place : place + 1], table)
+        except SourceError as error:
+            unsized[place] = faults.met(error)
+    return bad | unsized

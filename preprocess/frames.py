@@ -15,6 +15,29 @@ def rotation_matrix(quaternion_wxyz):
     return np.stack([np.stack(row, -1) for row in rows], -2)
 
 
+def quaternion_of(rotation):
+    """(4,) quaternion w, x, y, z of a (3, 3) rotation matrix, to the bit as pyquaternion has it.
+
+    Of the four ways to read it off the matrix, that one is taken in which nothing is divided by a small number: Day,
+    "Converting a Rotation Matrix to a Quaternion", 2015.
+    """
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = np.asarray(rotation, np.float64)
+    if zz < 0:
+        if xx > yy:
+            square = 1 + xx - yy - zz
+            parts = [zy - yz, square, yx + xy, xz + zx]
+        else:
+            square = 1 - xx + yy - zz
+            parts = [xz - zx, yx + xy, square, zy + yz]
+    elif xx < -yy:
+        square = 1 - xx - yy + zz
+        parts = [yx - xy, xz + zx, zy + yz, square]
+    else:
+        square = 1 + xx + yy + zz
+        parts = [square, zy - yz, xz - zx, yx - xy]
+    return np.array(parts) * (0.5 / np.sqrt(square))
+
+
 def transform(quaternion_wxyz, translation):
     """a_T_b (..., 4, 4) of the frame b that stands at `translation` (..., 3) metres in a, rotated by the quaternion."""
     rotation = rotation_matrix(quaternion_wxyz)

@@ -11,11 +11,12 @@ COLOUR_SPACES = ("YCbCr", "Gray", "RGB")  # what decodes to RGB; CMYK does not
 
 
 def check_image(data, what):
-    """(height, width) of a JPEG that decodes from its first byte to its last without a warning.
+    """(height, width) of a JPEG that decodes from its first byte to its end marker without a warning.
 
     A file that was cut, or overwritten in the middle, may well begin and end as a JPEG. What gives it away is its entropy
     code, which is read whole at any scale: a grey image of an eighth of the size finds the faults that a full decode in
-    colour finds, in half of its time. Progressive, grey and RGB images are legal. Raises SourceError, naming `what`.
+    colour finds, in half of its time. Progressive, grey and RGB images are legal, and so is what follows the end marker: a
+    line feed, a maker's trailer, spare bytes of an MJPEG frame. Raises SourceError, naming `what`.
     """
     size = _check_header(data, what)
     _decode(data, what, "GRAY", min_height=1, min_width=1)  # the smallest scale that there is
@@ -39,8 +40,6 @@ def _check_header(data, what):
         raise SourceError(f"{what}: a JPEG image in {colours}, which does not decode to RGB; convert it")
     if height * width > MAX_IMAGE_PIXELS:
         raise SourceError(f"{what}: {height}x{width} pixels, more than the {MAX_IMAGE_PIXELS} that a reader takes")
-    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise SourceError(f"{what}: the JPEG image is cut short")
     return height, width
 
 

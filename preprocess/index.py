@@ -1,14 +1,17 @@
 """python -m preprocess.index: rebuild the index of shards whose index is lost or damaged."""
 
 import sys
+from pathlib import Path
 
 import click
 
 from common.addresses import index_address, split
 from common.errors import ShardError, StoreError
 from common.interrupts import Interruptible
+from common.layers import base_folder, build_layer_index, is_layer
+from common.plain import one_line
 from common.progress import progress, say
-from common.shard_index import build_index, dump_index
+from common.shard_index import build_index, dump_index, open_index
 from common.shard_set import find_shards
 from common.spelling import EITHER, spelled
 from common.stores import local_copy, open_store, parse_options
@@ -44,7 +47,7 @@ def rebuild(store, name):
     if not store.exists(name):
         raise ShardError(f"{store.path(name)}: is not there; copy it or run {spelled('preprocess.run')} again")
     with local_copy(store, name) as tar:
-        data = dump_index(build_index(tar))
+        data = dump_index(_index_of(tar, store))
     index = index_address(name)
     try:
         if store.read(index, len(data)) == data:
@@ -55,8 +58,20 @@ def rebuild(store, name):
     return True
 
 
+def _index_of(tar, store):
+    """The index of a local copy of a tar in a store; one of a layer needs that of its shard."""
+    if not is_layer(tar):
+        return build_index(tar)
+    base = base_folder(store.address)
+    if base is None:
+        raise ShardError(f"{tar}: a layer's tar, but not in layers/NAME/ beside its shards; put it there")
+    return build_layer_index(
+        tar, open_index(open_store(base or ".", getattr(store, "options", None)), Path(tar).name)[0]
+    )
+
+
 def _failed(error):
-    say(f"error: {' '.join(str(error).split())}")
+    say(f"error: {one_line(error)}")
     return True
 
 

@@ -47,17 +47,20 @@ class IndexedTar:
 
     def add(self, key, token, scene, members):
         """Append one sample. key, token: its own. scene: true name. members: name -> bytes, in the order of the tar."""
-        rows = self._rows[key] = {}
-        for name, data in members.items():
-            # A fixed header makes the bytes depend on nothing but the record.
-            info = tarfile.TarInfo(f"{key}.{name}")
-            info.size, info.mode, info.mtime = len(data), 0o644, 0
-            rows[name] = (self._archive.offset + tarfile.BLOCKSIZE, len(data), zlib.crc32(data))
-            self._archive.addfile(info, io.BytesIO(data))
+        self._rows[key] = {name: self.put(f"{key}.{name}", data) for name, data in members.items()}
         self._tokens.append(token)
         if not self._scenes or self._scenes[-1][0] != scene:
             self._scenes.append([scene, len(self._tokens) - 1, 0])
         self._scenes[-1][2] += 1
+
+    def put(self, name, data):
+        """Append a file that is no sample's member; (offset, size, crc32) of its data."""
+        # A fixed header makes the bytes depend on nothing but the record.
+        info = tarfile.TarInfo(name)
+        info.size, info.mode, info.mtime = len(data), 0o644, 0
+        place = self._archive.offset + tarfile.BLOCKSIZE
+        self._archive.addfile(info, io.BytesIO(data))
+        return place, len(data), zlib.crc32(data)
 
     def index(self, path, facts):
         """ShardIndex of the finished tar. path: of the tar. facts: see ShardIndex."""

@@ -1,5 +1,6 @@
 """One keyframe's recipe + its sensor files -> the record's members."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ def build_record(dataroot, recipe, facts, image_hw=None, jpeg_quality=90):
         recipe: KeyframeRecipe. facts: of its shard, written into sample.json.
         image_hw: (height, width) to re-encode images to; None keeps the source bytes.
     Returns:
-        (members, source_bytes): dict from member name to bytes in tar order, and bytes read by kind of file.
+        (members, read): dict from member name to bytes in tar order; bytes read by kind of file, and by their names how often
+            what preprocess.pointclouds counts was met.
     Raises:
         SourceError: naming file and sample. What a reader would refuse is refused here already.
     """
@@ -59,7 +61,7 @@ def build_record(dataroot, recipe, facts, image_hw=None, jpeg_quality=90):
         rig = rig_of(facts, recipe.facts["schema"])
         cameras, images, camera_in = _images(dataroot, recipe, image_hw, jpeg_quality)
         radar, radar_in = _radar(dataroot, recipe, rig)
-        lidar, lidar_in = _lidar(dataroot, recipe, rig, facts.get("lidar_columns", len(LIDAR_FIELDS)))
+        lidar, lidar_in, found = _lidar(dataroot, recipe, rig, facts.get("lidar_columns", len(LIDAR_FIELDS)))
         members = {
             SAMPLE: encode_json(_sample_json(recipe, facts, rig)),
             CAMERAS_MEMBER: encode_rows(cameras),
@@ -74,7 +76,7 @@ def build_record(dataroot, recipe, facts, image_hw=None, jpeg_quality=90):
     except (SourceError, RecordError) as error:
         text = str(error)
         raise SourceError(text if recipe.key in text else f"{text} (sample {recipe.key})") from None
-    return members, {"images": camera_in, "radar": radar_in, "lidar": lidar_in}
+    return members, {"images": camera_in, "radar": radar_in, "lidar": lidar_in, **found}
 
 
 def _sample_json(recipe, facts, rig):
@@ -129,20 +131,20 @@ def _images(dataroot, recipe, image_hw, quality):
 
 def _lidar(dataroot, recipe, rig, columns):
     """One member per sweep: the five fields and, of a rig with several lidars, the lidar's place in it."""
-    members, read = {}, 0
+    members, read, found = {}, 0, Counter()
     for k, files in enumerate(recipe.lidar):
         clouds = []
         for file in files:
             data = read_source(dataroot, file.filename, recipe.key)
             read += len(data)
-            points = remove_ego_returns(parse_lidar(data, Path(dataroot) / file.filename, columns))
+            points = remove_ego_returns(parse_lidar(data, Path(dataroot) / file.filename, columns, found))
             points = to_frame(points, file.ego_T_sensor)
             if len(rig.lidars) > 1:
                 number = np.full((1, points.shape[1]), rig.lidars.index(file.channel), np.float32)
                 points = np.concatenate([points, number])
             clouds.append(points)
         members[lidar_member(k)] = encode_points(np.concatenate(clouds, axis=1) if len(clouds) > 1 else clouds[0])
-    return members, read
+    return members, read, found
 
 
 def _radar(dataroot, recipe, rig):

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from common.plain import one_line
+
 MAX_LINES = 12
 
 
@@ -51,8 +53,8 @@ def by_scene(skipped, kept, names):
         scene = key.rpartition("_")[0]
         there[scene] = there.get(scene, 0) + 1
     lines = [
-        f"  {_shown(names[scene])}: {count} of {count + there.get(scene, 0)} samples left out, the first: {why[scene]}"
-        for scene, count in lost.items()
+        f"  {_shown(names[scene])}: {n} of {n + there.get(scene, 0)} samples left out, the first: {one_line(why[scene])}"
+        for scene, n in lost.items()
     ]
     if len(lines) > MAX_LINES:
         rest = list(lost.values())[MAX_LINES - 1 :]
@@ -61,5 +63,5 @@ def by_scene(skipped, kept, names):
 
 
 def _shown(name):
-    """A scene's name as a line may have it: nobody keeps a line feed out of a table."""
-    return name if name.isprintable() and name else repr(name)
+    """A scene's name as a line may have it."""
+    return one_line(name, 100) if name else repr(name)

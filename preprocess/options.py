@@ -1,5 +1,6 @@
 """What the user chooses at preprocessing, and how the channels of another rig get nuScenes' names."""
 
+import re
 from dataclasses import dataclass
 
 from preprocess.errors import SourceError
@@ -80,6 +81,16 @@ def _check_sensors(sensors):
         raise ValueError("sensors without camera: a keyframe without images is of no use here; add camera")
     if len(set(sensors)) != len(sensors):
         raise ValueError(f"sensors {','.join(sensors)}: one is named twice")
+
+
+def parse_image_size(text):
+    """(height, width) of "540x960"; None of nothing. Raises ValueError."""
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
+        raise ValueError(f"{text!r} is not HEIGHTxWIDTH, for example 540x960")
+    return int(match[1]), int(match[2])
 
 
 def parse_sensors(text):

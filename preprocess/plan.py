@@ -12,6 +12,7 @@ import numpy as np
 
 from common.conditions import conditions_of
 from common.keys import keyframe_key, scene_key
+from common.plain import one_line
 from common.progress import Progress
 from common.record import SCHEMA_VERSION
 from common.rig import NUSCENES, RigError
@@ -22,14 +23,26 @@ from preprocess.frames import transform
 from preprocess.nuscenes import CAMERAS, LIDAR, MIN_DISTANCE_M, RADARS
 from preprocess.options import Options
 from preprocess.recipe import CameraFile, KeyframeRecipe, PointFile, ShardRecipe
-from preprocess.steps import check_keyframe_step, check_moves, check_offset, check_sweep_step, keyframe_steps_us
+from preprocess.steps import (
+    MAX_KEYFRAME_STEP_US,
+    UNIT,
+    UNUSUAL_STEP_S,
+    check_keyframe_step,
+    check_moves,
+    check_offset,
+    check_sweep_step,
+    keyframe_steps_us,
+)
 from preprocess.tables import (
+    Faults,
     by_token,
     field_of,
+    link_of,
     read_calibration,
     read_poses,
     read_sensor_frames,
     read_table,
+    refer,
     timestamp_of,
 )
 
@@ -83,9 +96,9 @@ def _megabytes(folder, name):
 class Planner:
     """Reads the tables of `folder`/`version` once and makes recipes.
 
-    on_error, keep_sequences: as in write_shard, for samples that the tables leave incomplete. say: called with a line of
-    text now and then.
-    Raises SourceError for tables that are missing, damaged or inconsistent.
+    on_error, keep_sequences: as in write_shard, for samples that the tables leave incomplete; with "skip" a row that cannot be
+    used matters to the samples alone that need it. say: called with a line of text now and then.
+    Raises SourceError for tables that are missing, damaged or, unless errors are skipped, inconsistent.
     """
 
     def __init__(self, dataroot, version, options, on_error="stop", keep_sequences=False, say=lambda text: None):
@@ -97,30 +110,43 @@ class Planner:
             raise SourceError(f"{folder}: no such folder; versions found in {dataroot}: {others}")
         self.version, self.options = version, options
         self.skips, self.keep_sequences = on_error == "skip", keep_sequences
-        self.scenes = _read_scenes(folder)
-        self.logs = _texts(read_table(folder, "log"), "log", ("logfile", "vehicle", "date_captured", "location"))
-        self.samples = by_token(read_table(folder, "sample"), "sample", ("prev", "next", "scene_token"))
-        for token, row in self.samples.items():
-            timestamp_of(row, f"sample {token}")
-        self.calibration = read_calibration(folder, options.channels)
+        faults = Faults(self.skips)
+        self.scenes = _read_scenes(folder, faults)
+        self.logs = by_token(read_table(folder, "log"), "log", faults, _check_log)
+        self.samples = by_token(read_table(folder, "sample"), "sample", faults, _check_sample)
+        self.calibration = read_calibration(folder, options.channels, faults)
         self._mountings = {}
         self.annotated = version != "v1.0-test"
         # The three large tables, a minute or two for the whole of nuScenes; they go by their size.
         sizes = [_megabytes(folder, name) for name in ("ego_pose", "sample_data", "sample_annotation")]
         with Progress(sum(sizes), "MB", "tables") as bar:
-            self.poses = read_poses(folder)
+            self.poses = read_poses(folder, faults)
             bar.update(sizes[0])
-            self.frames, self.keyframes = read_sensor_frames(folder, self.calibration, self.poses, self.samples)
+            rows = self.calibration, self.poses, self.samples
+            self.frames, self.keyframes = read_sensor_frames(folder, *rows, faults)
             bar.update(sizes[0] + sizes[1])
-            self.annotations = Annotations(folder, self.samples, self.annotated)
+            self.annotations = Annotations(folder, self.samples, faults, self.annotated)
             bar.update(sum(sizes))
-        if self.annotations.note:
-            say(self.annotations.note)
         self._choose_sensors(folder)
+        for note in self._notes(faults):
+            say(note)
+
+    def _notes(self, faults):
+        """What is worth saying of the tables, a line each."""
+        if self.annotations.note:
+            yield self.annotations.note
+        step = self.rig.keyframe_interval_s
+        if step > UNUSUAL_STEP_S:
+            yield f"note: the median step between keyframes is {step:g} s; {UNIT}: are these?"
+        found = list(dict.fromkeys(faults.found))
+        if found:
+            what = f"{len(found)} faults in the tables; samples that need such rows are left out"
+            yield f"note: {what}; the first: {one_line(found[0])}"
 
     def _choose_sensors(self, folder):
-        """Set cameras, radars, sensors and the channel whose keyframes define the ego frame."""
-        channels = {row[0] for row in self.calibration.values()}
+        """Set cameras, radars, sensors and the rig."""
+        mounted = [row for row in self.calibration.values() if not isinstance(row, SourceError)]
+        channels = {row if isinstance(row, str) else row[0] for row in mounted}
         self.cameras = [c for c in CAMERAS if c in channels]
         there = ", ".join(sorted(channels))
         if not self.cameras:
@@ -142,16 +168,16 @@ class Planner:
         rig = NUSCENES.holding(self.cameras, NUSCENES.lidars if lidar else (), self.radars)
         # Without any lidar in the tables a camera's keyframe has to say when the sample was.
         clock = LIDAR if LIDAR in channels else rig.camera_names[rig.reference_slot]
-        names, seconds = self.annotations.categories, self._keyframe_interval_s()
+        names = self.annotations.categories
         try:
-            self.rig = replace(rig, clock=clock, keyframe_interval_s=seconds, categories=names)
+            self.rig = replace(rig, clock=clock, keyframe_interval_s=self._keyframe_interval_s(), categories=names)
         except RigError as error:
             raise SourceError(f"{folder}: {error}") from None
 
     def _keyframe_interval_s(self):
         """The median step between the keyframes of the tables; that of nuScenes where it is about as long, or none is known."""
         steps = keyframe_steps_us(self.samples)
-        steps = steps[steps > 0]  # a chain that turns is told where it is followed
+        steps = steps[(0 < steps) & (steps <= MAX_KEYFRAME_STEP_US)]  # others are told where the chain is followed
         usual = NUSCENES.keyframe_interval_s
         median = 1e-6 * float(np.median(steps)) if len(steps) else usual
         return usual if abs(median - usual) < 0.2 * usual else round(median, 6)
@@ -205,7 +231,13 @@ class Planner:
     def scene_keyframes(self, scene, skipped=None):
         """Recipes of a scene's keyframes in time order; what --on-error skip leaves out is added to `skipped`."""
         skipped = [] if skipped is None else skipped
-        tokens = self._chain(scene)
+        try:
+            tokens = self._chain(scene)
+        except SourceError as error:
+            if not self.skips:
+                raise
+            skipped += self._whole_scene(scene, one_line(error))
+            return []
         keys = [keyframe_key(scene["name"], i) for i in range(len(tokens))]
         recipes, failed = [], []
         for i, token in enumerate(tokens):
@@ -214,7 +246,7 @@ class Planner:
             except SourceError as error:
                 if not self.skips:
                     raise
-                failed.append({"key": keys[i], "token": token, "why": str(error)})
+                failed.append({"key": keys[i], "token": token, "why": one_line(error)})
         if failed and self.keep_sequences:
             why = failed[0]["why"]
             failed = [{"key": k, "token": t, "why": why} for k, t in zip(keys, tokens, strict=True)]
@@ -222,13 +254,22 @@ class Planner:
         skipped += failed
         return recipes
 
+    def _whole_scene(self, scene, why):
+        """What to list of a scene whose samples cannot be put in order: each that names it, by time; at least one."""
+        own = [row for row in self.samples.values() if isinstance(row, dict) and row["scene_token"] == scene["token"]]
+        tokens = [row["token"] for row in sorted(own, key=lambda row: row["timestamp"])]
+        return [
+            {"key": keyframe_key(scene["name"], n), "token": token, "why": why}
+            for n, token in enumerate(tokens or [scene["first_sample_token"]])
+        ]
+
     def _chain(self, scene):
         """Tokens of a scene's samples in time order. Raises SourceError where the chain breaks, leaves the scene or turns."""
         tokens, token, where = [], scene["first_sample_token"], f"scene {scene['name']}"
         while token:
-            sample = self.samples.get(token)
-            if sample is None:
+            if token not in self.samples:
                 raise SourceError(f"{where}: its chain of samples is broken at {token!r}")
+            sample = refer(self.samples, token, "sample", where)
             if sample["scene_token"] != scene["token"]:
                 raise SourceError(f"{where}: its chain of samples leads to sample {token} of another scene")
             last = tokens[-1] if tokens else ""
@@ -248,9 +289,7 @@ class Planner:
         sample = self.samples[tokens[i]]
         reference = self._reference(sample, self.rig.clock)
         global_T_ego = self._pose(reference)
-        log = self.logs.get(scene["log_token"])
-        if log is None:
-            raise SourceError(f"scene {scene['name']}: log {scene['log_token']!r} does not exist")
+        log = refer(self.logs, scene["log_token"], "log", f"scene {scene['name']}")
         facts = {
             "schema": SCHEMA_VERSION,
             "token": sample["token"],
@@ -276,7 +315,9 @@ class Planner:
         token = self.keyframes.get((sample["token"], channel))
         if token is None:
             raise SourceError(f"sample {sample['token']}: has no {channel} keyframe")
-        frame = self.frames[token]
+        if isinstance(token, SourceError):
+            raise SourceError(str(token))
+        frame = refer(self.frames, token, "sample_data", f"sample {sample['token']}")
         check_offset(sample["timestamp"], frame.timestamp, f"sample_data {token} of sample {sample['token']}")
         return frame
 
@@ -289,9 +330,9 @@ class Planner:
         while len(chain) < self.options.sweeps and chain[-1].prev:
             last = chain[-1]
             what = f"sample_data {last.token}: its prev {last.prev}"
-            previous = self.frames.get(last.prev)
-            if previous is None:
+            if last.prev not in self.frames:
                 raise SourceError(f"{what} does not exist")
+            previous = refer(self.frames, last.prev, "sample_data", what)
             if previous.scene != frame.scene or previous.channel != frame.channel:
                 raise SourceError(f"{what} is of another {'scene' if previous.scene != frame.scene else 'channel'}")
             check_sweep_step(previous.timestamp, last.timestamp, what)
@@ -353,25 +394,40 @@ class Planner:
         return [[chain[k] for chain in chains if k < len(chain)] for k in range(longest)]
 
 
-def _read_scenes(folder):
+def _read_scenes(folder, faults):
     """Rows of the scene table. Raises SourceError for two scenes of one name, which nothing could tell apart later."""
+    scenes = by_token(read_table(folder, "scene"), "scene", faults, _check_scene)
+    scenes = {token: row for token, row in scenes.items() if not isinstance(row, SourceError)}
     named = {}
-    scenes = _texts(read_table(folder, "scene"), "scene", ("name", "description"))
     for token, row in scenes.items():
-        for name, kind in (("log_token", None), ("nbr_samples", int), ("first_sample_token", str)):
-            field_of(row, name, f"scene {token}", kind)
         other = named.setdefault(scene_key(row["name"]), token)
         if other != token:
             raise SourceError(f"scene {token}: has the name {row['name']!r} of scene {other}; rename one of them")
     return list(scenes.values())
 
 
-def _texts(rows, table, fields):
-    """token -> row of a table whose `fields` are texts; a description may be missing its text."""
-    out = by_token(rows, table, fields)
-    for token, row in out.items():
-        for name in fields:
-            if row[name] is None and name != "name":
-                row[name] = ""
-            field_of(row, name, f"{table} {token}", str)
-    return out
+def _check_scene(row):
+    what = f"scene {row['token']}"
+    _check_texts(row, what, ("name", "description"))
+    for name, kind in (("log_token", None), ("nbr_samples", int), ("first_sample_token", str)):
+        field_of(row, name, what, kind)
+
+
+def _check_log(row):
+    _check_texts(row, f"log {row['token']}", ("logfile", "vehicle", "date_captured", "location"))
+
+
+def _check_sample(row):
+    what = f"sample {row['token']}"
+    timestamp_of(row, what)
+    field_of(row, "scene_token", what, str)
+    for name in ("prev", "next"):
+        row[name] = link_of(row, name, what)
+
+
+def _check_texts(row, what, fields):
+    """Raise SourceError unless these fields of a row are texts; all but a name may be missing their text."""
+    for name in fields:
+        if field_of(row, name, what) is None and name != "name":
+            row[name] = ""
+        field_of(row, name, what, str)

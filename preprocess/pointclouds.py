@@ -1,48 +1,124 @@
 """Lidar and radar files -> arrays of points, after checking that they hold what they should."""
 
-import re
+from collections import Counter
 
 import numpy as np
 
 from preprocess.errors import SourceError
 from preprocess.nuscenes import LIDAR_FIELDS, MIN_DISTANCE_M, RADAR_FIELDS
+from preprocess.pcd import check_tail, is_pcd, pcd_header, pcd_rows, point_count
 
 LIDAR_COLUMNS = (4, 5, 6)  # x, y, z, intensity; and ring; and one more, which is dropped
 MAX_RANGE_M = 1e4  # ten kilometres: no lidar or radar of a car sees as far
 MAX_RING = 1023
+_RING = "its fifth column is no number of a ring"
 
 RADAR_TYPES = ("<f4",) * 3 + ("<i1", "<i2") + ("<f4",) * 5 + ("<i1",) * 8
 RADAR_DTYPE = np.dtype(list(zip(RADAR_FIELDS, RADAR_TYPES, strict=True)))
 _RADAR_HEADER = {
-    b"FIELDS": " ".join(RADAR_FIELDS),
-    b"SIZE": " ".join(str(RADAR_DTYPE[name].itemsize) for name in RADAR_FIELDS),
-    b"TYPE": " ".join(RADAR_DTYPE[name].kind.upper() for name in RADAR_FIELDS),
-    b"COUNT": " ".join("1" for _ in RADAR_FIELDS),
-    b"HEIGHT": "1",
+    "FIELDS": " ".join(RADAR_FIELDS),
+    "SIZE": " ".join(str(RADAR_DTYPE[name].itemsize) for name in RADAR_FIELDS),
+    "TYPE": " ".join(RADAR_DTYPE[name].kind.upper() for name in RADAR_FIELDS),
+    "COUNT": " ".join("1" for _ in RADAR_FIELDS),
+    "HEIGHT": "1",
 }
+# What may be met in lidar files, is read, and is counted.
+DROPPED = "lidar points with a NaN, which are no returns, were dropped"
+NO_RING = "lidar files have a fifth column that is no ring: their points have none"
 
 
-def parse_lidar(data, path, columns=5):
-    """(5, n) float32 x, y, z [m, sensor frame], intensity, ring from the bytes of a `.pcd.bin`.
+def parse_lidar(data, path, columns=5, found=None):
+    """(5, n) float32 x, y, z [m, sensor frame], intensity, ring from the bytes of a `.pcd.bin`, or of a binary PCD.
+
+    Points with a NaN, by which drivers say that nothing came back, are dropped. A fifth column that is no ring, such as a time,
+    becomes -1.
 
     Args:
         columns: float32 values a point in the file: 5; 4, where there is no ring, which becomes -1; or 6, whose last is
-            dropped.
+            dropped. A PCD says itself what it has; it needs x, y, z and intensity.
+        found: Counter to which what was dropped is added, under DROPPED and NO_RING.
     Raises:
-        SourceError: an empty or cut file, one of another number of columns, numbers that are not finite or out of range.
+        SourceError: an empty or cut file, one of another number of columns or of float64, numbers that are infinite or out of
+            range.
     """
+    found = Counter() if found is None else found
+    if is_pcd(data):
+        points = _returns(_of_pcd(data, path), path, found)
+        problem = lidar_problem(points)
+        if problem is not None:
+            raise SourceError(f"{path}: {problem}")
+        return points
     points = _columns(data, columns)
     if points is None:
         raise SourceError(f"{path}: {len(data)} bytes are not a whole number of {4 * columns}-byte lidar points")
+    points = _returns(points, path, found)
     problem = lidar_problem(points)
+    if problem == _RING and _is_no_ring(points, data, columns):
+        points[4], problem = -1, None
+        found[NO_RING] += 1
     if problem is None and columns == 4 and points.shape[1] > 1:
         # A file with rings read as if it had none: what tells is that its fifth numbers are rings through and through.
         others = [c for c in (5, 6) if (p := _columns(data, c)) is not None and not _same(p) and not lidar_problem(p)]
         problem = f"it reads as {others[0]} columns" if others else None
     if problem is not None:
-        fitting = [c for c in LIDAR_COLUMNS if c != columns and len(data) % (4 * c) == 0]
-        remedy = f"; give --lidar-columns if it has {' or '.join(map(str, fitting))}" if fitting else ""
-        raise SourceError(f"{path}: not a lidar file of {columns} columns, {problem}{remedy}")
+        raise SourceError(f"{path}: not a lidar file of {columns} columns, {problem}{_remedy(data, columns)}")
+    return points
+
+
+def _remedy(data, columns):
+    """What a file of other columns may be, as a clause."""
+    for wide in (3, *LIDAR_COLUMNS):
+        if len(data) % (8 * wide) == 0:
+            rows = np.frombuffer(data, "<f8").reshape(-1, wide)[:, :3]
+            with np.errstate(invalid="ignore"):
+                if (np.abs(rows) <= MAX_RANGE_M).all() and (np.abs(rows) > 1e-6).any(1).mean() > 0.5:
+                    return "; its numbers are float64: convert them to float32"
+    fitting = [c for c in LIDAR_COLUMNS if c != columns and len(data) % (4 * c) == 0]
+    return f"; give --lidar-columns if it has {' or '.join(map(str, fitting))}" if fitting else ""
+
+
+def _returns(points, path, found):
+    """The points none of whose x, y, z and intensity is NaN."""
+    nothing = np.isnan(points[:4]).any(0)
+    if not nothing.any():
+        return points
+    if nothing.all():
+        raise SourceError(f"{path}: every one of its {len(nothing)} lidar points has a NaN")
+    found[DROPPED] += int(nothing.sum())
+    return points.compress(~nothing, axis=1)
+
+
+def _is_no_ring(points, data, columns):
+    """Whether it is the fifth column alone that is not as expected: most of its values are no rings, and it is in its place.
+
+    Read with another number of columns, the coordinates of a file go through all columns, and intensities are negative.
+    """
+    ring = points[4]
+    rings = (ring >= -1) & (ring <= MAX_RING) & (ring == np.rint(ring))
+    others = (_columns(data, c) for c in LIDAR_COLUMNS if c != columns)
+    return (
+        rings.mean() < 0.5 and _in_place(points) and not any(other is not None and _in_place(other) for other in others)
+    )
+
+
+def _in_place(points):
+    """Whether points may have been read with their own number of columns: none is far away, no intensity is negative."""
+    near = np.abs(points[:3]) <= MAX_RANGE_M
+    return bool(near.all() and (points[3] >= 0).all())
+
+
+def _of_pcd(data, path):
+    """(5, n) float32 of a binary PCD with x, y, z and intensity, and ring where it has one."""
+    rows = pcd_rows(data, path)
+    missing = [name for name in ("x", "y", "z", "intensity") if name not in rows.dtype.names]
+    if missing:
+        raise SourceError(
+            f"{path}: a lidar PCD without {missing[0]}; its fields are {', '.join(rows.dtype.names)[:200]}"
+        )
+    points = np.full((len(LIDAR_FIELDS), len(rows)), -1, np.float32)
+    for place, name in enumerate(LIDAR_FIELDS):
+        if name in rows.dtype.names:
+            points[place] = rows[name]
     return points
 
 
@@ -62,14 +138,15 @@ def _same(points):
 
 
 def lidar_problem(points):
-    """What is wrong with (5, n) points x, y, z, intensity, ring, as a clause; None where nothing is."""
-    if not np.isfinite(points).all():
-        return "a point has a coordinate, intensity or ring that is not finite"
+    """What is wrong with (5 or more, n) points x, y, z, intensity, ring, as a clause; None where nothing is."""
+    finite = np.isfinite(points)
+    if not finite[:4].all() or not finite[5:].all():
+        return "a point has a coordinate or intensity that is not finite"
     if points.size and np.abs(points[:3]).max() > MAX_RANGE_M:
         return f"a point lies {np.abs(points[:3]).max():.3g} m away"
     ring = points[4]
-    if points.size and (ring.min() < -1 or ring.max() > MAX_RING or (ring != np.rint(ring)).any()):
-        return "its fifth column is no number of a ring"
+    if points.size and not ((ring >= -1) & (ring <= MAX_RING) & (ring == np.rint(ring))).all():
+        return _RING
     return None
 
 
@@ -82,15 +159,15 @@ def parse_radar(data, path):
     feed, since the devkit wants a byte there. Raises SourceError for another header, a short file, other bytes, or a number
     that is not finite.
     """
-    head, _, rest = data.partition(b"\nDATA binary\n")
-    if not rest and not data.endswith(b"\nDATA binary\n"):
-        raise SourceError(f"{path}: not a binary radar PCD")
-    size = _radar_count(head, path) * RADAR_DTYPE.itemsize
+    head, rest = pcd_header(data, path)
+    for name, wanted in _RADAR_HEADER.items():
+        found = head.get(name, wanted if name == "COUNT" else "")
+        if found != wanted:
+            raise SourceError(f"{path}: its radar header has {name} {found[:200]!r}, expected {wanted}")
+    size = point_count(head, path) * RADAR_DTYPE.itemsize
     if len(rest) < size:
         raise SourceError(f"{path}: {len(rest)} bytes of points, its header promises {size}")
-    after = rest[size:]
-    if after != b"\n" and after.strip(b"\0"):
-        raise SourceError(f"{path}: {len(after)} bytes that are not zeros follow the {size} that its header promises")
+    check_tail(rest, size, path)
     rows = np.frombuffer(rest, RADAR_DTYPE, size // RADAR_DTYPE.itemsize)
     points = np.stack([rows[name].astype(np.float64) for name in RADAR_FIELDS])
     nan = np.isnan(points)
@@ -111,20 +188,6 @@ def radar_problem(points):
     if points.size and np.abs(points[:3]).max() > MAX_RANGE_M:
         return f"a radar point lies {np.abs(points[:3]).max():.3g} m away"
     return None
-
-
-def _radar_count(head, path):
-    """Number of points that the header of a radar PCD promises. Raises SourceError where it is not the prescribed one."""
-    names = rb"^(FIELDS|SIZE|TYPE|COUNT|WIDTH|HEIGHT|POINTS)[ \t]+(.*?)\s*$"
-    lines = {name: b" ".join(text.split()) for name, text in re.findall(names, head, re.MULTILINE)}
-    for name, wanted in _RADAR_HEADER.items():
-        found = lines.get(name, wanted.encode() if name == b"COUNT" else b"").decode("ascii", "replace")
-        if found != wanted:
-            raise SourceError(f"{path}: its radar header has {name.decode()} {found[:200]!r}, expected {wanted}")
-    width, points = lines.get(b"WIDTH", b""), lines.get(b"POINTS", lines.get(b"WIDTH"))
-    if not re.fullmatch(rb"\d{1,9}", width) or points != width:
-        raise SourceError(f"{path}: its PCD header cannot be understood: WIDTH and POINTS must say the same number")
-    return int(width)
 
 
 def remove_ego_returns(points):

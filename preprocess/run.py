@@ -1,8 +1,7 @@
 """python -m preprocess.run: nuScenes -> shards."""
 
 import itertools
-import os
-import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -11,41 +10,24 @@ import click
 
 from common.interrupts import CODE, Interruptible
 from common.keys import scene_key
-from common.progress import Progress, say
+from common.plain import one_line
+from common.progress import Progress, counted, say
 from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
-from common.spelling import EITHER, spelled
+from common.spelling import EITHER, parsed, spelled
 from common.stores import open_store, parse_options
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
 from preprocess.left_out import by_scene, missing_files
 from preprocess.manifest import read_skipped, write_manifests
-from preprocess.options import Options, parse_channels, parse_sensors
+from preprocess.options import Options, parse_channels, parse_image_size, parse_sensors
 from preprocess.plan import DEFAULT_SHARDS, Planner, read_splits
 from preprocess.pointclouds import LIDAR_COLUMNS
 from preprocess.pool import DaskPool, LocalPool
 from preprocess.shard_writer import KINDS
+from preprocess.workers import CORES
 
 PROBED_KEYFRAMES = 24  # what --dry-run makes in memory to know how large the rest will be
-
-
-def _image_size(_context, _parameter, value):
-    if not value:
-        return None
-    match = re.fullmatch(r"(\d+)x(\d+)", value)
-    if not match:
-        raise click.BadParameter(f"{value!r} is not HEIGHTxWIDTH, for example 540x960")
-    return int(match[1]), int(match[2])
-
-
-def _parsed(parse):
-    def callback(_context, _parameter, value):
-        try:
-            return parse(value)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from None
-
-    return callback
 
 
 CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
@@ -57,11 +39,13 @@ CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
 @click.option("--out", default="shards", help="folder for the shards, or an address (s3://..., gs://...)")
 @click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
 @click.option("--sweeps", default=5, help="largest nsweeps the shards will serve, keyframe included")
-@click.option("--image-size", callback=_image_size, help="re-encode images, e.g. 540x960  [default: source bytes]")
-@click.option("--jpeg-quality", default=90, help="with --image-size")
-@click.option("--sensors", callback=_parsed(parse_sensors), help="camera[,lidar][,radar]  [default: what is there]")
 @click.option(
-    "--channels", callback=_parsed(parse_channels), help="names of another rig: LIDAR_TOP=LIDAR_CONCAT,CAM_FRONT=..."
+    "--image-size", callback=parsed(parse_image_size), help="re-encode images, e.g. 540x960  [default: source bytes]"
+)
+@click.option("--jpeg-quality", default=90, help="with --image-size")
+@click.option("--sensors", callback=parsed(parse_sensors), help="camera[,lidar][,radar]  [default: what is there]")
+@click.option(
+    "--channels", callback=parsed(parse_channels), help="names of another rig: LIDAR_TOP=LIDAR_CONCAT,CAM_FRONT=..."
 )
 @click.option(
     "--lidar-columns",
@@ -70,7 +54,7 @@ CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
     help="float32 values a lidar point",
 )
 @click.option("--split-file", type=click.Path(path_type=Path), help='JSON {"train": [scenes], "val": [scenes]}')
-@click.option("--workers", default=os.cpu_count(), type=click.IntRange(1), help="processes")
+@click.option("--workers", default=CORES, type=click.IntRange(1), help="processes")
 @click.option("--scheduler", help="a Dask scheduler (tcp://host:8786) that runs the work instead")
 @click.option("--train-shards", default=DEFAULT_SHARDS["train"], type=click.IntRange(1), help="at most")
 @click.option("--val-shards", default=DEFAULT_SHARDS["val"], type=click.IntRange(1), help="at most; test too")
@@ -94,7 +78,7 @@ def main(**values):
 
 
 def _fail(error, code=1):
-    click.echo(f"error: {' '.join(str(error).split())}", err=True)
+    click.echo(f"error: {one_line(error)}", err=True)
     sys.exit(code)
 
 
@@ -132,9 +116,10 @@ def _plan(version, dataroot, options, split_file, rest, skip):
     counts = {split: rest["train_shards"] if split == "train" else rest["val_shards"] for split in splits}
     left = planner.check_splits(splits, complete=split_file is not None)
     if left:
-        say(f"{len(left)} scenes are in no split of {version} and are left out, the first: {left[0]}")
+        say(f"{counted(len(left), 'scene')} in no split of {version}, left out; the first: {one_line(left[0], 100)}")
     say(
-        f"planning {len(planner.scenes) - len(left)} scenes, {len(planner.samples)} samples; {', '.join(planner.sensors)}"
+        f"planning {counted(len(planner.scenes) - len(left), 'scene')}, {counted(len(planner.samples), 'sample')}; "
+        f"{', '.join(planner.sensors)}"
     )
     with Progress(len(planner.scenes) - len(left), "scenes", "planning") as bar:
         recipes = [r for split in splits for r in planner.shards(split, splits[split], counts[split], bar.one_more)]
@@ -202,7 +187,7 @@ def _dry_run(recipes, todo, dataroot, store, writing, skip, names):
         own = [r.name for r in recipes if r.facts["split"] == split]
         there, written = [kept[name] for name in own if name in kept], [new[name] for name in own if new.get(name)]
         click.echo(
-            f"{split}: {len(there) + len(written)} shards, {sum(map(len, there + written))} keyframes; "
+            f"{split}: {counted(len(there) + len(written), 'shard')}, {counted(sum(map(len, there + written)), 'keyframe')}; "
             f"{len(there)} are there already"
         )
     _say_skipped(skipped, itertools.chain(*kept.values(), *new.values()), names)
@@ -257,32 +242,39 @@ def _indexes(store, recipes):
 
 def _say_skipped(skipped, kept, names):
     if skipped:
-        click.echo(f"{len(skipped)} samples were left out:")
+        click.echo(f"{counted(len(skipped), 'sample was', 'samples were')} left out:")
         for line in by_scene(skipped, kept, names):
             click.echo(line)
 
 
 def _summary(recipes, todo, done, indexes, store, seconds, names):
     size, frames = sum(i.tar_bytes for i in indexes), sum(len(i.keys) for i in indexes)
-    click.echo(f"{len(indexes)} shards, {frames} keyframes, {size / 1e6:.1f} MB in {store.path('')} ({seconds:.1f} s)")
+    what = f"{counted(len(indexes), 'shard')}, {counted(frames, 'keyframe')}, {size / 1e6:.1f} MB"
+    click.echo(f"{what} in {store.path('')} ({seconds:.1f} s)")
     written = {r.name for r in todo}
     kept = [r.name for r in recipes if r.name not in written]
     if kept:
         click.echo(f"{len(kept)} of them were there already and were kept")
         lost = sum(len(read_skipped(store, name)) for name in kept)
         if lost:
-            click.echo(f"{lost} samples were left out of those when they were made; --overwrite tries them again")
+            left = counted(lost, "sample was", "samples were")
+            click.echo(f"{left} left out of those when they were made; --overwrite tries them again")
     if len(indexes) < len(recipes):
         click.echo(
-            f"{len(recipes) - len(indexes)} shards came out empty and were not written; the next run tries again"
+            f"{counted(len(recipes) - len(indexes), 'shard')} came out empty, not written; the next run tries again"
         )
     _say_skipped(done.skipped, [key for index in indexes for key in index.keys], names)
+    for name, count in done.found.items():
+        if count:
+            click.echo(f"{count} {name}")
     if todo:
         click.echo(f"{'member':<8}{'read MB':>12}{'written MB':>12}{'ratio':>8}")
         for kind in KINDS:
             read, written = done.read[kind] / 1e6, done.written[kind] / 1e6
             ratio = f"{written / read:8.2f}" if read else " " * 8
             click.echo(f"{kind:<8}{read:>12.1f}{written:>12.1f}{ratio}")
+    out = shlex.quote(str(store.address))
+    say(f"next: {spelled('preprocess.show')} {out}\n      {spelled('train.run')} --shards {out}")
 
 
 if __name__ == "__main__":

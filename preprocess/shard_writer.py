@@ -3,22 +3,26 @@
 import itertools
 from dataclasses import dataclass, field
 
+from common.plain import one_line
 from common.record import encode_json
 from common.shard_index import dump_index
 from preprocess.errors import SourceError
 from preprocess.indexed_tar import IndexedTar
 from preprocess.keyframe import build_record
+from preprocess.pointclouds import DROPPED, NO_RING
 
 KINDS = ("images", "radar", "lidar", "rest")
+FOUND = (DROPPED, NO_RING)  # what build_record counts besides bytes
 
 
 @dataclass
 class Written:
-    """What became of one shard: keyframes written, source and shard bytes by kind, samples left out."""
+    """What became of one shard: keyframes written, source and shard bytes by kind, what of FOUND was met, samples left out."""
 
     keyframes: int = 0
     read: dict = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     written: dict = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    found: dict = field(default_factory=lambda: dict.fromkeys(FOUND, 0))
     skipped: list = field(default_factory=list)
 
     def add(self, keyframes, read, written):
@@ -26,6 +30,8 @@ class Written:
         for kind in KINDS:
             self.read[kind] += read.get(kind, 0)
             self.written[kind] += written.get(kind, 0)
+        for name in FOUND:
+            self.found[name] += read.get(name, 0)
 
 
 def skipped_name(shard):
@@ -43,7 +49,7 @@ def write_shard(
     Args:
         recipe: ShardRecipe. dataroot: nuScenes folder. store: of the folder of the shards, see common.stores.
         on_error: "stop" raises; "skip" leaves the sample out, and with keep_sequences its whole scene.
-        on_keyframe: called with (1, bytes in by kind, bytes out by kind) after each keyframe.
+        on_keyframe: called with (1, bytes in by kind and what was found, bytes out by kind) after each keyframe.
     Returns:
         Written.
     Raises:
@@ -83,7 +89,7 @@ def _records(recipe, dataroot, image_hw, jpeg_quality, on_error, keep_sequences,
             except SourceError as error:
                 if on_error == "stop":
                     raise
-                failed = str(error)
+                failed = one_line(error)
                 if keep_sequences:
                     break
                 done.skipped.append({"key": frame.key, "token": frame.facts["token"], "why": failed})

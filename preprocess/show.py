@@ -9,7 +9,8 @@ import click
 
 from common.files import write_atomically
 from common.interrupts import Interruptible
-from common.progress import progress
+from common.plain import one_line, plain
+from common.progress import counted, progress
 from common.shard_index import ShardError
 from common.spelling import EITHER, spelled
 from common.stores import parse_options
@@ -44,11 +45,11 @@ def main(shards, as_json, chart, store_options):
     if as_json:
         click.echo(json.dumps(contents.as_dict(), indent=1))
     else:
-        click.echo("\n".join(table(contents)))
+        click.echo(plain("\n".join(table(contents))))
 
 
 def _fail(error):
-    click.echo(f"error: {' '.join(str(error).split())}", err=True)
+    click.echo(f"error: {one_line(error)}", err=True)
     sys.exit(1)
 
 
@@ -100,7 +101,7 @@ def _options(contents):
     for name, values in contents.options.items():
         text = " and ".join(_option(value) for value in values)
         if name == "image_size" or values != [None]:
-            lines.append(f"  {name.replace('_', ' '):<20}{_cut(text, WIDTH - 22)}")
+            lines.append(f"  {_cut(name.replace('_', ' '), 19):<20}{_cut(text, WIDTH - 22)}")
     return lines
 
 
@@ -162,14 +163,16 @@ def _rest(contents):
     if not contents.layers:
         lines.append("no layers")
     if contents.skipped:
-        lines.append(f"{len(contents.skipped)} samples were left out when these were made; the first:")
-        lines.append(_cut(f"  {contents.skipped[0]['key']}: {contents.skipped[0]['why']}", WIDTH))
+        left = counted(len(contents.skipped), "sample was", "samples were")
+        lines.append(f"{left} left out when these were made; the first:")
+        lines.append("  " + _cut(f"{contents.skipped[0]['key']}: {contents.skipped[0]['why']}", WIDTH - 2))
     else:
         lines.append("no samples were left out when these were made")
     return lines
 
 
 def _cut(text, width):
+    text = one_line(text)
     return text if len(text) <= width else text[: width - 3] + "..."
 
 

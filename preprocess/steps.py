@@ -9,6 +9,7 @@ MIN_KEYFRAME_STEP_US = 5_000
 MAX_KEYFRAME_STEP_US = 30_000_000
 MAX_SWEEP_STEP_US = 10_000_000
 MAX_MOVE_M = 2_000.0
+UNUSUAL_STEP_S = 3.0
 UNIT = "timestamps are microseconds"
 
 
@@ -21,8 +22,11 @@ def check_keyframe_step(earlier_us, later_us, what):
 
 def keyframe_steps_us(samples):
     """(n,) int64 steps from the keyframes of the sample table (token -> row) to those that they name as their next."""
-    following = ((row, samples.get(row["next"])) for row in samples.values())
-    return np.array([after["timestamp"] - row["timestamp"] for row, after in following if after], np.int64)
+    rows = [row for row in samples.values() if isinstance(row, dict)]
+    following = ((row, samples.get(row["next"])) for row in rows)
+    return np.array(
+        [after["timestamp"] - row["timestamp"] for row, after in following if isinstance(after, dict)], np.int64
+    )
 
 
 def check_sweep_step(earlier_us, later_us, what):

@@ -2,17 +2,35 @@
 
 The devkit holds every table as Python dicts (about 9 GB for v1.0-trainval). Here each table is reduced to arrays as soon
 as it is read, and only one is in memory as dicts at a time.
+
+A row that cannot be used stands in its table's mapping as the SourceError that says why, which is raised to whoever needs it.
 """
 
+import gzip
 import json
+import zlib
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from preprocess.errors import SourceError
-from preprocess.options import channel_names
+from preprocess.options import CANONICAL, channel_names
 from preprocess.plausible import check_intrinsics
+
+
+class Faults:
+    """What is wrong with rows of tables. With `skips` it is kept, for the samples that need them; else it is raised at once."""
+
+    def __init__(self, skips):
+        self.skips, self.found = skips, []
+
+    def met(self, error):
+        """The SourceError, to be put in the row's place. Raises it unless faults are skipped."""
+        if not self.skips:
+            raise error
+        self.found.append(str(error))
+        return error
 
 
 @dataclass
@@ -41,6 +59,7 @@ class SensorFrame:
 
 
 _KINDS = {str: "a text", int: "a whole number", bool: "true or false", list: "a list"}
+_GZIP = b"\x1f\x8b"
 MAX_TIMESTAMP_US = 1 << 62
 
 
@@ -56,11 +75,21 @@ def field_of(row, name, table, kind=None):
     return value
 
 
+def link_of(row, name, table):
+    """The token that row[name] refers to; "" at a chain's end, which some converters write as null. Raises SourceError."""
+    return "" if field_of(row, name, table) is None else field_of(row, name, table, str)
+
+
 def read_table(folder, name, optional=False):
-    """Rows of one table as dicts. Raises SourceError for a missing or damaged file."""
+    """Rows of one table as dicts, of NAME.json or NAME.json.gz. Raises SourceError for a missing or damaged file."""
     path = Path(folder) / f"{name}.json"
+    packed = path.with_name(f"{path.name}.gz")
+    if not path.exists() and packed.exists():
+        path = packed
     try:
         data = path.read_bytes()
+        if data.startswith(_GZIP):
+            data = gzip.decompress(data)
         rows = json.loads(data)
         if b"\\ud" in data or b"\\uD" in data:  # half a surrogate pair is text that nothing can write again
             json.dumps(rows, ensure_ascii=False).encode()
@@ -68,23 +97,42 @@ def read_table(folder, name, optional=False):
         if optional:
             return []
         raise SourceError(f"{path}: the table is missing; is this nuScenes folder complete?") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise SourceError(f"{path}: not a readable JSON table ({error})") from None
     if not isinstance(rows, list):
         raise SourceError(f"{path}: not a list of rows")
     return rows
 
 
-def by_token(rows, table, fields=()):
-    """token -> row. Raises SourceError for a token that occurs twice and for a row that lacks one of the fields."""
-    out = {}
+def named(rows, table, faults):
+    """The rows that have a token. A row without one nobody can refer to: it is a fault, and left out."""
+    if all(isinstance(row, dict) and isinstance(row.get("token"), str) for row in rows):
+        return rows
+    kept = []
     for row in rows:
-        for name in fields:
-            field_of(row, name, table)
-        token = field_of(row, "token", table, str)
-        if token in out:
-            raise SourceError(f"{table}: the token {token} occurs twice")
-        out[token] = row
+        try:
+            field_of(row, "token", table, str)
+            kept.append(row)
+        except SourceError as error:
+            faults.met(error)
+    return kept
+
+
+def by_token(rows, table, faults, check=lambda row: None):
+    """token -> row, or the SourceError of a row that `check` refuses or whose token is not its own.
+
+    check: called with each row; raises SourceError.
+    """
+    out = {}
+    for row in named(rows, table, faults):
+        token = row["token"]
+        try:
+            if token in out:
+                raise SourceError(f"{table}: the token {token} occurs twice")
+            check(row)
+            out[token] = row
+        except SourceError as error:
+            out[token] = faults.met(error)
     return out
 
 
@@ -97,11 +145,14 @@ def timestamp_of(row, table):
 
 
 def refer(mapping, token, table, wanted_by):
-    """mapping[token]. Raises SourceError, naming who refers to it, where it does not exist."""
+    """mapping[token]. Raises SourceError where it does not exist, naming who refers to it, and one that stands in its place."""
     try:
-        return mapping[token]
+        value = mapping[token]
     except (KeyError, TypeError):
         raise SourceError(f"{wanted_by}: refers to {table} {token!r}, which does not exist") from None
+    if isinstance(value, SourceError):
+        raise SourceError(str(value))
+    return value
 
 
 def finite(values, shape, what):
@@ -120,97 +171,143 @@ def finite(values, shape, what):
     return array
 
 
-def column(rows, name, width, table):
-    """(n, width) float64 of one field of a table's rows, read at once. Raises SourceError, naming the row at fault."""
+def column(rows, name, width, table, faults):
+    """One field of a table's rows, read at once: ((n, width) float64, {place: SourceError of a row without such numbers})."""
     try:
         values = np.array([row[name] for row in rows]) if rows else np.zeros((0, width))
         if values.dtype.kind in "if" and values.shape == (len(rows), width) and np.isfinite(values).all():
-            return values.astype(np.float64, copy=False)
+            return values.astype(np.float64, copy=False), {}
     except (KeyError, TypeError, ValueError, OverflowError):
         pass
-    for row in rows:  # find the culprit, slowly
-        what = f"{table} {row.get('token', '?')}"
-        finite(field_of(row, name, what), (width,), f"{what}: {name}")
-    raise SourceError(f"{table}: the field {name!r} cannot be understood")
+    values, bad = np.ones((len(rows), width)), {}
+    for place, row in enumerate(rows):  # find the culprits, slowly
+        what = f"{table} {row['token']}"
+        try:
+            values[place] = finite(field_of(row, name, what), (width,), f"{what}: {name}")
+        except SourceError as error:
+            bad[place] = faults.met(error)
+    return values, bad
 
 
-def check_quaternions(rows, rotation, table):
-    """Raise SourceError for a row whose quaternion is zero and so turns nothing anywhere."""
-    zero = ~rotation.any(1)
-    if zero.any():
-        raise SourceError(f"{table} {rows[int(np.flatnonzero(zero)[0])]['token']}: rotation is the zero quaternion")
+def quaternions(rows, table, faults):
+    """`column` of the rotations; a quaternion of zeros, which turns nothing anywhere, is a fault."""
+    values, bad = column(rows, "rotation", 4, table, faults)
+    for place in np.flatnonzero(~values.any(1)).tolist():
+        bad[place] = faults.met(SourceError(f"{table} {rows[place]['token']}: rotation is the zero quaternion"))
+    return values, bad
 
 
-def read_poses(folder):
-    """The ego_pose table. Raises SourceError for a pose that is not finite or has a zero quaternion."""
-    rows = read_table(folder, "ego_pose")
-    row_of = {field_of(row, "token", "ego_pose", str): i for i, row in enumerate(rows)}
+def read_poses(folder, faults):
+    """The ego_pose table. A pose that is not finite or has a zero quaternion is a fault."""
+    rows = named(read_table(folder, "ego_pose"), "ego_pose", faults)
+    row_of = {row["token"]: place for place, row in enumerate(rows)}
     if len(row_of) != len(rows):
-        by_token(rows, "ego_pose")
-    rotation, translation = column(rows, "rotation", 4, "ego_pose"), column(rows, "translation", 3, "ego_pose")
-    check_quaternions(rows, rotation, "ego_pose")
+        row_of = {
+            token: row if isinstance(row, SourceError) else row_of[token]
+            for token, row in by_token(rows, "ego_pose", faults).items()
+        }
+    rotation, turned = quaternions(rows, "ego_pose", faults)
+    translation, moved = column(rows, "translation", 3, "ego_pose", faults)
+    row_of |= {rows[place]["token"]: error for place, error in (turned | moved).items()}
     return Poses(row_of, rotation, translation)
 
 
-def read_calibration(folder, channels=()):
+def read_calibration(folder, channels, faults):
     """calibrated_sensor token -> (channel, quaternion (4,), translation (3,), intrinsics (3, 3) or None).
 
-    channels: (name of nuScenes, name in the tables) pairs; channels come out under nuScenes' names.
+    The channel alone for a sensor that nobody asks for, whose rows may have any form. channels: (name of nuScenes, name in
+    the tables) pairs; channels come out under nuScenes' names.
     """
-    sensors = by_token(read_table(folder, "sensor"), "sensor")
-    kinds = {}
-    for token, row in sensors.items():
-        kinds[field_of(row, "channel", f"sensor {token}", str)] = field_of(row, "modality", f"sensor {token}", str)
+    sensors = by_token(
+        read_table(folder, "sensor"),
+        "sensor",
+        faults,
+        lambda row: field_of(row, "channel", f"sensor {row['token']}", str),
+    )
+    kinds = {row["channel"]: row.get("modality") for row in sensors.values() if not isinstance(row, SourceError)}
     names = channel_names(channels, kinds)
     out = {}
-    for token, row in by_token(read_table(folder, "calibrated_sensor"), "calibrated_sensor").items():
-        what = f"calibrated_sensor {token}"
-        sensor = refer(sensors, field_of(row, "sensor_token", what), "sensor", what)
-        rotation = finite(field_of(row, "rotation", what), (4,), f"{what}: rotation")
-        if not rotation.any():
-            raise SourceError(f"{what}: rotation is the zero quaternion")
-        translation = finite(field_of(row, "translation", what), (3,), f"{what}: translation")
-        intrinsics = None
-        if sensor["modality"] == "camera":
-            intrinsics = finite(field_of(row, "camera_intrinsic", what), (3, 3), f"{what}: camera_intrinsic")
-            check_intrinsics(intrinsics, what)
-        out[token] = (names[sensor["channel"]], rotation, translation, intrinsics)
+    for token, row in by_token(read_table(folder, "calibrated_sensor"), "calibrated_sensor", faults).items():
+        try:
+            out[token] = row if isinstance(row, SourceError) else _mounted(row, sensors, names)
+        except SourceError as error:
+            out[token] = faults.met(error)
     return out
 
 
-def read_sensor_frames(folder, calibration, poses, samples):
-    """sample_data: token -> SensorFrame, and (sample token, channel) -> token of the keyframe."""
+def _mounted(row, sensors, names):
+    """What read_calibration gives for a row. Raises SourceError."""
+    what = f"calibrated_sensor {row['token']}"
+    sensor = refer(sensors, field_of(row, "sensor_token", what), "sensor", what)
+    channel = names[sensor["channel"]]
+    if channel not in CANONICAL:
+        return channel
+    rotation = finite(field_of(row, "rotation", what), (4,), f"{what}: rotation")
+    if not rotation.any():
+        raise SourceError(f"{what}: rotation is the zero quaternion")
+    translation = finite(field_of(row, "translation", what), (3,), f"{what}: translation")
+    intrinsics = None
+    if sensor["modality"] == "camera":
+        intrinsics = finite(field_of(row, "camera_intrinsic", what), (3, 3), f"{what}: camera_intrinsic")
+        check_intrinsics(intrinsics, what)
+    return channel, rotation, translation, intrinsics
+
+
+def read_sensor_frames(folder, calibration, poses, samples, faults):
+    """sample_data: token -> SensorFrame, and (sample token, channel) -> token of the keyframe; either may be a SourceError.
+
+    Rows of sensors that nobody asks for are left out.
+    """
     frames, keyframes = {}, {}
-    for row in read_table(folder, "sample_data"):
-        token = field_of(row, "token", "sample_data", str)
-        if token in frames:
-            raise SourceError(f"sample_data: the token {token} occurs twice")
-        what = f"sample_data {token}"
-        sensor = field_of(row, "calibrated_sensor_token", what)
-        channel = refer(calibration, sensor, "calibrated_sensor", what)[0]
-        sample = field_of(row, "sample_token", what)
-        is_key = field_of(row, "is_key_frame", what, bool)
-        # A sweep whose sample was cut out of the tables matters to nobody who does not follow a chain to it.
-        scene = refer(samples, sample, "sample", what)["scene_token"] if is_key or sample in samples else ""
-        prev = field_of(row, "prev", what, str)
-        if token in (prev, row.get("next")):
-            raise SourceError(f"{what}: its {'prev' if token == prev else 'next'} points to itself")
-        frames[token] = SensorFrame(
-            token=token,
-            channel=channel,
-            scene=scene,
-            filename=field_of(row, "filename", what, str),
-            timestamp=timestamp_of(row, what),
-            pose=refer(poses.row, field_of(row, "ego_pose_token", what), "ego_pose", what),
-            calibration=sensor,
-            prev=prev,
-            height=row.get("height") or 0,
-            width=row.get("width") or 0,
-        )
-        if type(frames[token].height) is not int or type(frames[token].width) is not int:
-            raise SourceError(f"{what}: height and width {row['height']!r}, {row['width']!r} are no numbers of pixels")
-        if is_key:
-            if (sample, channel) in keyframes:
-                raise SourceError(f"sample {sample}: two keyframes of {channel}")
-            keyframes[sample, channel] = token
+    for row in named(read_table(folder, "sample_data"), "sample_data", faults):
+        token, what = row["token"], f"sample_data {row['token']}"
+        place = None
+        try:
+            mounted = refer(calibration, field_of(row, "calibrated_sensor_token", what), "calibrated_sensor", what)
+            if isinstance(mounted, str):
+                continue
+            sample, is_key = field_of(row, "sample_token", what), field_of(row, "is_key_frame", what, bool)
+            place = (sample, mounted[0]) if is_key and isinstance(sample, str) else None
+            if token in frames:
+                raise SourceError(f"sample_data: the token {token} occurs twice")
+            frames[token] = _frame(row, mounted[0], poses, samples)
+            if place in keyframes:
+                keyframes[place] = faults.met(SourceError(f"sample {sample}: two keyframes of {mounted[0]}"))
+        except SourceError as error:
+            frames[token] = faults.met(error)
+        if place is not None:
+            keyframes.setdefault(place, token)
     return frames, keyframes
+
+
+def _frame(row, channel, poses, samples):
+    """SensorFrame of a row of sample_data. Raises SourceError."""
+    token, what, sample = row["token"], f"sample_data {row['token']}", row["sample_token"]
+    # A sweep whose sample was cut out of the tables matters to nobody who does not follow a chain to it.
+    known = row["is_key_frame"] or isinstance(sample, str) and sample in samples
+    prev = link_of(row, "prev", what)
+    if token in (prev, row.get("next")):
+        raise SourceError(f"{what}: its {'prev' if token == prev else 'next'} points to itself")
+    frame = SensorFrame(
+        token=token,
+        channel=channel,
+        scene=refer(samples, sample, "sample", what)["scene_token"] if known else "",
+        filename=path_within(field_of(row, "filename", what, str), what),
+        timestamp=timestamp_of(row, what),
+        pose=refer(poses.row, field_of(row, "ego_pose_token", what), "ego_pose", what),
+        calibration=row["calibrated_sensor_token"],
+        prev=prev,
+        height=row.get("height") or 0,
+        width=row.get("width") or 0,
+    )
+    if type(frame.height) is not int or type(frame.width) is not int:
+        raise SourceError(f"{what}: height and width {row['height']!r}, {row['width']!r} are no numbers of pixels")
+    return frame
+
+
+def path_within(filename, what):
+    """A file name of the tables, with slashes where Windows wrote backslashes. Raises SourceError where it leads elsewhere."""
+    path = PurePosixPath(filename.replace("\\", "/"))
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or "\0" in filename:
+        raise SourceError(f"{what}: filename {filename!r} is no path within the data set's folder")
+    return filename.replace("\\", "/")

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import sys
 import tarfile
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +16,8 @@ from common.errors import CannotList, Missing
 from common.interrupts import Interruptible
 from common.keys import keyframe_key
 from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
-from common.progress import Progress, progress, say
+from common.plain import one_line
+from common.progress import Progress, counted, progress, say
 from common.record import (
     BOXES_MEMBER,
     CAMERAS_MEMBER,
@@ -47,7 +47,8 @@ from preprocess.plan import Planner
 from preprocess.plausible import check_boxes, check_camera, check_rigid
 from preprocess.pointclouds import lidar_problem, radar_problem
 from preprocess.steps import check_keyframe_step, check_offset, check_sweep_step
-from preprocess.workers import Workers, go_on
+from preprocess.verify_layers import check_layers
+from preprocess.workers import CORES, Workers, go_on
 
 MAX_LAG_ERROR_S = 1e-5  # seconds since 1970 as float64 are exact to a quarter of a microsecond
 SAMPLE_FIELDS = frozenset(
@@ -58,7 +59,7 @@ SAMPLE_FIELDS = frozenset(
 @click.command(cls=Interruptible, context_settings=EITHER)
 @click.argument("shards", nargs=-1, required=True)
 @click.option("--against", type=click.Path(path_type=Path), help="compare every byte with this nuScenes folder")
-@click.option("--workers", default=os.cpu_count(), type=click.IntRange(1), help="processes", show_default=True)
+@click.option("--workers", default=CORES, type=click.IntRange(1), help="processes", show_default=True)
 @click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
 def main(shards, against, workers, store_options):
     """Check SHARDS (a folder, tars, a pattern, a manifest; addresses too): indexes, checksums, every member, scenes, manifests.
@@ -68,10 +69,11 @@ def main(shards, against, workers, store_options):
     try:
         problems, keyframes, count = verify(shards, against, workers, parse_options(store_options))
     except (ValueError, OSError, BrokenProcessPool) as error:
-        problems, keyframes, count = [" ".join(str(error).split())], 0, 0
+        problems, keyframes, count = [str(error)], 0, 0
     for problem in problems:
-        click.echo(f"error: {problem}", err=True)
-    click.echo(f"{count} shards, {keyframes} keyframes: {f'{len(problems)} problems' if problems else 'all is well'}")
+        click.echo(f"error: {one_line(problem)}", err=True)
+    found = counted(len(problems), "problem") if problems else "all is well"
+    click.echo(f"{counted(count, 'shard')}, {counted(keyframes, 'keyframe')}: {found}")
     sys.exit(bool(problems))
 
 
@@ -100,7 +102,9 @@ def verify(patterns, against=None, workers=1, options=None):
         if index is not None:
             sound[store.address, name] = index
     for folder in folders:
-        problems += folder.check({name: i for (at, name), i in sound.items() if at == folder.store.address})
+        own = {name: i for (at, name), i in sound.items() if at == folder.store.address}
+        problems += folder.check(own)
+        problems += check_layers(folder.store, own, whole=folder.there is not None)
     problems += _check_scenes(list(sound.values()))
     return problems, sum(len(i.keys) for i in sound.values()), len(tars)
 

@@ -1,9 +1,12 @@
 """Processes that work for this one, and end with it: Ctrl-C stops them after what they are at, and nothing of them shows."""
 
 import multiprocessing
+import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
 
+# Cores that this process may use, which a container or taskset makes fewer than the machine has.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _stopping = None  # of a worker: whether the process that it works for was interrupted
 
 

@@ -77,7 +77,14 @@ def bevshards(tmp_path):
     def ask(commands):
         code = ASK.replace('Path.cwd() / "common" / "entry"', f"{str(tmp_path)!r}")
         done = subprocess.run(
-            [sys.executable, "-c", code, json.dumps(commands)],
+            [
+                sys.executable,
+                "-W",
+                "ignore::RuntimeWarning",
+                "-c",
+                code,
+                json.dumps(commands),
+            ],  # which runpy meets twice here
             cwd=tmp_path,
             capture_output=True,
             text=True,

@@ -4,6 +4,7 @@ They hold the generated world's scenes 1 to 3 of seed 7 at 90x160 pixels, three 
 losses were recorded with the code that wrote the shards.
 """
 
+import hashlib
 import io
 import json
 import tarfile
@@ -19,6 +20,13 @@ from common.shard_index import build_index, dump_index
 from preprocess.verify import verify
 from tests.conftest import REPOSITORY, call_module
 from tests.index_files import index_path
+from train.data import compile_data
+from train.data.label_spec import labels_side_by_side
+from train.evaluation.evaluator import evaluate
+from train.evaluation.files import as_json
+from train.model import Needs
+from train.options import Options
+from train.processes.distributed import World
 
 SCHEMA_2 = REPOSITORY / "tests" / "data" / "schema2"
 TRAINING = (
@@ -28,6 +36,7 @@ TRAINING = (
 ).split()
 TRAIN_LOSSES = (10.824446678161621, 11.100364685058594, 11.013059616088867)
 VAL_LOSSES = (10.755309104919434, 11.065752029418945)
+EVALUATION = (57473, "d74086f3a4843a078fae4afa28a6bc936b3cc84c31a75144962ae2fd458f3e81")  # bytes and SHA-256
 TOLERANCES = (1e-6, 1e-4, 1e-4)  # relative, update by update
 
 
@@ -87,3 +96,26 @@ def test_evaluates_to_the_figures_of_schema_3(run, tmp_path):
         body = json.loads((tmp_path / name / "eval.json").read_bytes())
         bodies.append({key: value for key, value in body.items() if key not in ("schema", "about")})
     assert bodies[0] == bodies[1] and bodies[0]
+
+
+class Returns(torch.nn.Module):
+    """A network without weights: a vehicle is where lidar returns something."""
+
+    needs = Needs(cameras=False, lidar="voxels", radar=False)
+
+    def forward(self, batch, grid):
+        return {"seg": batch.lidar_voxels[:, 0].sum(3) - 0.5}
+
+
+def test_an_evaluation_of_one_class_is_what_it_was_to_the_byte():
+    """eval.json without schema and about, as the code before there were several classes wrote it."""
+    options = Options(
+        bounds=(-50.0, 50.0, -5.0, 5.0, -50.0, 50.0), Z=50, Y=4, X=50, nsweeps=1, use_lidar=True, device="cpu"
+    )
+    chosen = dict(labels=labels_side_by_side(options), use_cameras=False, use_radar=False)
+    place = (None, options.bounds, (options.Z, options.Y, options.X), 2, 0)
+    _, val = compile_data(None, f"{SCHEMA_2}/val-000.tar", options.data_aug_conf(), *place, **chosen)
+    content = as_json(evaluate(Returns(), val, val.stage.vox_util, World(0, 1, torch.device("cpu"))))
+    del content["schema"], content["about"]
+    text = json.dumps(content, indent=1, allow_nan=False)
+    assert (len(text), hashlib.sha256(text.encode()).hexdigest()) == EVALUATION

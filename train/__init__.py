@@ -1,10 +1,8 @@
 """Shards -> a trained network. `python -m train.run` and the other commands begin here, before anything large is imported."""
 
-import os
-import sys
+from common.called import looking_for
 
-# The interpreter, or bevshards, is looking for the command: importing torch will take seconds.
-if os.path.basename(sys.argv[0]) in ("-m", "bevshards"):
+if looking_for("train"):  # importing torch will take seconds; a process that imports this package keeps its signals
     from train.processes import signals
 
     signals.end_at_once()

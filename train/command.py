@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import yaml
 
+from common.plain import one_line
 from common.spelling import EITHER, Command, spelled
 from train.errors import Interrupted, NotFinite, PeerFailed, Stopped
 from train.faults import told_in_a_line
@@ -142,7 +143,7 @@ def join_words(arguments, alone=False):
     """
     switches = {f"__{item.name}" for item in fields(Options) if item.type is bool} if alone else ()
     out, current = [], None
-    for word, after in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for word, after in zip(arguments, [*arguments[1:], "-"], strict=False):
         if word.replace("-", "_") in switches and not after.startswith("-") and not is_bool(after):
             word = f"{word}=true"
         if word.startswith("-"):
@@ -227,7 +228,7 @@ def fail_in_one_line(action):
             # Here, since click would make one word of some kinds. Notes are part of it.
             say("".join(traceback.format_exception(error)).rstrip(), same)
             sys.exit(1)
-        text = _one_line(error)
+        text = one_line(error)
         if out_of_memory:
             text = f"out of memory on the device; lower --batch_size or --res_scale ({text[:120]})"
         _say_with_notes(f"error: {text}", error, "run" if isinstance(error, NotFinite) else same)
@@ -243,7 +244,3 @@ def _say_with_notes(text, error, once_per="run"):
     """The text, then what was noted about the error on its way."""
     for shown in filter(None, (text, *getattr(error, "__notes__", ()))):
         say(shown, once_per)
-
-
-def _one_line(error):
-    return " ".join(str(error).split())

@@ -1,15 +1,19 @@
 """A small training, its IoU before and after, a picture and a page: the work of train.demo."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
 
+from common.spelling import spelled
+from train import checkpoint
 from train.evaluating import Evaluation, read_options, shown
 from train.evaluation.files import read_json
 from train.launch import launch
 from train.metrics import iou
+from train.options import FREE_ON_RESUME, Options, as_dict
 from train.processes.distributed import World, own_device, pick_device
 from train.processes.precision import full_float32
 from train.report import write_report
@@ -17,41 +21,86 @@ from train.samples import Network, Samples
 from train.setup import make_loaders, make_network
 from train.showing import sheet_of, write_picture
 from train.step import LossStep, validate
-from train.training import train
+from train.training import from_run, train
 
 
-def run(options, picture, out):
-    """Train as the options say, evaluate, draw the fullest val sample, and write the run's page to the folder `out`."""
+def run(options, pictures, picture, out):
+    """Train as the options say, on from where an earlier call was stopped; evaluate, draw the fullest val sample, make a page.
+
+    pictures: of the evaluation. picture: file of the sample. out: folder of the page. Raises ValueError.
+    """
     options = on_one_device(options)
     device = own_device(options.device)
     model, options = make_network(options, device=device)
     _, loader, vox_util = make_loaders(options, device)
     with full_float32():
-        before = iou(validate(LossStep(model, vox_util), shown(loader, "evaluate"), World(0, 1, device))[1])
-    path = Path(train(options))
-    model.load_state_dict(torch.load(path, map_location=device, weights_only=True)["model_state_dict"])
-    after = _evaluated(path.parent, options.device)
-    guess = torch.zeros(2, dtype=torch.float64)
-    fullest = (-1.0, "")  # vehicle cells and token of the sample with most of them
-    for batch in loader:
-        seg, valid = batch.seg_bev, batch.valid_bev
-        guess += torch.stack([(seg * valid).sum(), valid.sum()]).double().cpu()
-        fullest = max(fullest, (seg[0].sum().item(), batch.tokens[0][0]))
+        before = iou(validate(LossStep(model, vox_util), shown(loader, "untrained"), World(0, 1, device))[1])
+    path = _trained(options)
+    step = checkpoint.load(path, model)
+    after = _evaluated(path.parent, options.device, pictures)
+    guess, fullest = _truth(loader)
     samples = Samples(options.val_shards)
-    network = Network(options, model.eval(), options.max_iters, device)
+    number = samples.find(fullest)[0]
     Path(picture).parent.mkdir(parents=True, exist_ok=True)
-    write_picture(picture, sheet_of(samples, samples.find(fullest[1])[0], network))
+    write_picture(picture, sheet_of(samples, number, Network(options, model.eval(), step, device)))
     write_report((path.parent,), out / "report.html", options.log_dir)
-    click.echo(f"run: {path.parent}, trained in {options.precision}")
-    click.echo(f"val IoU: {before:.3f} before, {after:.3f} after (all-vehicle guess {iou(guess):.3f})")
+    for line in _next(path.parent, options, samples.keys[number]):
+        click.echo(line)
+    click.echo(f"val IoU: {before:.3f} before, {after:.3f} after (all-vehicle guess {guess:.3f})")
 
 
-def _evaluated(run, device):
+def _trained(options):
+    """The last checkpoint's path, of this demo's run as far as it has got. Raises ValueError where that is another one's."""
+    folder = Path(options.ckpt_dir) / options.run_name
+    if not any(folder.glob("model-*.pth")):
+        return Path(train(options))
+    path = checkpoint.find(folder)
+    recorded = checkpoint.read(path).get("options") or {}
+    for name, value in as_dict(options).items():
+        if name not in FREE_ON_RESUME and recorded.get(name, value) != value:
+            raise ValueError(
+                f"{folder}: is a demo with --{name} {recorded[name]}, not {value}; remove {folder.parents[1]}, or give "
+                "another --out"
+            )
+    if int(path.stem.rpartition("-")[2]) >= options.max_iters:
+        return path
+    free = {
+        name: value
+        for name, value in vars(options).items()
+        if name in FREE_ON_RESUME and name not in ("resume", "config")
+    }
+    return Path(train(Options(**from_run({**free, "resume": str(folder)}))))
+
+
+def _evaluated(run, device, pictures):
     """IoU of the run's newest checkpoint, by the command that anyone would use; it leaves eval.json and pictures there."""
-    choices = {"out": None, "pictures": 9, "robustness": False, "baseline": None}
+    choices = {"out": None, "pictures": pictures, "robustness": False, "baseline": None}
     launch(Evaluation(choices), read_options({"init_dir": str(run), "nworkers": 2, "device": device}))
     figures = read_json(run)["figures"]
     return next(f["value"] for f in figures if (f["group"], f["name"]) == ("iou", "all"))
+
+
+def _truth(loader):
+    """IoU of a guess that all is vehicle, and the token of the sample with the most vehicle cells."""
+    guess, fullest = torch.zeros(2, dtype=torch.float64), (-1.0, "")
+    for batch in loader:
+        seg, valid = batch.seg_bev, batch.valid_bev
+        guess += torch.stack([(seg * valid).sum(), valid.sum()]).double().cpu()
+        for cells, tokens in zip(seg.flatten(1).sum(1).tolist(), batch.tokens, strict=True):
+            fullest = max(fullest, (cells, tokens[0]))
+    return iou(guess), fullest[1]
+
+
+def _next(run, options, key):
+    """Lines that say what to look at, and what to type next."""
+    shards, here = shlex.quote(str(Path(options.val_shards[0]).parent)), shlex.quote(str(run))
+    return (
+        f"run: {run}, trained in {options.precision}",
+        "look at: the last row of the picture (hit, missed, false alarm); on the page, IoU by distance and by weather",
+        f"next: {spelled('train.show')} {shards} {key} --run {here} --out sample.png",
+        f"      {spelled('train.run')} --resume {here} --max_iters {2 * options.max_iters}",
+        f"      {spelled('train.evaluate')} {here} --robustness",
+    )
 
 
 def on_one_device(options):

@@ -1,7 +1,9 @@
 """An evaluation of a checkpoint from its options to its files: the work of train.evaluate."""
 
 import platform
+import shlex
 import tempfile
+import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import click
 import torch
 
 from common import addresses
-from common.progress import Progress
+from common.progress import Progress, clock, counted
 from common.shard_set import find_beside, find_shards
 from common.spelling import spelled
 from common.stores import parse_options
@@ -27,7 +29,7 @@ from train.launch import launch
 from train.options import SHARDS, Options, as_dict
 from train.processes.precision import on_device, set_precision
 from train.processes.ranks import say
-from train.setup import check_same_network, make_loaders, make_network
+from train.setup import check_same_network, check_same_shards, make_loaders, make_network
 
 # What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
 _OF_MODEL = (
@@ -42,6 +44,8 @@ _OF_MODEL = (
     "crop",
     "order",
 )
+
+WORTH_SAYING_S = 20.0  # that an evaluation takes
 
 
 def shown(loader, what, progress=True):
@@ -118,16 +122,20 @@ class Evaluation:
 
     def __call__(self, options, world):
         parts = world.together(lambda: _prepare(options, world))
+        world.together(lambda: check_same_shards((None, parts.loader), world))
         out = Path(self.choices["out"] or parts.folder / "eval")
         world.together(lambda: world.leads and _check_folders(out, _curves(parts)))
         if world.leads:
             say(_opening(parts, world))
         baseline = world.together(self._baseline)
+        began = time.monotonic()
         whole = evaluate(parts.network, parts.batches("evaluate", world), parts.grid, world, parts.autocast)
         damaged = None
         if self.choices["robustness"]:
             world.together(lambda: world.leads and _check_counts(whole))
             changes = damages(*parts.held(), options.seed, self.choices["off"])
+            takes = clock(len(changes) * (time.monotonic() - began))
+            say(f"robustness: the same under {counted(len(changes), 'change')}, about {takes}")
             with Progress(len(changes) * len(parts.loader), "batches", "robustness", shown=world.leads) as bar:
                 damaged = robustness(parts.again(world, bar), baseline, whole, changes, options.seed)
         if world.leads:
@@ -144,7 +152,7 @@ class Evaluation:
         whole.about = parts.about(whole)
         figures = all_figures(whole, parts.options.seed)
         headline = whole.about["headline"]
-        start = f"step {parts.step}; {len(whole.rows)} samples"
+        start = f"step {parts.step}; {counted(len(whole.rows), 'sample')}"
         if headline:
             first, cells = headline_of(figures, "iou", headline), labelled_cells(whole, headline)
             click.echo(f"{start}; IoU {iou_of(first):.4f}; {cells} labelled cells")
@@ -163,7 +171,17 @@ class Evaluation:
         _write_scalars(parts, scalars(figures) | {f"eval/{n}": s.value for n, s in whole.scores.items()})
         drawn = write_gallery(out, whole, headline, parts, self.choices["pictures"]) if headline else 0
         names = ["eval.json", "samples.csv", *(path.name for path in own)]
-        click.echo(f"written: {out}/{', '.join(names)}" + (f", {drawn} pictures" if drawn else ""))
+        click.echo(f"written: {out}/{', '.join(names)}" + (f", {counted(drawn, 'picture')}" if drawn else ""))
+        for line in self._next(parts, out):
+            click.echo(line, err=True)
+
+    def _next(self, parts, out):
+        """Lines that say what to type next."""
+        run = shlex.quote(str(parts.folder if out == parts.folder / "eval" else out))
+        yield f"next: {spelled('train.report')} {run} --out page.html"
+        if not self.choices["robustness"]:
+            yield f"      {spelled('train.evaluate')} {shlex.quote(str(parts.folder))} --robustness"
+        yield f"      {spelled('train.compare')} {run} ANOTHER_RUN"
 
 
 def labelled_cells(evaluation, label):
@@ -203,9 +221,13 @@ class Parts:
         own = iter(self.loader) if len(self.loader) else iter(())
         count = self.loader.num_global_batches
         with Progress(count, "batches", what, shown=world.leads) as bar:
-            for batch in bar.over(world.together(lambda: next(own, None)) for _ in range(count)):
+            for number, batch in enumerate(bar.over(world.together(lambda: next(own, None)) for _ in range(count))):
                 yield batch
                 world.first_step_done()
+                if number == 0:  # it also paid for what begins once
+                    began = time.monotonic()
+                elif number == 1 and (takes := (count - 2) * (time.monotonic() - began)) > WORTH_SAYING_S:
+                    say(f"{what}: about {clock(takes)}")
 
     def again(self, world, bar):
         """Function change -> Evaluation of one more pass, every batch changed first; None on other ranks than 0.
@@ -270,9 +292,9 @@ def _opening(parts, world):
     """What is evaluated, on what."""
     options, reader = parts.options, parts.loader.reader
     split = reader.facts.get("split", "")
+    samples, shards = counted(len(parts.loader.windows), "sample"), counted(len(reader.indexes), "shard")
     return (
-        f"{parts.path}, step {parts.step}: {len(parts.loader.windows)} samples of {reader.facts['version']} {split}, "
-        f"{len(reader.indexes)} shards\n"
+        f"{parts.path}, step {parts.step}: {samples} of {reader.facts['version']} {split}, {shards}\n"
         f"protocol {parts.labels[0].name}; grid {options.Z}x{options.Y}x{options.X}; {options.precision} on "
         f"{world.size} x {world.device.type}"
     )

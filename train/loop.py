@@ -14,6 +14,7 @@ from train import checkpoint
 from train.data.buffers import passed
 from train.errors import NotFinite, Stopped
 from train.model.interface import check_network
+from train.model.memory import apart, has_memory, joined, load_memory, memory_of
 from train.monitor.console import Console
 from train.monitor.curves import Curves, Pool
 from train.monitor.writers import open_wandb
@@ -30,11 +31,11 @@ LOST = 255  # no signal's number: rank 0 could not write a checkpoint, or curves
 
 
 def batches(loader):
-    """Batches without end, epoch after epoch; None where this rank has no share of an epoch's last batch."""
+    """Batches without end, epoch after epoch; None where this rank has no share of one of an epoch's last batches."""
     while True:
+        missing = loader.num_global_batches - max(len(loader), loader.position)
         yield from loader
-        if len(loader) < loader.num_global_batches:
-            yield None
+        yield from [None] * missing
 
 
 def _writer(folder, keep_latest):
@@ -124,6 +125,7 @@ class Trainer:
         self.world.together(lambda: checkpoint.check_readable(self.network, self.optimizer))
         self.world.together(lambda: self.world.leads and self._set_aside(first_step))
         saver = _writer(self.folder, self.options.keep_latest) if self.world.leads else None
+        load_memory(self.network, self.train_loader.memory, self.world.device)
         steps = range(first_step + 1, self.options.max_iters + 1)
         shown = {part: pool for part, pool in self.pools.items() if part == "t" or val is not None}
         self.curves = self._curves(shown, steps.start)
@@ -185,7 +187,7 @@ class Trainer:
     def _curves(self, pools, first_step):
         options = as_dict(self.options)
         mode = self.options.wandb if self.world.leads else ""
-        board = self.world.together(lambda: open_wandb(mode, self.name, self.options.log_dir, options))
+        board = self.world.together(lambda: open_wandb(mode, self.name, self.options.log_dir, options, first_step))
         where = f"{self.options.log_dir}/{self.name}"
         curves = self.world.together(lambda: Curves(where, pools, first_step, self.world.leads, board))
         curves.configuration("\n".join(f"{name}: {value}" for name, value in options.items()))
@@ -239,7 +241,7 @@ class Trainer:
         Random numbers of the network (dropped paths) are a function of seed, step and rank: nothing to save.
         """
         seed_all((self.options.seed * 1_000_003 + step) * 4099 + self.world.rank)
-        stood = {"loader": self.train_loader.state_dict()}
+        stood = {"loader": self.train_loader.state_dict(), "stream_state": memory_of(self.network)}
         waited, read_before = 0.0, self.train_loader.reader.bytes_read
         self.step.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -316,9 +318,10 @@ class Trainer:
         whole = self.options.val_batches == "all"
         wanted = self.val_loader.num_global_batches if whole else int(self.options.val_batches)
         self.world.follow_leader(self.network.buffers())  # batch-norm statistics: what a checkpoint of now would hold
-        stood = {"val_loader": self.val_loader.state_dict()}
+        stood = {"val_loader": self.val_loader.state_dict(), "val_stream_state": dict(self.val_loader.memory)}
         taken = (self._next(val, step, stood) for _ in range(wanted))
-        with Progress(wanted, "batches", "validation", leave=False, shown=self.world.leads) as bar:
+        bar = Progress(wanted, "batches", "validation", leave=False, shown=self.world.leads)
+        with bar, apart(self.network, self.val_loader.memory, self.world.device):
             means, counts, seen = validate(self.step, bar.over(taken), self.world)
         self.pools["v"].add(means, counts)
         return seen
@@ -331,10 +334,15 @@ class Trainer:
         self._saved(saver)
         if name is None:
             self._saved_step = step
+        then = dict(state)
+        memories = self._memories(then)
         if not self.world.leads:
             return None
-        then = dict(state)
-        state = {"options": as_dict(self.options), "pools": {w: list(pool.entries) for w, pool in self.pools.items()}}
+        state = {
+            "name": self.name,
+            "options": as_dict(self.options),
+            "pools": {w: list(pool.entries) for w, pool in self.pools.items()},
+        }
         if self.best is not None:
             state["best"] = self.best
         for prefix, loader in (("", self.train_loader), ("val_", self.val_loader)):
@@ -345,8 +353,19 @@ class Trainer:
         state["is_stream"] = getattr(self.train_loader.reader, "is_stream", False)
         content = checkpoint.snapshot(step, self.network, self.optimizer, self.scheduler, **state)
         content["model_state_dict"].update(then.pop("model_state_dict", {}))
-        content |= then
+        content |= then | memories
         return saver.submit(step, content, name)
+
+    def _memories(self, then):
+        """What the network remembers of all ranks' slots, in training and in validation: now, or, taken from it, `then`."""
+        now = {"stream_state": memory_of(self.network)}
+        if self.val_loader is not None:
+            now["val_stream_state"] = self.val_loader.memory
+        own = {name: then.pop(name, memory) for name, memory in now.items()}
+        if not has_memory(self.network):
+            return {}
+        ranks = self.world.gather({name: joined([memory]) for name, memory in own.items()})
+        return {name: joined([rank[name] for rank in ranks]) for name in own}
 
     def _is_best(self):
         """Whether, on the leading rank, this validation is better than all before by --keep_best, whose metric says what is."""

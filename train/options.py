@@ -96,6 +96,7 @@ class Options:
     decode: str = _option("auto", "JPEGs: host, device (nvJPEG) or auto (host)", "data")
     store_options: str = _option("", "JSON (or a file) of access to object stores; never recorded", "data", secret=True)
     requests: int = _option(16, "range requests in flight, at least, of a process's loader", "data", least=0)
+    retry_minutes: float = _option(15.0, "minutes to wait for a store that was there before", "data", least=0.0)
     cache_dir: str = _option("", "folder of a node for what was read from afar, used members only", "data")
     cache_gb: float = _option(100.0, "most that cache_dir may hold", "data", least=0.0)
     batch_size: int = _option(8, "samples over all devices", "optimisation", least=1, also=("bs",))
@@ -186,6 +187,11 @@ class Options:
             if least is not None and not value >= least:  # NaN too
                 raise ValueError(f"--{item.name} {value} must be at least {least}")
         check_visibility(self.protocol, self.min_visibility)
+        for name in ("exp_name", "run_name"):  # of folders, curves and pages
+            if not getattr(self, name).isprintable() or len(getattr(self, name)) > 200:
+                raise ValueError(
+                    f"--{name} {getattr(self, name)!r:.50}: it is at most 200 characters that can be printed"
+                )
         if self.no_pretrained and self.backbone_weights:
             raise ValueError("--no_pretrained and --backbone_weights FILE contradict each other; leave one out")
         if self.seed >= 2**64:
@@ -329,8 +335,8 @@ def _patterns(text):
 FREE_ON_RESUME = frozenset(
     "max_iters log_freq do_val val_freq val_batches log_dir wandb config save_freq keep_latest keep_best "
     "resume device device_ids timeout_min precision sync_bn find_unused compile deterministic shards val_shards "
-    "data_dir dset nworkers nworkers_val reader decode verify_reads store_options requests cache_dir "
-    "cache_gb".split()
+    "data_dir dset nworkers nworkers_val reader decode verify_reads store_options requests retry_minutes "
+    "cache_dir cache_gb".split()
 )
 
 # Options that earlier versions had and recorded: today's ones from the value; none where it has no meaning any more.

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import socket
 
+from common.errors import InputError
 from train.data import Grid, loaders_of, make_vox_util
 from train.data.config import DataConfig, Wanted
 from train.model.arguments import model_arguments
@@ -11,7 +13,7 @@ from train.model.interface import build_network, complete, find_network, name_of
 from train.options import Options
 from train.paths import shard_sets
 from train.processes.precision import seed_all
-from train.processes.ranks import say
+from train.processes.ranks import cores, say
 
 DEFAULT = Options().model  # which older runs, that record none, had
 
@@ -60,11 +62,28 @@ def check_same_network(path, content, options):
 
 def _share_of_cores(name, wanted):
     """Loader threads of this process, of those `wanted` for all of this machine's."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if wanted > cores:
-        say(f"note: --{name} {wanted}: this machine has {cores} cores; {cores} loader threads")
+    if wanted > cores() and wanted != getattr(Options, name):  # nobody gave the default
+        say(f"note: --{name} {wanted}: this machine has {cores()} cores; {cores()} loader threads")
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return -(-min(wanted, cores) // processes)
+    return -(-min(wanted, cores()) // processes)
+
+
+def check_same_shards(loaders, world):
+    """Raise InputError on every rank where not all ranks read copies of one set: the order of samples is one for all.
+
+    loaders: (train, val), None where there is none.
+    """
+    for loader, split in zip(loaders, ("train", "val"), strict=True):
+        own = (None, None) if loader is None else (loader.reader.identity, str(loader.reader.indexes[0].tar))
+        places = world.gather((f"{socket.gethostname()} (rank {world.rank})", *own))
+        host, first, where = places[0]
+        for other, identity, there in places:
+            if identity != first:
+                what = "other samples" if identity[:2] != first[:2] else "shards made with other options"
+                raise InputError(
+                    f"the {split} shards differ: {other} has {what} ({there} and on: {identity[0]} samples) than {host} "
+                    f"({where} and on: {first[0]} samples); copy one set to every machine"
+                )
 
 
 def wanted_of(needs):
@@ -83,7 +102,7 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras
     for note in (note for shards in (train, val) if shards is not None for note in shards.notes):
         say(f"note: {note}")
     threads = _share_of_cores("nworkers", options.nworkers)
-    # In evaluation there is but one loader, and --nworkers counts its threads, as in the lineage's.
+    # In evaluation there is but one loader, and --nworkers counts its threads, as in Simple-BEV's.
     threads_val = _share_of_cores("nworkers_val", options.nworkers_val) if want_train else threads
     config = DataConfig.of(options, device, wanted=wanted, labels=labels, rank=rank, world_size=world_size)
     loaders = loaders_of(train, val, config, threads, threads_val)

@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from common.files import new_file, write_atomically
-from common.progress import progress
+from common.progress import counted, progress
 from train.data.config import Wanted
 from train.pictures.augmentation import DrawnSample, augmentation_sheet
 from train.pictures.formats import DRAWS, DRAWS_PX, SHEET_PX, check_picture
@@ -159,4 +159,4 @@ def _predicted(samples, number, network):
 
 
 def _say_scene(path, count):
-    click.echo(f"{path}: {count} keyframes, {Path(path).stat().st_size / 1e6:.1f} MB")
+    click.echo(f"{path}: {counted(count, 'keyframe')}, {Path(path).stat().st_size / 1e6:.1f} MB")

@@ -10,6 +10,7 @@ from train.metrics import Segmentation, Sums, merged, metrics_of, read
 from train.model.float32 import in_float32
 from train.model.forward import run_on_voxels, with_voxels, without_gradients
 from train.model.interface import Flips, loss_of, takes_flips
+from train.model.memory import begin
 
 TOTAL = "total_loss"
 RESERVED = (TOTAL, "time_per_batch", "time_per_el")  # figures of the trainer's own
@@ -44,6 +45,10 @@ class LossStep(nn.Module):
         """Names of the figures but for the counts, of training or evaluation; empty before the first batch."""
         return self._names.get(training, ())
 
+    def learn_names(self, training, names):
+        """Take the names of the figures from another rank, where this one has had no batch yet."""
+        self._names.setdefault(training, names)
+
     def compile_parts(self):
         """Compile network and losses, as one graph where the network allows it; not the voxels, since clouds differ in length.
 
@@ -55,6 +60,7 @@ class LossStep(nn.Module):
             self.network.compile()
 
     def forward(self, batch):
+        begin(self.network, batch)
         batch = with_voxels(batch, self.network.needs, self.grid)
         loss, terms, outputs = self._scored(batch, self._flips(batch))
         self._check(loss, terms)
@@ -135,13 +141,14 @@ def validate(step, batches, world):
         seen = batch, outputs
         figures = torch.cat([figures, figures.new_ones(1)])
         sums = figures if sums is None else sums + figures
-    # A rank may have had no batch at all: it learns from the others how many figures there are.
+    # A rank may have had no batch at all: it learns from the others how many figures there are, and of what.
     length = world.any(0 if sums is None else len(sums))
     if not length:
         raise ValueError("no sample to evaluate")
     if sums is None:
         sums = torch.zeros(length, dtype=torch.float64, device=world.device)
     sums = world.sum(sums).cpu()
+    step.learn_names(False, next(filter(None, world.gather(step.names(False)))))
     means, _ = step.split(sums[:-1] / sums[-1], training=False)
     step.scores = _kept_of_all(step, world)
     return means | {name: score.value for name, score in step.scores.items()}, sums[len(means) : -1], seen

@@ -15,13 +15,14 @@ from train.command import commands_among, known_options
 from train.launch import launch
 from train.loop import Trainer
 from train.model.interface import name_of
+from train.model.memory import share_of
 from train.monitor.console import ending, opening, row
 from train.optim import fetch_optimizer, load_moments, parameter_groups, stand_at
 from train.options import FREE_ON_RESUME, Options, as_dict
 from train.processes.precision import on_device, set_precision
 from train.processes.ranks import say
 from train.runs import new_folder
-from train.setup import check_same_network, make_loaders, make_network
+from train.setup import check_same_network, check_same_shards, make_loaders, make_network
 
 
 def read_options(given):
@@ -30,7 +31,8 @@ def read_options(given):
         return Options(**from_run(given))
     if given.get("init_dir") and "interpolation" not in given:
         given["interpolation"] = checkpoint.interpolation(checkpoint.peek(given["init_dir"], command="--init_dir"))
-        say(f"note: --interpolation {given['interpolation']}, with which {given['init_dir']} was trained")
+        if given["interpolation"] != Options.interpolation:
+            say(f"note: --interpolation {given['interpolation']}, with which {given['init_dir']} was trained")
     return Options(**given)
 
 
@@ -83,6 +85,7 @@ def _check_importable(build):
 def train_rank(options, world, build=None):
     """One process's part of a run."""
     parts, options, step, folder = world.together(lambda: _prepare(options, world, build))
+    world.together(lambda: check_same_shards(parts["loaders"][:2], world))
     if step >= options.max_iters:
         done = folder or options.init_dir
         say(f"note: {done} has its {options.max_iters} updates; --max_iters says how far to go on")
@@ -155,10 +158,17 @@ def _resume(options, network, optimizer, loaders, world):
             continue
         check_samples(options.resume, content, loader, prefix)
         loader.load_state_dict(content[where])
+        loader.memory = share_of(content.get(f"{prefix}stream_state", {}), loader.order)
     note_other_order(content, loaders[0])
     step = checkpoint.load_weights(path, content, network)
     load_moments(optimizer, content["optimizer_state_dict"])
     kept = {name: content[name] for name in ("pools", "best") if name in content}
+    named = content.get("name", path.parent.name)
+    if named != path.parent.name:
+        where = f"{options.log_dir}/{named}"
+        say(
+            f"note: {path.parent} is a copy of the run {named}: curves up to step {step} are in {where}, later ones beside it"
+        )
     if content["options"].get("keep_best") != options.keep_best:
         kept.pop("best", None)  # of another figure
     return step, path.parent, kept

@@ -7,8 +7,9 @@ import click
 
 from common.interrupts import Interruptible
 from common.progress import progress
-from common.spelling import EITHER, spelled
+from common.spelling import EITHER, parsed, spelled
 from preprocess.errors import SourceError
+from preprocess.options import parse_image_size
 from preprocess.plan import read_splits
 from preprocess.synth.folder import Folder
 
@@ -20,17 +21,20 @@ from preprocess.synth.folder import Folder
 @click.option("--sweeps", default=2, type=click.IntRange(0), help="lidar and radar sweeps between keyframes")
 @click.option("--version", default="v1.0-mini", type=click.Choice(["v1.0-mini", "v1.0-trainval"]))
 @click.option("--seed", default=0, type=click.IntRange(0))
+@click.option(
+    "--image-size", default="900x1600", callback=parsed(parse_image_size), help="HEIGHTxWIDTH of every camera"
+)
 @click.option("--tables-only", is_flag=True, help="no sensor files")
 @click.option(
     "--split-file", type=click.Path(path_type=Path), help='JSON {"train": [scenes], "val": [scenes]}; no devkit needed'
 )
-def main(out, scenes, samples, sweeps, version, seed, tables_only, split_file):
+def main(out, scenes, samples, sweeps, version, seed, image_size, tables_only, split_file):
     """Write a generated world that nuscenes-devkit loads: cameras, lidar and radars of one geometry."""
     try:
         names = _names(read_splits(version, split_file), scenes, split_file or version)
         if (out / version).exists():
             raise SourceError(f"{out / version} exists already; remove it or choose another --out")
-        folder = Folder(out, version, seed, tables_only=tables_only)
+        folder = Folder(out, version, seed, image_size, tables_only)
         for number, name in enumerate(progress(names, "scenes", "world")):
             folder.add_scene(number, name, samples, sweeps)
         folder.close()

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 from PIL import Image
-from pyquaternion import Quaternion
 
 from common.rigid import rigid_inverse
+from preprocess.frames import quaternion_of
 from preprocess.nuscenes import CAMERAS, LIDAR, RADARS
 from preprocess.synth import cameras, sensors
 from preprocess.synth.expansion import Expansion
@@ -126,7 +126,7 @@ class Folder:
                     token=token("calibration", scene, channel),
                     sensor_token=token("sensor", channel),
                     translation=matrix[:3, 3].tolist(),
-                    rotation=Quaternion(matrix=matrix[:3, :3]).elements.tolist(),
+                    rotation=quaternion_of(matrix[:3, :3]).tolist(),
                     camera_intrinsic=camera,
                 )
             )

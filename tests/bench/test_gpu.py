@@ -1,5 +1,6 @@
 """The GPU's benchmark: parts that raise, hang or are killed cost no other its rows; the dry run goes through all of them."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from tests.bench.gpu.__main__ import PARTS
+from tests.bench.gpu.__main__ import PARTS, main
 from tests.bench.gpu.rows import read
 from tests.bench.gpu.runner import FILE, Part, choose, run
 from tests.bench.measure import REPOSITORY
@@ -91,6 +92,18 @@ def test_parts_are_chosen_with_what_they_need():
     assert choose(PARTS, []) == list(PARTS)
     with pytest.raises(ValueError, match="^--only kernel: the parts are machine, kernels, "):
         choose(PARTS, ["kernel"])
+
+
+def test_what_is_missing_is_named_with_the_line_that_fetches_it(tmp_path, monkeypatch, capsys):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in ("simplejpeg", "cv2") else there(name)
+    )
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path / "out")])
+    assert main() == 1 and not (tmp_path / "out").exists()
+    assert capsys.readouterr().err == (
+        "error: opencv-python-headless, simplejpeg not installed; python -m pip install opencv-python-headless simplejpeg\n"
+    )
 
 
 def command(*arguments, timeout=60):

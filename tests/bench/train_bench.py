@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.bench.measure import Row
 from train.options import Options
-from train.run import train
+from train.training import train
 
 WARM_UP = 3  # updates that are not counted
 CORES = 8  # loader threads at most

@@ -6,10 +6,12 @@ import json
 import re
 import shutil
 import tarfile
+import types
 from dataclasses import fields
 
 import numpy as np
 import pytest
+import webdataset
 import zstandard
 
 from common.manifest import parse_manifest
@@ -22,6 +24,7 @@ from common.record import (
     MAX_PLANES_BYTES,
     SCHEMA_VERSION,
     RecordError,
+    decode_array,
     decode_boxes,
     decode_cameras,
     decode_planes,
@@ -48,6 +51,7 @@ from common.rig import (
 )
 from common.shard_index import ABSENT, ShardError, build_index, dump_sealed, parse_index
 from common.shard_set import find_shards
+from preprocess.layer import write_layer
 from preprocess.nuscenes import CAMERAS, RADAR_FIELDS, RADARS
 from preprocess.verify import verify
 from tests.conftest import REPOSITORY
@@ -223,12 +227,32 @@ def test_index_and_manifest_are_specified_and_sealed_as_it_says(synth_shards, na
 
 
 def test_layers_lie_where_it_says_and_belong_to_no_split(synth_shards, tmp_path):
-    place = re.search(r"A layer adds members to finished shards: `([^`]+)`", SPECIFICATION)[1]
-    tar = tmp_path / place.replace("<name>", "maps").replace("train", "val")
-    tar.parent.mkdir(parents=True)
+    place = re.search(
+        r"A layer adds members to finished shards.*?`(layers/<name>/train-000.tar)`", SPECIFICATION, re.S
+    )[1]
     for name in ("val-000.tar", "val-000.idx.json", "val.manifest.json"):
         shutil.copy(synth_shards / name, tmp_path)
-        shutil.copy(synth_shards / name, tar.parent)
+    write_layer(tmp_path, "brightness", _example().make)
+    tar = tmp_path / place.replace("<name>", "brightness").replace("train", "val")
     for pattern in (tmp_path, tmp_path / "val-*.tar"):
         assert find_shards(pattern, "val").shards == (str(tmp_path / "val-000.tar"),)
     assert not verify(tmp_path)[0]
+    body = json.loads((tar.parent / "val-000.idx.json").read_bytes())
+    described = SPECIFICATION[SPECIFICATION.index("## Layers") :]
+    assert all(f"`{field}`" in described for field in body["facts"])
+    with tarfile.open(tar) as archive:
+        first = archive.next()
+        assert first.name == "__layer__" and json.loads(archive.extractfile(first).read()) == body["facts"]
+    [sample, *_] = webdataset.WebDataset(str(tar), shardshuffle=False)
+    assert sample["__key__"] == body["keys"][0]
+    mean = decode_array(sample["mean.npy.zst"], "mean")
+    assert mean.shape == (6,) and (mean > 0).all() and (mean < 1).all()
+
+
+def _example():
+    """The module that the specification shows whole."""
+    code = re.search(r"```python\n(\"\"\"How bright.*?)```", SPECIFICATION, re.S)[1]
+    assert len(code.splitlines()) <= 20
+    module = types.ModuleType("mylayer")
+    exec(code, vars(module))
+    return module

@@ -18,6 +18,7 @@ from preprocess.annotations import visibility_of
 from preprocess.errors import SourceError
 from preprocess.plan import Options, Planner
 from preprocess.verify import verify
+from tests.conftest import call_module
 from tests.index_files import load_index
 from tests.preprocess.test_preprocess import loaders
 from tests.preprocessing import rewrite, run_here, says_no, table
@@ -279,7 +280,7 @@ def test_wrong_tables_are_named_in_one_line(copy, what):
 def test_a_wrong_link_can_be_skipped(copy, tmp_path):
     rewrite(copy, "sample_data", point("prev", "scene"))
     result = run_here(copy, tmp_path / "out", "--on-error", "skip")
-    assert result.exit_code == 0 and "1 samples were left out" in result.stdout and "another scene" in result.stdout
+    assert result.exit_code == 0 and "1 sample was left out" in result.stdout and "another scene" in result.stdout
 
 
 def test_sweeps_of_samples_that_were_cut_out(copy, tmp_path):
@@ -293,3 +294,30 @@ def test_sweeps_of_samples_that_were_cut_out(copy, tmp_path):
     rewrite(copy, "sample_data", change)
     assert run_here(copy, tmp_path / "out", "--sweeps", "1").exit_code == 0
     assert "another scene" in says_no(copy, tmp_path / "x")
+
+
+HOSTILE = 'a\x1b[2J\nb\u202e"><script>$x$%s{0}' + "y" * 300
+
+
+def test_hostile_texts_are_shown_on_one_line_that_nothing_obeys(copy, tmp_path):
+    """Names and words of the tables, through run, verify and show."""
+    rewrite(copy, "scene", lambda rows: rows[1].update(name=HOSTILE, description=HOSTILE))
+    rewrite(copy, "log", lambda rows: [row.update(location=HOSTILE, vehicle=HOSTILE) for row in rows])
+    rewrite(copy, "attribute", lambda rows: [row.update(name=HOSTILE) for row in rows])
+    splits = tmp_path / "splits.json"
+    splits.write_text(json.dumps({"train": ["scene-0061", HOSTILE, "scene-0655"], "val": ["scene-0103"]}))
+    victim = next(iter((copy / "samples" / "CAM_BACK").glob("scene-0553*")))
+    victim.write_bytes(b"\x1b[2J")
+    out = tmp_path / "out"
+    results = [
+        run_here(copy, out, "--split-file", splits, "--on-error", "skip"),
+        call_module("preprocess.verify", out),
+        call_module("preprocess.show", out),
+    ]
+    rewrite(copy, "sample_data", lambda rows: rows[0].update(filename=HOSTILE, timestamp=HOSTILE))
+    refused = run_here(copy, tmp_path / "no", "--split-file", splits)
+    for text in (*(result.stdout for result in results), refused.stderr):
+        lines = text.splitlines()
+        assert all(line.isprintable() and len(line) < 700 for line in lines), lines
+    assert results[0].stdout.count("1 of 3 samples left out") == 1 and len(refused.stderr.splitlines()) < 6
+    assert json.loads((out / "train.manifest.json").read_bytes())["skipped"][0]["why"].isprintable()

@@ -36,7 +36,7 @@ def test_shards_that_end_up_empty_are_left_out_and_the_run_finishes(copy, tmp_pa
     assert not out.exists()
     result = run_here(copy, out, "--on-error", "skip")
     assert result.exit_code == 0 and "scene-0553: 3 of 3 samples left out" in result.stdout, result.output
-    assert "1 shards came out empty" in result.stdout and "CAM_BACK" in result.stdout
+    assert "1 shard came out empty" in result.stdout and "CAM_BACK" in result.stdout
     manifest = json.loads((out / "train.manifest.json").read_bytes())
     assert manifest["keyframes"] == 6 and len(manifest["shards"]) == 2 and len(manifest["skipped"]) == 3
     assert verify(out, copy) == ([], 9, 3)
@@ -77,7 +77,7 @@ def test_a_dry_run_leaves_out_the_scenes_that_the_run_does_and_calls_them_by_nam
     skip = ("--on-error", "skip", "--keep-sequences", "--train-shards", "2", "--split-file", splits)
     dry, real = (run_here(copy, tmp_path / "out", *skip, *more) for more in (["--dry-run"], []))
     assert dry.exit_code == real.exit_code == 0, dry.output + real.output
-    assert "train: 1 shards, 3 keyframes; 0 are there already" in dry.stdout
+    assert "train: 1 shard, 3 keyframes; 0 are there already" in dry.stdout
     assert json.loads((tmp_path / "out" / "train.manifest.json").read_bytes())["keyframes"] == 3
     for result in (dry, real):
         assert "6 samples were left out:" in result.stdout
@@ -155,7 +155,7 @@ def test_sensors_that_cannot_be(small_world, tmp_path, text):
 def test_scenes_in_no_split_are_said(copy, tmp_path):
     rewrite(copy, "scene", lambda rows: rows[0].update(name="elsewhere"))
     result = run_here(copy, tmp_path / "out", "--on-error", "skip")
-    assert "1 scenes are in no split" in result.stderr and "elsewhere" in result.stderr
+    assert "1 scene in no split" in result.stderr and "elsewhere" in result.stderr
 
 
 def test_lines_about_scenes_are_bounded():

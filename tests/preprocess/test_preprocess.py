@@ -19,10 +19,11 @@ from click.testing import CliRunner
 
 from common.shard_index import build_index
 from common.stores import open_store
+from preprocess import pool
 from preprocess.errors import SourceError
 from preprocess.nuscenes import RADARS
 from preprocess.plan import Options, Planner
-from preprocess.pointclouds import parse_radar
+from preprocess.pointclouds import DROPPED, parse_radar
 from preprocess.verify import verify
 from tests.conftest import call_module, run_module
 from tests.index_files import load_index
@@ -143,8 +144,16 @@ def test_dry_run_says_the_size_and_writes_nothing(world, shards, tmp_path):
 def test_dask_cluster_writes_the_same_bytes(world, shards, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        call_module(*command(world, tmp_path, "--scheduler", cluster.scheduler_address))
-    assert contents(tmp_path) == contents(shards)
+        scheduler = ("--scheduler", cluster.scheduler_address)
+        call_module(*command(world, tmp_path / "out", *scheduler))
+        damaged = shutil.copytree(world, tmp_path / "damaged")
+        victim = sorted((damaged / "samples" / "CAM_BACK").glob("scene-0553*"))[1]
+        victim.write_bytes(victim.read_bytes()[:-7])
+        monkeypatch.setattr(pool, "TASKS_A_THREAD", 1)  # three shards, two threads: one waits for its turn
+        assert victim.name in fails(*command(damaged, tmp_path / "x", *scheduler))
+        skip = call_module(*command(damaged, tmp_path / "skip", *scheduler, "--on-error", "skip"))
+    assert "scene-0553: 1 of 3 samples left out" in skip.stdout
+    assert contents(tmp_path / "out") == contents(shards)
     client = distributed.Client  # which is asked to wait for twenty seconds
     monkeypatch.setattr(distributed, "Client", lambda address, timeout: client(address, timeout="1s"))
     assert "no Dask scheduler answers" in fails(*command(world, tmp_path / "x", "--scheduler", "tcp://127.0.0.1:9"))
@@ -188,9 +197,13 @@ def test_bad_sensor_file(copy, tmp_path, sensor, damage):
 def test_points_that_are_not_finite(copy, tmp_path):
     victim = sorted((copy / "sweeps" / "LIDAR_TOP").iterdir())[0]
     points = np.fromfile(victim, "<f4")
-    points[1] = np.nan
+    points[1] = np.inf
     points.tofile(victim)
     assert victim.name in fails(*command(copy, tmp_path / "out"))
+    points[1] = np.nan  # by which a driver says that nothing came back
+    points.tofile(victim)
+    said = call_module(*command(copy, tmp_path / "out")).stdout
+    assert f"1 {DROPPED}" in said
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from PIL import Image
 from common.record import encode_points
 from preprocess.errors import SourceError
 from preprocess.images import check_image, reencode
-from preprocess.pointclouds import RADAR_DTYPE, parse_lidar, parse_radar
+from preprocess.pointclouds import DROPPED, NO_RING, RADAR_DTYPE, parse_lidar, parse_radar
 from preprocess.verify import verify
+from tests.conftest import call_module
 from tests.index_files import load_index
-from tests.preprocessing import run_here, says_no
+from tests.preprocessing import command, run_here, says_no
 
 
 @pytest.fixture
@@ -166,13 +168,130 @@ def test_a_constant_ring_is_legal(ring):
     assert (parse_lidar(rows.tobytes(), "x")[4] == ring).all()
 
 
-@pytest.mark.parametrize(("column", "value"), [(0, np.nan), (2, np.inf), (3, np.nan), (4, np.inf), (4, 0.5), (4, -2),
+@pytest.mark.parametrize(("column", "value"), [(2, np.inf), (3, np.inf), (4, np.inf), (4, 0.5), (4, -2),
                                                (4, 5000), (1, 3e4), (0, 1e30)])  # fmt: skip
 def test_lidar_values_that_cannot_be(column, value):
     rows = lidar(5)
     rows[500, column] = value
     with pytest.raises(SourceError, match="^x: "):
         parse_lidar(rows.tobytes(), "x")
+
+
+@pytest.mark.parametrize("columns", [4, 5, 6])
+def test_returns_of_nan_are_dropped_and_counted(columns):
+    rows, found = lidar(columns), Counter()
+    rows[[3, 500, 999], [0, 2, 3]] = np.nan
+    points = parse_lidar(rows.tobytes(), "x", columns, found)
+    np.testing.assert_array_equal(points[:4], np.delete(rows[:, :4], [3, 500, 999], 0).T)
+    assert found == {DROPPED: 3}
+    rows[:, 1] = np.nan
+    with pytest.raises(SourceError, match="x: every one of its 1000 lidar points has a NaN"):
+        parse_lidar(rows.tobytes(), "x", columns)
+
+
+FIFTH = {
+    "seconds": np.linspace(0, 0.1, 1200),
+    "nanoseconds": np.arange(1200) * 83_333.0,
+    "NaN": np.full(1200, np.nan),
+    "an angle": np.linspace(-np.pi, np.pi, 1200),
+}
+
+
+@pytest.mark.parametrize("what", FIFTH)
+@pytest.mark.parametrize("columns", [5, 6])
+def test_a_fifth_column_that_is_no_ring_is_none(what, columns):
+    rows, found = lidar(columns, 1200), Counter()
+    rows[:, 4] = FIFTH[what]
+    points = parse_lidar(rows.tobytes(), "x", columns, found)
+    assert (points[4] == -1).all() and found == {NO_RING: 1}
+    np.testing.assert_array_equal(points[:4], rows[:, :4].T)
+
+
+@pytest.mark.parametrize("columns", [3, 4, 5])
+def test_float64_is_named_as_what_it_is(columns):
+    rows = lidar(5, 1200)[:, :columns].astype("<f8")
+    with pytest.raises(SourceError, match="x: .*float64: convert them to float32"):
+        parse_lidar(rows.tobytes(), "x")
+
+
+def pcd(rows, feed="\n", **values):
+    """Bytes of a binary PCD of a structured array."""
+    names, kinds = rows.dtype.names, [rows.dtype[n] for n in rows.dtype.names]
+    head = {
+        "VERSION": "0.7",
+        "FIELDS": " ".join(names),
+        "SIZE": " ".join(str(k.itemsize) for k in kinds),
+        "TYPE": " ".join(k.kind.upper() for k in kinds),
+        "COUNT": " ".join("1" for _ in kinds),
+        "WIDTH": len(rows),
+        "HEIGHT": 1,
+        "POINTS": len(rows),
+        "DATA": "binary",
+    } | values
+    return feed.join(["# .PCD v0.7", *(f"{k} {v}" for k, v in head.items())]).encode() + feed.encode() + rows.tobytes()
+
+
+XYZI = [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("intensity", "<f4")]
+
+
+@pytest.mark.parametrize("more", [[], [("ring", "<u2")], [("t", "<u4"), ("ring", "u1"), ("noise", "<f8")]])
+@pytest.mark.parametrize("feed", ["\n", "\r\n"])
+def test_a_lidar_may_be_a_binary_pcd(more, feed):
+    cloud, rows, found = lidar(5), np.zeros(1000, XYZI + more), Counter()
+    for place, name in enumerate(("x", "y", "z", "intensity")):
+        rows[name] = cloud[:, place]
+    if more:
+        rows["ring"] = cloud[:, 4]
+    rows["x"][7] = np.nan
+    points = parse_lidar(pcd(rows, feed), "x", found=found)
+    np.testing.assert_array_equal(points[:4], np.delete(cloud[:, :4], 7, 0).T)
+    np.testing.assert_array_equal(points[4], np.delete(cloud[:, 4], 7) if more else np.full(999, -1))
+    assert found == {DROPPED: 1}
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "said"),
+    [
+        (["x", "y", "z"], {}, "without intensity"),
+        (["x", "y", "z", "intensity"], {"DATA": "ascii"}, "save them as binary"),
+        (["x", "y", "z", "intensity"], {"DATA": "binary_compressed"}, "save them as binary"),
+        (["x", "y", "z", "intensity"], {"WIDTH": 9, "POINTS": 9}, "its header promises"),
+        (["x", "y", "z", "intensity"], {"WIDTH": "9" * 30}, "must be numbers"),
+        (["x", "y", "z", "intensity"], {"WIDTH": 2}, "must say the same"),
+        (["x", "y", "z", "intensity"], {"COUNT": "1 1 1 4"}, "do not fit"),
+        (["x", "y", "z", "intensity"], {"FIELDS": "x x z intensity"}, "a field twice"),
+        (["x", "y", "z", "intensity"], {"TYPE": "F F F Q"}, "do not fit"),
+    ],
+)
+def test_lidar_pcds_that_are_refused(names, values, said):
+    with pytest.raises(SourceError, match=f"^x: .*{said}"):
+        parse_lidar(pcd(np.ones(3, [(name, "<f4") for name in names]), **values), "x")
+
+
+def test_what_was_dropped_is_said_whoever_works(copy, tmp_path):
+    for n, path in enumerate(sorted(copy.glob("samples/LIDAR_TOP/*"))):
+        rows = np.fromfile(path, "<f4").reshape(-1, 5)
+        rows[n, 2] = np.nan
+        if n == 2:
+            rows[:, 4] = np.linspace(0, 0.1, len(rows))
+        rows.tofile(path)
+    for workers in ("1", "2"):
+        said = call_module(*command(copy, tmp_path / workers), "--workers", workers).stdout
+        assert f"\n12 {DROPPED}\n" in said and f"\n1 {NO_RING}\n" in said
+    assert not verify(tmp_path / "1", copy)[0]
+    assert (tmp_path / "1" / "val-000.tar").read_bytes() == (tmp_path / "2" / "val-000.tar").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "tail", [b"\n", b"\r\n", b"\xff" * 5, b"\0" * 4000 + b"\1", b"\0\0\1\x0aSEFT", IMAGES["grey"] + b"end"]
+)
+@pytest.mark.parametrize("kind", IMAGES)
+def test_what_follows_an_image_is_passed_over(kind, tail):
+    assert check_image(IMAGES[kind] + tail, "x") == (192, 320)
+    assert reencode(IMAGES[kind] + tail, "x", (96, 160), 90) == reencode(IMAGES[kind], "x", (96, 160), 90)
+    for cut in (1, 2, 3, 40):
+        with pytest.raises(SourceError, match="^x: the JPEG image is damaged"):
+            check_image(IMAGES[kind][:-cut], "x")
 
 
 def test_lidar_of_other_columns_through_the_command(copy, tmp_path):
@@ -209,6 +328,24 @@ def radar(points=3, after=b"\n", **values):
 @pytest.mark.parametrize("points", [0, 1, 125])
 def test_radar_files_end_in_nothing_zeros_or_a_line_feed(after, points):
     assert parse_radar(radar(points, after), "x").shape == (18, points)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda head: head.replace(b"\n", b"\r\n"),
+        lambda head: head.replace(b"\n", b"  \n"),
+        lambda head: head.replace(b"\n", b"\n "),
+        lambda head: head.replace(b" ", b"\t "),
+        lambda head: head.replace(b"\n", b"\n\n"),
+    ],
+)
+def test_radar_headers_may_have_blanks_and_crlf(change):
+    data = radar(3)
+    start = data.index(b"DATA binary\n") + len(b"DATA binary\n")
+    head = change(data[:start])
+    head = head[: head.index(b"binary")] + head[head.index(b"binary") :].rstrip(b"\n ").rstrip(b"\r") + b" \r\n"
+    np.testing.assert_array_equal(parse_radar(head + data[start:], "x"), parse_radar(data, "x"))
 
 
 def test_radar_padded_to_a_page_as_pcl_does():

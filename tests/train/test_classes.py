@@ -1,6 +1,7 @@
 """Several classes of cells: losses and their weights, curves, pictures, evaluation and predictions."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +22,7 @@ from train.options import Options
 from train.pictures.bev import Ground
 from train.pictures.maps import IS_MASKED, draw_errors, draw_prediction, draw_truth, error_codes, iou_of
 from train.pictures.palette import class_colours
+from train.pictures.recording import _Messages
 from train.pictures.view import Maps
 from train.run import train
 
@@ -92,13 +94,17 @@ def test_the_mean_iou_leaves_out_classes_that_are_nowhere():
     assert all(score.value == 1 and score.higher_is_better for score in scores.values())
 
 
-def test_pictures_have_a_colour_for_each_class():
+def random_maps():
     rng = np.random.default_rng(0)
     truth, valid = (rng.random((3, 40, 40)) < share for share in (0.2, 0.9))
     prediction = rng.random((3, 40, 40)).astype(np.float32)
     ego_T_ref = np.array([[0, 0, 1.0, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]])
     layers = (truth.astype(np.float32), valid.astype(np.float32), prediction)
-    maps = Maps((-20.0, -20.0), (20.0, 20.0), ego_T_ref, *layers, tuple(c.name for c in CLASSES))
+    return Maps((-20.0, -20.0), (20.0, 20.0), ego_T_ref, *layers, tuple(c.name for c in CLASSES))
+
+
+def test_pictures_have_a_colour_for_each_class():
+    maps = random_maps()
     ground, colours = Ground(300, 22.0), class_colours(3)
     assert len(np.unique(class_colours(20), axis=0)) == 20
     picture = draw_truth(maps, ground)
@@ -106,8 +112,18 @@ def test_pictures_have_a_colour_for_each_class():
     assert (draw_prediction(maps, ground) != picture).any()
     each = [error_codes(*one) for one in maps.by_class()]
     assert draw_errors(maps, ground).shape == (300, 300, 3) and all(0 < iou_of(codes) < 1 for codes in each)
-    alone = Maps((-20.0, -20.0), (20.0, 20.0), ego_T_ref, *(layer[0] for layer in layers))
-    assert (alone.ignored == (each[0] == IS_MASKED)).all() and (alone.there == truth[0]).all()
+    layers = {name: getattr(maps, name)[0] for name in ("truth", "valid", "prediction")}
+    alone = replace(maps, **layers, class_names=())
+    assert (alone.ignored == (each[0] == IS_MASKED)).all() and (alone.there == (maps.truth[0] > 0)).all()
+
+
+def test_recordings_hold_the_maps_of_each_class():
+    pytest.importorskip("foxglove_schemas_protobuf")
+    grid = _Messages()._grid(random_maps(), 0)
+    names = [f"{layer} {c.name}" for layer in ("truth", "valid", "prediction") for c in CLASSES]
+    assert [field.name for field in grid.fields] == names
+    values = np.frombuffer(grid.data, "<f4").reshape(40, 40, 9)
+    np.testing.assert_array_equal(values.transpose(2, 0, 1)[6:], random_maps().prediction)
 
 
 class Cells(torch.nn.Module):
@@ -151,4 +167,5 @@ def test_three_classes_from_training_to_predictions(small_shards, tmp_path):
     with np.load(tmp_path / "maps.npz") as arrays:
         assert arrays["probability"].shape[1:] == (3, 24, 24) and list(arrays["classes"]) == [c.name for c in CLASSES]
     call_module("train.report", path.parent, "--out", tmp_path / "report.html")
-    assert "other vehicle" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "other vehicle" in page and "IoU of the classes, validation" in page

@@ -264,7 +264,7 @@ def test_folders_hold_a_date_where_that_is_asked_for(tmp_path):
 def test_the_demo_takes_one_device_of_many(monkeypatch, count):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    options = demo_run.on_one_device(demo.options_of("shards", "out", 1))
+    options = demo_run.on_one_device(demo.options_of(demo.WHOLE, "shards", "out"))
     assert options.device == "cuda:0" and count_processes(options.device, options.device_ids) == 1
     options.validate(count_processes(options.device, options.device_ids))
     assert count_processes("", ()) == count

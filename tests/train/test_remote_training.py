@@ -108,7 +108,7 @@ def test_two_processes_fetch_each_sample_once(s3, s3_shards, access, tmp_path):
     before = len(s3.requests('.tar HTTP/1.1" 206'))
     result = run_module(*words(f"{s3_shards}/train-*.tar", tmp_path, *cameras, *more))
     assert len(s3.requests('.tar HTTP/1.1" 206')) - before == 20 + 1  # and a look at the categories of one
-    told = re.findall(r"(\d+ % of this process's \d+) keyframes came from the cache", result.stderr)
+    told = re.findall(r"(\d+ % of this process's \d+) train keyframes came from the cache", result.stderr)
     assert told[-2:] == ["0 % of this process's 10", "100 % of this process's 10"] and len(told) <= 3
     assert not any(b"secret_access" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p != access)
     given = {"init_dir": str(run_folder(tmp_path)), "store_options": str(access)}
@@ -160,7 +160,9 @@ def server(synth_shards):
 def test_a_server_that_fails_for_good_ends_a_run_in_one_line(synth_shards, tmp_path):
     server = FaultyServer(synth_shards)
     try:
-        process = start(*words(f"{server.address}/train.manifest.json", tmp_path, "--do_val", "False"))
+        process = start(
+            *words(f"{server.address}/train.manifest.json", tmp_path, "--do_val", "False", "--retry_minutes", 0)
+        )
         while process.poll() is None and not any(".tar" in path and kind for _, path, kind in server.requests):
             time.sleep(0.02)
         server.lasting = "reset"

@@ -7,6 +7,7 @@ from threading import Thread
 import numpy as np
 import torch
 
+from common.errors import InputError
 from common.record import RecordError
 from common.shard_index import ShardError
 from common.spelling import spelled
@@ -29,7 +30,8 @@ class Loader:
     """Finite epochs of batches: len() batches each; iter() starts the next epoch.
 
     Order and draws are pure functions of (seed, epoch, sample). state_dict() says where the next batch is, and
-    load_state_dict() continues there without reading what came before.
+    load_state_dict() continues there without reading what came before. There is one place and so one live iterator: a new one
+    ends the last, whose next batch raises RuntimeError.
 
     Args:
         reader: a source of keyframes' bytes, see train.data.sources. order, decode, augment, stage: what to load and how, see
@@ -48,7 +50,8 @@ class Loader:
         self.stage = DeviceStage(stage, decode.grid, decode.labels, self.pools)
         self.make_images = images_of(stage, decode.use_cameras)
         self.epoch, self.position = 0, 0
-        self._running = 0
+        self.memory = {}  # what a network remembers of the scenes at hand, while it is busy with other samples
+        self._live = None  # what makes the batches of the iterator that was begun last, as long as it is not run out
         self._met = None  # categories of a stream's first whole epoch, while that is read
         self._looks = reader.is_stream and (order.is_train or order.world_size == 1)
 
@@ -92,7 +95,7 @@ class Loader:
             ValueError: no such sample, or shards that can only be read from front to back.
         """
         if self.reader.is_stream:
-            raise ValueError("a pipe: is read from front to back and has no single samples; give shards that are files")
+            raise InputError("a pipe: is read from front to back and has no single samples; give shards that are files")
         numbers = [self._number(sample) for sample in samples]
         return self.stage(self._finished(self._start(None, numbers, self.epoch, augment)))
 
@@ -108,7 +111,7 @@ class Loader:
                     return number
         elif 0 <= sample < len(self.windows):
             return int(sample)
-        raise ValueError(f"no sample {sample}; there are {len(self.windows)}, {self.reader.keys[0]} is the first")
+        raise InputError(f"no sample {sample}; there are {len(self.windows)}, {self.reader.keys[0]} is the first")
 
     def __iter__(self):
         if self.position >= len(self):  # of an epoch's last batch, saved by a rank that has a share of it
@@ -117,29 +120,38 @@ class Loader:
         return self._batches(self.epoch, self.position)
 
     def _batches(self, epoch, first):
+        self._end()
         if first == 0 and self._looks:
             self._met = set()
         numbers = self._shares(epoch)[first:]
         samples = [sample for share in numbers for sample in share]
         frames = [frame for sample in samples for frame in self.windows[sample]]
         self.reader.begin(frames, self._members_ahead(samples, epoch) if self.nworkers else None)
-        self._running += 1
         made = self._finish(numbers, epoch)
         if self.nworkers:
             made = Prefetch(made, "loader-stage")
+        self._live = made
         try:
             for batch, event in made:
                 self.position += 1
                 if self.position == len(self):
                     self.epoch, self.position = epoch + 1, 0
                 yield self.stage.hand_over(batch, event)
+                if self._live is not made:
+                    raise RuntimeError(
+                        "this loader was iterated anew, which ended this iterator; use a loader for each"
+                    )
         finally:
-            self._running -= 1
-            if not self._running or self.reader.is_stream:
-                self.reader.interrupt()
+            if self._live is made:
+                self._end()
+
+    def _end(self):
+        """Give back what the live iterator holds, if there is one."""
+        made, self._live = self._live, None
+        if made is not None:
+            self.reader.interrupt()
             made.close()
-            if not self._running:
-                self.reader.close()
+            self.reader.close()
 
     def _members_ahead(self, samples, epoch):
         """The members that will be read of each keyframe of these samples, in order: those of the cameras that are drawn."""

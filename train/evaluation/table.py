@@ -2,6 +2,8 @@
 
 import math
 
+from common.plain import one_line
+from common.progress import counted
 from train.classes import MEAN
 from train.evaluation.figures import CALIBRATION, all_figures, headline_of, labels_of
 
@@ -56,6 +58,7 @@ def score_lines(scores):
 
 def fitted(name, columns):
     """The name in so many columns: it loses its beginning, since what tells it from its neighbours is at the end."""
+    name = one_line(name)
     return name if len(name) <= columns else f"...{name[3 - columns :]}"
 
 
@@ -97,7 +100,12 @@ def _interval(found, prefix, form):
 
 def comparison_lines(differences, scenes, names):
     """Lines of a comparison: the two values and the difference with its interval; * where that leaves out zero."""
-    out = [f"A: {names[0]}", f"B: {names[1]}", f"{len(scenes)} scenes in common; * the interval leaves out 0", ""]
+    out = [
+        f"A: {names[0]}",
+        f"B: {names[1]}",
+        f"{counted(len(scenes), 'scene')} in common; * the interval leaves out 0",
+        "",
+    ]
     out.append(f"{'':<{NAME_COLUMNS + 9}} {'A':>6} {'B':>6}  {'B - A':>7}")
     title = None
     for one in differences:

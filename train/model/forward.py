@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
+from train.model.memory import begin
 from train.model.points import lidar_places, radar_points
 
 
@@ -21,6 +22,7 @@ def run_network(network, batch, grid, flips=None, autocast=None):
     Raises:
         ValueError: the network returned something else, or a seg that is no map of the grid for each of the labels' classes.
     """
+    begin(network, batch)
     return run_on_voxels(network, with_voxels(batch, network.needs, grid), grid, flips, autocast)
 
 

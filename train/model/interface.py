@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from train.model.arguments import arguments_of
+from train.model.memory import has_memory
 
 NAMES = {"simple_bev": "train.model.simple_bev:build"}  # networks that go by a short name
 LIDAR = (None, False, "points", "voxels")
@@ -133,6 +134,7 @@ def check_network(network):
         network.needs = Needs(lidar=False, radar=False)
     if not isinstance(network.needs, Needs):
         raise ValueError(f"{name} has no `needs = Needs(…)`; see train/model/README.md")
+    has_memory(network)
     for part, value in (*network.named_parameters(), *network.named_buffers()):
         if nn.parameter.is_lazy(value):
             raise ValueError(

@@ -8,7 +8,7 @@ import time
 import torch
 
 from common.addresses import is_pipe, recordable
-from common.progress import Left, Pace, Progress, clock, say
+from common.progress import Left, Pace, Progress, clock, counted, say
 from common.spelling import spelled
 from train import checkpoint
 from train.options import Options
@@ -56,19 +56,20 @@ class Console:
         """The run so far in words."""
         seconds = max(time.monotonic() - self.started, 1e-9)
         rate, waited = self.updates * self.samples / seconds, 100 * self.waited_s / seconds
-        made = _number(self.updates, "update")
+        made = counted(self.updates, "update")
         return f"{made} in {clock(seconds)}, {rate:.1f} samples/s, {waited:.0f} % of it waiting for data"
 
 
 def line(step, last, figures, pools, left):
-    """An update in at most WIDTH columns: its own loss and IoU, the latest validation's IoU, its seconds, time left.
+    """An update in at most WIDTH columns, as `opening` explains it: loss, IoU, IoU of validation, seconds, time left.
 
     What would not fit any more is left out, the last first.
     """
     parts = {name: pool.last() for name, pool in pools.items() if pool.entries}
     words = [f"loss {_short(parts['t'][TOTAL])}"]
-    words += [f"iou_{name} {values['iou']:.3f}" for name, values in parts.items() if "iou" in values]
-    words += [f"itime {_short(figures['itime'])}", left]
+    ious = [f"{of}{parts[name]['iou']:.3f}" for name, of in (("t", ""), ("v", "val ")) if "iou" in parts.get(name, {})]
+    words += [f"IoU {', '.join(ious)}"] if ious else []
+    words += [f"{_short(figures['itime'])} s each", left]
     text = f"step {step:06d}/{last:d}"
     for word in filter(None, words):
         if len(text) + 2 + len(word) > WIDTH:
@@ -111,6 +112,7 @@ def opening(options, world, network, loaders, folder, step):
         row("network", _network(network, options)),
         row("sensors", _sensors(network.needs, options)),
         row("updates", f"{options.max_iters - step}{later}; {each}; a checkpoint every {options.save_freq}"),
+        row("lines", "loss and IoU of each update, IoU of the latest validation, seconds per update, time left"),
     ]
 
 
@@ -123,23 +125,20 @@ def _device(options, world):
     if world.device.type == "cuda":
         name = f"cuda ({torch.cuda.get_device_name(world.device)})"
     precision = options.precision or ("fp32" if options.autocast_on(world.device) is None else "bf16")
-    return f"{name}, {_number(world.size, 'process', 'processes')}, {precision}"
-
-
-def _number(count, one, several=""):
-    return f"{count} {one if count == 1 else several or f'{one}s'}"
+    return f"{name}, {counted(world.size, 'process', 'processes')}, {precision}"
 
 
 def _samples(loader):
-    shards = _number(len(loader.reader.indexes), "shard")
-    return f"{_number(len(loader.windows), 'sample')} in {shards} of {loader.reader.facts['version']}"
+    shards = counted(len(loader.reader.indexes), "shard")
+    return f"{counted(len(loader.windows), 'sample')} in {shards} of {loader.reader.facts['version']}"
 
 
 def _validation(loader, options):
     if loader is None:
         return "none"
-    many = "all of them" if options.val_batches == "all" else _number(int(options.val_batches), "batch", "batches")
-    return f"{_samples(loader)}; {many} every {options.val_freq} updates"
+    many = "all of them" if options.val_batches == "all" else counted(int(options.val_batches), "batch", "batches")
+    text = f"{_samples(loader)}; {many} every {options.val_freq} updates"
+    return text + ", so its IoU jumps; --val_batches all sees all" * (options.val_batches == "1")
 
 
 def _labels(options):

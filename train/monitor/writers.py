@@ -11,13 +11,33 @@ from torch.utils.tensorboard import SummaryWriter
 FLUSH_S = 30.0  # until what is held back is written: so long a full disk is not noticed
 
 
-def open_wandb(mode, name, log_dir, config):
-    """A run of Weights & Biases, or None where mode is "".
+class Board:
+    """A run of Weights & Biases, which drops what is logged at a step before its latest.
+
+    A run that has gone back therefore goes on counting there; the axis of all curves is `update`. run: of the package's.
+    first_step: of the updates to come.
+    """
+
+    def __init__(self, run, first_step):
+        run.define_metric("*", step_metric="update")
+        self.run, self._ahead = run, max(0, run.step - first_step)
+
+    def log(self, values, step):
+        """Values by name, of an update."""
+        self.run.log({**values, "update": step}, step=step + self._ahead)
+
+    def finish(self):
+        """Write, or send, what is still held back."""
+        self.run.finish()
+
+
+def open_wandb(mode, name, log_dir, config, first_step=1):
+    """The Board of a run of Weights & Biases, or None where mode is "".
 
     Args:
         mode: "offline" keeps everything in log_dir/wandb, for `wandb sync`; "online" sends it. name: of the run's folder: a
             run that is resumed goes on in the same run there.
-        config: the run's options, plain values.
+        config: the run's options, plain values. first_step: of the updates to come.
     Raises:
         ValueError: the package is missing, or the service refuses.
     """
@@ -30,7 +50,9 @@ def open_wandb(mode, name, log_dir, config):
     Path(log_dir).mkdir(parents=True, exist_ok=True)
     same = {"id": board_id(name), "resume": "allow"}
     try:
-        return wandb.init(project="bevshards", name=name, dir=str(log_dir), config=config, mode=mode, **same)
+        return Board(
+            wandb.init(project="bevshards", name=name, dir=str(log_dir), config=config, mode=mode, **same), first_step
+        )
     except wandb.Error as error:
         raise ValueError(f"--wandb {mode}: {error}; log in with `wandb login`, or write --wandb offline") from None
 

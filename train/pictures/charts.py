@@ -3,14 +3,19 @@
 Text stays text, so that it can be searched and takes the page's font; a chart is some ten kilobytes.
 """
 
+import html
 import io
 import math
 import re
+import warnings
 
 import numpy as np
 
+from common.plain import one_line
+
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito's, told apart by everyone
 CHART_INCHES = (6.4, 3.2)
+MOST_NAME = 40  # characters of a name in a chart
 MOST_POINTS = 400  # of a curve; longer ones are thinned by means
 
 
@@ -19,7 +24,7 @@ def _figure(inches=CHART_INCHES):
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError("train.report needs matplotlib and jinja2: pip install 'bevshards[report]'") from None
+        raise ValueError("train.report needs matplotlib and jinja2") from None
     figure = Figure(inches, layout="constrained")
     FigureCanvasSVG(figure)
     return figure
@@ -27,14 +32,19 @@ def _figure(inches=CHART_INCHES):
 
 def _svg(figure, title):
     import matplotlib
+    from matplotlib.text import Text
 
     out = io.StringIO()
-    # A fixed salt and no date: the same figures give the same page.
+    # A fixed salt and no date: the same figures give the same page. Names may hold $, which is no formula: of texts that are
+    # there and of those that are made while it draws.
     settings = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10, "font.family": "sans-serif"}
-    with matplotlib.rc_context(settings):
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with matplotlib.rc_context({**settings, "text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the page's own font has it, or not
         figure.savefig(out, format="svg", metadata={"Date": None})
     text = re.sub(r"<metadata>.*?</metadata>", "", out.getvalue(), flags=re.DOTALL)
-    return text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    return text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
 
 
 def _plain(axes):
@@ -56,12 +66,18 @@ def curves(series, title, ylabel, log=False):
     figure = _figure()
     axes = figure.subplots()
     for (name, (steps, values)), colour in zip(series.items(), _cycle(), strict=False):
-        axes.plot(*thinned(steps, values), color=colour, linewidth=1.4, label=name)
-    axes.set(xlabel="update", ylabel=ylabel, title=title, yscale="log" if log else "linear")
+        axes.plot(*thinned(steps, values), color=colour, linewidth=1.4, label=_label(name))
+    axes.set(xlabel="update", ylabel=ylabel, title=one_line(title, 2 * MOST_NAME), yscale="log" if log else "linear")
     _plain(axes)
     if len(series) > 1:
         axes.legend(frameon=False)
     return _svg(figure, title)
+
+
+def _label(name):
+    """A name as a chart has room for it; a legend would leave out one that begins with an underscore."""
+    name = one_line(name, MOST_NAME)
+    return f" {name}" if name.startswith("_") else name
 
 
 def _cycle():
@@ -77,11 +93,17 @@ def bars(groups, names, title, xlabel):
     for g, ((run, rows), colour) in enumerate(zip(groups.items(), _cycle(), strict=False)):
         places = np.arange(len(names)) + (g - (len(groups) - 1) / 2) * height
         values = np.array([row[0] for row in rows], float)
-        axes.barh(places, np.nan_to_num(values), height * 0.92, color=colour, alpha=0.85, label=run)
+        axes.barh(places, np.nan_to_num(values), height * 0.92, color=colour, alpha=0.85, label=_label(run))
         for place, (value, low, high) in zip(places, rows, strict=True):
             if not any(map(math.isnan, (value, low, high))):
                 axes.plot([low, high], [place, place], color="#222222", linewidth=1.2)
-    axes.set(yticks=np.arange(len(names)), yticklabels=names, xlabel=xlabel, title=title, xlim=(0, None))
+    axes.set(
+        yticks=np.arange(len(names)),
+        yticklabels=list(map(_label, names)),
+        xlabel=xlabel,
+        title=one_line(title, 2 * MOST_NAME),
+        xlim=(0, None),
+    )
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, axis="x", color="#dddddd", linewidth=0.6)
@@ -98,10 +120,16 @@ def threshold_chart(series, title):
     axes.axvline(0.5, color="#888888", linewidth=0.8, linestyle="--")
     for (name, points), colour in zip(series.items(), _cycle(), strict=False):
         thresholds, values = zip(*points, strict=True)
-        axes.plot(thresholds, values, color=colour, linewidth=1.6, label=name)
+        axes.plot(thresholds, values, color=colour, linewidth=1.6, label=_label(name))
         best = int(np.argmax(values))
         axes.plot(thresholds[best], values[best], "o", color=colour, markersize=5)
-    axes.set(xlabel="threshold of the predicted probability", ylabel="IoU", title=title, xlim=(0, 1), ylim=(0, None))
+    axes.set(
+        xlabel="threshold of the predicted probability",
+        ylabel="IoU",
+        title=one_line(title, 2 * MOST_NAME),
+        xlim=(0, 1),
+        ylim=(0, None),
+    )
     _plain(axes)
     axes.legend(frameon=False)
     return _svg(figure, title)
@@ -113,9 +141,9 @@ def sorted_scenes(values, title):
     axes = figure.subplots()
     order = sorted(values, key=values.get)
     axes.bar(range(len(order)), [values[name] for name in order], color=COLOURS[0], width=0.9)
-    axes.set(ylabel="IoU", title=title, xlabel="scene, worst first", ylim=(0, None))
+    axes.set(ylabel="IoU", title=one_line(title, 2 * MOST_NAME), xlabel="scene, worst first", ylim=(0, None))
     if len(order) <= 30:
-        axes.set_xticks(range(len(order)), order, rotation=90, fontsize=8)
+        axes.set_xticks(range(len(order)), list(map(_label, order)), rotation=90, fontsize=8)
     else:
         axes.set_xticks([])
     _plain(axes)
@@ -148,9 +176,9 @@ def heat_table(figures, rows, columns, title):
                     fontsize=8,
                     color="white" if grid[y, x] > highest / 2 else "#222",
                 )
-    axes.set(xticks=range(len(columns)), yticks=range(len(rows)), title=title)
-    axes.set_xticklabels(columns)
-    axes.set_yticklabels(rows)
+    axes.set(xticks=range(len(columns)), yticks=range(len(rows)), title=one_line(title, 2 * MOST_NAME))
+    axes.set_xticklabels(list(map(_label, columns)))
+    axes.set_yticklabels(list(map(_label, rows)))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return _svg(figure, title)

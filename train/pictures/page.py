@@ -2,13 +2,15 @@
 
 import base64
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from common.plain import one_line, plain
 from train.classes import MEAN, key_of, parts_of
 from train.pictures import charts
 
 MOST_BYTES = 5_000_000  # of a page
+MOST_NAME = 300  # characters of a name
 _MARKUP_BYTES = 200  # at most, around a picture besides its caption, and around their section
 
 
@@ -51,8 +53,9 @@ def page(runs, made):
     try:
         from jinja2 import Environment
     except ImportError:
-        raise ValueError("train.report needs matplotlib and jinja2: pip install 'bevshards[report]'") from None
+        raise ValueError("train.report needs matplotlib and jinja2") from None
     template = Environment(autoescape=True).from_string(Path(__file__).with_name("page.html").read_text())
+    runs = [replace(run, name=one_line(run.name, MOST_NAME), evaluation=_plain(run.evaluation)) for run in runs]
     label = _headline_label(runs[0])
     samples = Section("samples", "Worst, median and best samples")
     sections = [_accuracy(runs, label), _conditions(runs, label), _boxes(runs), _training(runs), samples]
@@ -72,6 +75,15 @@ def page(runs, made):
         )
     _add_pictures(samples, runs, MOST_BYTES - needed)
     return rendered()
+
+
+def _plain(value):
+    """An evaluation whose names, which come from data, are fit to be shown."""
+    if isinstance(value, str):
+        return one_line(value, MOST_NAME)
+    if isinstance(value, dict):
+        return {_plain(name): _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _headline_label(run):
@@ -243,7 +255,24 @@ def _training(runs):
                     series[part if len(runs) == 1 else f"{run.name} {part}"] = run.curves[tag]
         if series:
             section.charts.append(charts.curves(series, title, unit, log))
+    section.charts += [charts.curves(series, title, unit) for title, unit, series in _own_curves(runs)]
     return section
+
+
+def _own_curves(runs):
+    """(title, unit, series) of what validation says class by class, and of each metric that a network brought."""
+    start = "v/stats/iou_"
+    each = {}
+    for run in runs:
+        for tag in (tag for tag in run.curves if tag.startswith(start)):
+            name = tag.removeprefix(start)
+            each[name if len(runs) == 1 else f"{run.name} {name}"] = run.curves[tag]
+    if each:
+        yield "IoU of the classes, validation", "IoU", each
+    for name in dict.fromkeys(name for run in runs for name in _scores(run)):
+        series = {run.name: run.curves[f"v/stats/{name}"] for run in runs if f"v/stats/{name}" in run.curves}
+        if series:
+            yield f"{name}, validation", name, series
 
 
 def _add_pictures(section, runs, room):
@@ -299,7 +328,7 @@ def _provenance(runs):
     names = list(dict.fromkeys(name for run in runs for name in run.evaluation["about"] if name != "options"))
     rows = [[name, *(_short(run.evaluation["about"].get(name)) for run in runs)] for name in names]
     section.tables.append({"head": ["", *(run.name for run in runs)], "rows": rows})
-    section.preformatted = "\n\n".join(f"# {run.name}\n{run.config}" for run in runs if run.config)
+    section.preformatted = "\n\n".join(f"# {run.name}\n{plain(run.config)}" for run in runs if run.config)
     return section
 
 

@@ -6,7 +6,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -18,7 +17,7 @@ import torch.distributed as dist
 from train.errors import NotFinite, PeerFailed, PeersLost, Stopped
 from train.processes import ranks, signals
 from train.processes.first_error import FirstError
-from train.processes.ranks import by_torchrun, say
+from train.processes.ranks import by_torchrun, cores, say
 
 FIRST_TIMEOUT_MIN = 10.0  # that a rank waits for the others until they have made their first step: kernels are built
 WAIT_S = 0.1  # between two times that the ranks ask each other
@@ -256,11 +255,13 @@ def spawn(target, size, *arguments):
 
     Signals are passed on, and a process that is saving is waited for.
     """
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    # Here, so that no other process can take the port between its choice and its use.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
     flags = context.RawArray("b", size)
-    processes = [context.Process(target=_spawned, args=(r, size, port, flags, target, arguments)) for r in range(size)]
+    processes = [
+        context.Process(target=_spawned, args=(r, size, store.port, flags, target, arguments)) for r in range(size)
+    ]
 
     def pass_on(number, _frame):
         for process in processes:
@@ -310,7 +311,8 @@ def _spawned(rank, size, port, flags, target, arguments):
         "WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher's, which is there already
     }
     # As many threads as cores in each process would make them all wait for each other.
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
+    torch.set_num_threads(max(1, cores() // size))
     target(*arguments)

@@ -6,7 +6,7 @@ import threading
 import time
 from contextlib import suppress
 
-ANSWER_S = 5.0  # that the store may take: it lies in rank 0's process, which may hang or be gone
+ANSWER_S = 5.0  # that the store may take: it lies in rank 0's process or the launcher's, which may hang or be gone
 STAY_S = 5.0  # that rank 0 stays for the questions of the others
 
 
@@ -37,8 +37,8 @@ class FirstError:
 
         def ask():
             with suppress(RuntimeError, OSError):
-                if self.rank:  # of a store that is gone, torch itself would tell at length
-                    socket.create_connection(self.address, ANSWER_S).close()
+                # Of a store that is gone, torch itself would tell at length.
+                socket.create_connection(self.address, ANSWER_S).close()
                 answers.append(self.store.add(name, number))
 
         asking = threading.Thread(target=ask, daemon=True)  # the store itself would wait without end

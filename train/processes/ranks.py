@@ -28,3 +28,8 @@ def say(text, once_per="run"):
     variable = {"run": "RANK", "node": "LOCAL_RANK", "process": None}[once_per]
     if variable is None or int(os.environ.get(variable, 0)) == 0:
         progress.say(text)
+
+
+def cores():
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

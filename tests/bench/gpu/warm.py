@@ -6,7 +6,9 @@ import threading
 with contextlib.suppress(Exception):
     from tqdm import tqdm
 
-    import train.run  # noqa: F401
+    import tests.bench.gpu.profile
+    import tests.bench.gpu.steps
+    import tests.bench.gpu.training  # noqa: F401
 
     # Its own lock is one between processes, of which one that ends at once leaves a semaphore behind.
     tqdm.set_lock(threading.RLock())

@@ -24,7 +24,7 @@ from train.data.sources.cache import Cache
 from train.data.sources.table import neighbours
 
 CAMERA_MEMBERS = ["sample.json", "cameras.npy.zst", "boxes.npy.zst"]
-QUICK = {"pause_s": 0.01, "stall_s": 1.0}
+QUICK = {"pause_s": 0.01, "stall_s": 1.0, "retry_minutes": 0.0}
 
 
 def members_of(source, *kinds):
@@ -200,7 +200,7 @@ def test_the_cache_holds_what_was_used_and_is_asked_first(http, synth_shards, tm
     needed = sum(len(record["CAM_BACK.jpg"]) for record in read_all(local, more))
     assert again.bytes_read == needed and http.bytes_sent - bytes_before < needed + (1 << 20)
     again.close()
-    assert "50 % of this process's 40 keyframes came from the cache" in capsys.readouterr().err
+    assert "50 % of this process's 40 train keyframes came from the cache" in capsys.readouterr().err
 
 
 def test_the_cache_serves_nothing_spoilt(http, tmp_path):
@@ -290,7 +290,7 @@ def test_a_killed_reader_leaves_nothing_torn(http, synth_shards, tmp_path):
 
 def test_a_cache_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ShardError, match="--cache_dir cannot be used"):
+    with pytest.raises(ShardError, match="--cache_dir cannot be made"):
         Cache(tmp_path / "file", 1000)
 
 

@@ -97,7 +97,7 @@ def test_one_command_evaluates_compares_and_reports(run, tmp_path):
     assert truth == {label: by["recall", label]["denominator"] for label in truth}
 
     compared = call_module("train.compare", run, tmp_path / "two").stdout
-    assert "1 scenes in common" in compared and max(map(len, compared.splitlines())) <= 79 + len(str(run))
+    assert "1 scene in common" in compared and max(map(len, compared.splitlines())) <= 79 + len(str(run))
     page = tmp_path / "report.html"
     call_module("train.report", run, "--out", page)
     assert f"IoU {by['iou', 'simple_bev']['value']:.4f}" in page.read_text() and page.stat().st_size < 5_000_000

@@ -19,6 +19,10 @@ from train.run import train
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="Inductor needs a C++ compiler"
 )
+# What training compiles begins behind that copy.
+traces_copies = pytest.mark.skipif(
+    torch.__version__.startswith("2.11."), reason="torch 2.11 cannot trace copy.copy, by which a batch gets its voxels"
+)
 LENGTHS = (50, 71, 33)  # of the longest lidar cloud of each batch
 
 
@@ -39,6 +43,7 @@ def close(ours, theirs, tolerance):
         assert (ours[name] - value).abs().max() <= tolerance * scale, name
 
 
+@traces_copies
 def test_one_graph_and_at_most_one_recompilation():
     step = SmallStep(grid())
     counter = CompileCounterWithBackend("aot_eager")
@@ -57,6 +62,7 @@ def test_one_graph_and_at_most_one_recompilation():
     assert counter.frame_count <= 2
 
 
+@traces_copies
 def test_neither_the_plain_unprojection_nor_flips_drawn_inside_break_the_graph():
     step = SmallStep(grid(), rand_flip=True, unprojection="plain", use_lidar=False, do_rgbcompress=False)
     with torch.no_grad():
@@ -123,6 +129,7 @@ def figures(path):
 
 @pytest.mark.slow
 @needs_compiler
+@traces_copies
 def test_inductor_gives_the_same_loss_and_gradients():
     """Of all that is not a known encoder's, with a block a level: each further kernel is a second for the C++ compiler."""
     step = SmallStep(grid(), use_lidar=False).eval()

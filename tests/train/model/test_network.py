@@ -77,7 +77,7 @@ def test_a_network_outside_the_checkout(synth_shards, outside, monkeypatch):
     train = ["train.run", *shards, *model, *SMALL, "--log_dir", outside / "logs"]
     options = ["--save_freq", 2, "--keep_latest", 9, "--keep_best", "total_loss", "--val_batches", "all"]
     result = run_outside(outside, *train, *options, "--max_iters", 4, "--ckpt_dir", outside / "one")
-    assert "trains without them" in result.stderr and result.stdout.count("; iou_t 0.") == 4
+    assert "trains without them" in result.stderr and result.stdout.count("; IoU 0.") == 4
     [one] = (outside / "one").iterdir()
     best = checkpoint.read(one / "model-best.pth")
     validated = dict(dict(curves_of(outside / "logs" / one.name, "v"))["stats/total_loss"])

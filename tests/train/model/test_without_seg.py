@@ -82,14 +82,15 @@ class Counter(torch.nn.Module):
 
 
 def options(shards, folder, **changed):
-    return Options(
+    chosen = {
         **dict(
             shards=(f"{shards}/train-*.tar",), log_dir=str(folder / "logs"), ckpt_dir=str(folder), run_name="counter"
         ),
         **dict(batch_size=2, grad_acc=1, max_iters=3, val_freq=2, val_batches="all", lr=0.5, use_scheduler=False),
         **dict(res_scale=0.25, nworkers=0, nworkers_val=0, nsweeps=1, Z=24, Y=2, X=24, device="cpu", save_freq=2),
-        **dict(keep_best="median_error", model_args='{"start": 2.5}') | changed,
-    )
+        **dict(keep_best="median_error", model_args='{"start": 2.5}'),
+    }
+    return Options(**(chosen | changed))
 
 
 def test_a_network_without_a_map(small_shards, tmp_path):
@@ -128,6 +129,7 @@ def test_a_network_without_a_map(small_shards, tmp_path):
     page = tmp_path / "report.html"
     call_module("train.report", path.parent, "--out", page)
     assert "median_error" in page.read_text() and "the network&#39;s own" in page.read_text()
+    assert "within_3, validation" in page.read_text()
 
 
 @pytest.mark.slow

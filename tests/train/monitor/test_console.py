@@ -104,10 +104,10 @@ def test_a_run_in_a_log(synth_shards, tmp_path):
     assert [step for step, _ in curves(tmp_path)["t", "_/grad_norm"]] == list(range(1, 13))
     # The line's figures are this update's and the latest validation's, as the curves have them.
     last, found = out.splitlines()[-1], curves(tmp_path)
-    assert f"; iou_t {found['t', 'stats/iou'][-1][1]:.3f}; iou_v {found['v', 'stats/iou'][-1][1]:.3f};" in last
+    assert f"; IoU {found['t', 'stats/iou'][-1][1]:.3f}, val {found['v', 'stats/iou'][-1][1]:.3f};" in last
     assert row_of(err, "run") == [str(folder)] and row_of(err, "device") == ["cpu, 1 process, fp32"]
     assert row_of(err, "train") == ["20 samples in 2 shards of v1.0-mini"]
-    assert row_of(err, "val") == ["4 samples in 1 shard of v1.0-mini; 1 batch every 4 updates"]
+    assert row_of(err, "val") == ["4 samples in 1 shard of v1.0-mini; 1 batch every 4 updates, so its"]
     [network] = row_of(err, "network")
     count = sum(value.numel() for name, value in weights(folder).items() if not is_buffer(name))
     assert network == f"simple_bev effb0, {count:,} parameters"
@@ -171,7 +171,9 @@ def test_a_bar_of_80_columns_shows_all_its_figures():
     bar = r"240\d\d/25000 updates, 123\.4 samples/s, 1234 MB/s, wait 20 %, \d+:\d\d left \|.+\|"
     assert re.fullmatch(bar, [part for part in shown if " updates" in part][-1]), shown
     lines = [part for part in shown if part.startswith("step ")]
-    assert len(lines) == FIRST_UPDATES and all(re.match("step 0240.*; iou_v 0.250; itime 0.500", s) for s in lines[1:])
+    assert len(lines) == FIRST_UPDATES and all(
+        re.match("step 0240.*; IoU 0.500, val 0.250; 0.500 s each", s) for s in lines[1:]
+    )
 
 
 def test_a_fast_loop_is_thinned(monkeypatch, capsys):
@@ -193,15 +195,13 @@ def test_a_fast_loop_is_thinned(monkeypatch, capsys):
 @pytest.mark.parametrize("loss", [1e-9, 0.51234, 99.999, 123456.7, 1e30])
 def test_lines_fit(last, loss):
     text = line(last, last, {"itime": 99.99}, {"t": pool((loss, 1, 2)), "v": pool((loss, 1, 4))}, "600:12:34 left")
-    assert (
-        len(text) <= WIDTH and text.startswith(f"step {last:06d}/{last}; loss ") and "; iou_t 0.500; iou_v 0.25" in text
-    )
+    assert len(text) <= WIDTH and text.startswith(f"step {last:06d}/{last}; loss ") and "; IoU 0.500, val 0.250" in text
 
 
 def test_a_line_is_of_the_last_entries_alone():
     pools = {"t": pool(*[(9.0, 0, 10)] * POOL, (1.0, 5, 10)), "v": pool((9.0, 0, 10), (9.0, 1, 1))}
-    assert line(3, 9, {"itime": 1.0}, pools, "") == "step 000003/9; loss 1.000; iou_t 0.500; iou_v 1.000; itime 1.000"
-    assert "iou" not in line(3, 9, {"itime": 1.0}, {"t": without_seg()}, "")
+    assert line(3, 9, {"itime": 1.0}, pools, "") == "step 000003/9; loss 1.000; IoU 0.500, val 1.000; 1.000 s each"
+    assert "IoU" not in line(3, 9, {"itime": 1.0}, {"t": without_seg()}, "")
 
 
 def without_seg():

@@ -17,10 +17,15 @@ class Image:
 
 class Run:
     def __init__(self, **given):
-        self.given, self.logged = given, []
+        self.given, self.logged, self.step, self.axes = given, [], given["config"].get("resumed_at", 0), {}
+
+    def define_metric(self, name, step_metric):
+        self.axes[name] = step_metric
 
     def log(self, values, step):
-        self.logged.append((step, values))
+        if step >= self.step:  # what the package does
+            self.step = step
+            self.logged.append((step, values))
 
 def init(**given):
     if given["mode"] == "online":
@@ -41,13 +46,16 @@ def wandb(tmp_path, monkeypatch):
 def test_a_resumed_run_goes_on_in_the_same_run(wandb, tmp_path):
     name = "8x5_3e-4s_debug_17:45:58"
     first, again = (open_wandb("offline", name, tmp_path / "logs", {"lr": lr}) for lr in (1.0, 2.0))
-    assert first.given["id"] == again.given["id"] == "8x5_3e-4s_debug_17-45-58" and again.given["resume"] == "allow"
     assert (
-        first.given["name"] == name
-        and first.given["dir"] == str(tmp_path / "logs")
-        and again.given["config"] == {"lr": 2.0}
+        first.run.given["id"] == again.run.given["id"] == "8x5_3e-4s_debug_17-45-58"
+        and again.run.given["resume"] == "allow"
     )
-    ids = {open_wandb("offline", f"{'long' * 30} {end}/\\#?%", tmp_path, {}).given["id"] for end in "ab"}
+    assert (
+        first.run.given["name"] == name
+        and first.run.given["dir"] == str(tmp_path / "logs")
+        and again.run.given["config"] == {"lr": 2.0}
+    )
+    ids = {open_wandb("offline", f"{'long' * 30} {end}/\\#?%", tmp_path, {}).run.given["id"] for end in "ab"}
     assert len(ids) == 2 and all(len(one) <= 64 and not set(one) & set("/\\#?%: ") for one in ids)
 
 
@@ -57,8 +65,10 @@ def test_scalars_and_pictures_go_to_both(wandb, tmp_path):
     recorder.add_scalar("stats/iou", 0.5, 3)
     recorder.add_image("inputs/cameras", np.full((4, 6, 3), 7, np.uint8), 3)
     recorder.close()
-    (step, scalars), (_, pictures) = board.logged
-    assert (step, scalars) == (3, {"t/stats/iou": 0.5}) and (pictures["t/inputs/cameras"].pixels == 7).all()
+    (step, scalars), (_, pictures) = board.run.logged
+    assert (step, scalars) == (3, {"t/stats/iou": 0.5, "update": 3}) and (
+        pictures["t/inputs/cameras"].pixels == 7
+    ).all()
 
 
 def test_what_is_missing_is_said(wandb, tmp_path, monkeypatch):
@@ -68,3 +78,11 @@ def test_what_is_missing_is_said(wandb, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"bevshards\[wandb\]"):
         open_wandb("offline", "run", tmp_path, {})
+
+
+def test_a_run_that_has_gone_back_loses_nothing(wandb, tmp_path):
+    """It had come to step 2000 and goes on after 1000: the package drops steps that are not ahead of its own."""
+    board = open_wandb("offline", "run", tmp_path / "logs", {"resumed_at": 2001}, first_step=1001)
+    for step in (1001, 1002):
+        board.log({"t/stats/iou": 0.5}, step)
+    assert [values["update"] for _, values in board.run.logged] == [1001, 1002] and board.run.axes == {"*": "update"}

@@ -659,7 +659,7 @@ def test_preprocess_show_says_how_shards_were_made_and_what_was_left_out(synth_s
     got = json.loads(invoke(preprocess_show.main, tmp_path, "--json")[1])
     assert got["skipped"] == left and {n: [v] for n, v in options.items()}.items() <= got["options"].items()
     code, text = invoke(preprocess_show.main, tmp_path)
-    assert code == 0 and "1 samples were left out" in text and "  scene-0103_0001: CAM_BACK: no such file" in text
+    assert code == 0 and "1 sample was left out" in text and "  scene-0103_0001: CAM_BACK: no such file" in text
     assert "as in the source" in text and re.search(r"  sweeps +3\n", text), text
 
 

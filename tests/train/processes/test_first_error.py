@@ -31,7 +31,7 @@ def test_what_ends_a_run_is_said_by_one_process(tmp_path):
         "bad_sample_of_rank_0": "error: a bad sample of rank 0",
         "bad_sample_of_rank_1": "error: a bad sample of rank 1",
         "out_of_memory_in_an_update": "error: out of memory on the device",
-        "two_errors_at_once": "error: invalid literal",
+        "two_errors_at_once": "error: word ",
         "another_fails_after_it_has_left": "error: the report cannot be written",
         "time_out_of_an_evaluation": "error: waits for 30 s",
         "layer_left_out_by_one": "error: second.weight got no gradient in this update, as it did in the first: in several",

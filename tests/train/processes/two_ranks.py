@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from common.errors import InputError
 from common.vox import VoxUtil
 from train.command import fail_in_one_line
 from train.errors import DataError
@@ -66,7 +67,10 @@ def out_of_memory_in_an_update(world):
 
 
 def two_errors_at_once(world):
-    world.together(lambda: int(f"word {world.rank}"))
+    def fail():
+        raise InputError(f"word {world.rank}")
+
+    world.together(fail)
 
 
 def another_fails_after_it_has_left(world):
@@ -87,7 +91,7 @@ def time_out_of_an_evaluation(world):
     parts = Parts(None, None, own, None, (), 0, None, None)
     assert list(parts.batches("evaluate", world)) == ["first", None if world.rank else "second"]
     timeout = dist.group.WORLD._get_backend(world.device).options._timeout
-    raise ValueError(f"waits for {timeout.total_seconds():g} s")
+    raise InputError(f"waits for {timeout.total_seconds():g} s")
 
 
 class Layers(torch.nn.Module):
@@ -128,7 +132,7 @@ def _gradients(world, uses, find_unused):
 
 def _told(world, text):
     def fail():
-        raise ValueError(text)
+        raise InputError(text)
 
     world.together(fail)
 

@@ -1,26 +1,29 @@
 """Sources: bytes of these members of keyframe n, from local files, remote stores or commands.
 
-A source has shards (a ShardSet), keys, tokens, scene_of, whole_scene_of, scene_names, facts, rig, bytes_read, samples_sha256
-(see KeyframeTable), is_stream and
+A source has shards (a ShardSet), keys, tokens, scene_of, whole_scene_of, scene_names, facts, rig, bytes_read, samples_sha256,
+identity (see KeyframeTable), is_stream and
 
     order(windows, seed, epoch, shuffle)   window numbers of an epoch, the same from every source that is no stream
     begin(frames, members=None)            an epoch starts: `frames` come in this order; with an iterable of what will be
-                                           read of each they may be fetched ahead, in threads; without, there is none
+                                           read of each (and nothing else) they may be fetched ahead, in threads; without,
+                                           there is none
     read(number, members)                  dict from member to bytes-like; from many threads; waits; raises ShardError
     interrupt()  close()                   waiting reads raise; everything is given back, a later begin starts anew
 
 A member is named by a string, or by (layer, name), the shard itself being the layer "".
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from common import addresses
+from common.errors import InputError
 from common.retries import Retry
 from common.shard_set import find_shards
 from train.data.sources.cache import Cache
 from train.data.sources.local import LocalSource
 from train.data.sources.ranges import RangeSource
 from train.data.sources.stream import PipeSource
+from train.processes.ranks import say
 
 __all__ = ["READERS", "LocalSource", "PipeSource", "RangeSource", "SourceConfig", "open_source"]
 
@@ -38,7 +41,7 @@ class SourceConfig:
         cache_dir, cache_gb: where a node keeps what was read by range requests, and at most how much; None keeps nothing.
         store_options: of the stores, see common.stores.open_store; never printed.
         requests: in flight at once where the members are known ahead.
-        attempts, pause_s, stall_s: see common.retries.Retry.
+        attempts, pause_s, stall_s, retry_minutes: see common.retries.Retry.
     """
 
     reader: str = "auto"
@@ -50,37 +53,43 @@ class SourceConfig:
     attempts: int = 5
     pause_s: float = 0.5
     stall_s: float = 30.0
+    retry_minutes: float = 15.0
 
     def __post_init__(self):
         if self.reader not in READERS:
-            raise ValueError(f"reader {self.reader!r}; it is one of {', '.join(READERS)}")
+            raise InputError(f"reader {self.reader!r}; it is one of {', '.join(READERS)}")
         if self.cache_gb < 0 or self.requests < 0:
-            raise ValueError(f"cache_gb {self.cache_gb} and requests {self.requests} must not be negative")
+            raise InputError(f"cache_gb {self.cache_gb} and requests {self.requests} must not be negative")
         if self.store_options is not None and not isinstance(self.store_options, dict):
-            raise ValueError("store_options is not a JSON object")
+            raise InputError("store_options is not a JSON object")
 
     @property
     def retry(self):
         """Retry of remote reads."""
-        return Retry(self.attempts, self.pause_s, self.stall_s)
+        return Retry(self.attempts, self.pause_s, self.stall_s, self.retry_minutes)
 
 
 def open_source(patterns, config=None, split=None):
     """The source of the shards that patterns name, or of a ShardSet.
 
     Args:
-        patterns, split: see common.shard_set.find_shards. config: SourceConfig.
+        patterns, split: see common.shard_set.find_shards. config: SourceConfig; without it a ShardSet keeps its own Retry.
     Raises:
         ValueError (ShardError for a shard or store): what is wrong and the remedy.
     """
-    config = config or SourceConfig()
+    given, config = config, config or SourceConfig()
     shards = find_shards(patterns, split, config.store_options, config.retry)
+    if shards is not patterns:
+        for note in shards.notes:
+            say(f"note: {note}")
+    elif given is not None:
+        shards = replace(shards, retry=config.retry)
     commands = [tar for tar in shards if addresses.is_pipe(tar)]
     if config.reader == "indexed" and commands:
-        raise ValueError(f"{commands[0]} can only be streamed; give reader stream or auto")
+        raise InputError(f"{commands[0]} can only be streamed; give reader stream or auto")
     if commands or config.reader == "stream":
         if config.cache_dir:
-            raise ValueError("cache_dir keeps what range requests fetch; it does nothing for pipe: or reader stream")
+            raise InputError("cache_dir keeps what range requests fetch; it does nothing for pipe: or reader stream")
         return PipeSource(shards, config.verify_reads)
     if not any(addresses.is_remote(tar) for tar in shards):
         return LocalSource(shards, config.verify_reads)

@@ -4,6 +4,8 @@ One file holds what one read fetched of one keyframe, its members one after anot
 `<folder>/v1/<first digits of the tar's SHA-256>/<row>/<columns>`, `columns` being a bit mask of the index's columns in
 hexadecimal. Where each member lies in it follows from the index, whose checksums are compared on every read: nothing
 torn or stale is ever served, and a file that does not match is fetched anew. Files get their names when they are whole.
+
+Whatever fails here costs speed alone: what a broken, full, read-only or foreign folder does not give is fetched.
 """
 
 import os
@@ -21,7 +23,7 @@ from train.processes.ranks import say
 LAYOUT = "v1"
 SHA_DIGITS = 32
 ROOMY = 0.9  # of the limit is left after an eviction, so that not every file calls for the next one
-FULL_S = 60.0  # without looking again whether room could be made
+FULL_S = 60.0  # without trying again to keep anything, once there was no room or the disk failed
 ABANDONED_S = 3600.0  # a half-written file this old belongs to a process that was killed
 _SHARD, _ROW, _FILE = re.compile(rf"[0-9a-f]{{{SHA_DIGITS}}}"), re.compile(r"\d+"), re.compile(r"[0-9a-f]+")
 _HALF_WRITTEN = re.compile(r"\.[0-9a-f]+\.\d+\.\d+\.tmp")
@@ -44,25 +46,33 @@ class Cache:
         self.root, self.limit = Path(folder) / LAYOUT, int(limit)
         self.hits, self.misses = 0, 0
         self._lock, self._reserving = threading.Lock(), threading.Lock()
-        self._full_until = 0.0
+        self._full_until, self._told, self._all_in_use = 0.0, False, False
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            marker = self.root / "used"
-            with locked(self.root / ".lock") as alone:
-                if not alone:
-                    note = (
-                        "its file system knows no locks; where several processes write there, it may outgrow --cache_gb"
-                    )
-                    say(f"note: {folder}: {note}", "node")
-                if not marker.exists():
-                    marker.write_bytes(_USED.pack(0))
-            # The clock of the file system, which may not be this machine's.
-            probe = self.root / f".{os.getpid()}.clock"
-            probe.touch()
-            self._opened = probe.stat().st_mtime
-            probe.unlink()
         except OSError as error:
-            raise ShardError(f"{folder}: --cache_dir cannot be used ({error.strerror or error})") from None
+            if not os.path.isdir(folder):
+                raise ShardError(f"{folder}: --cache_dir cannot be made ({error.strerror or error})") from None
+        try:
+            self._opened = self._open()
+        except OSError as error:
+            self._opened = time.time()
+            self._fails(error)
+
+    def _open(self):
+        """The time by the clock of the file system, which may not be this machine's. Raises OSError."""
+        marker = self.root / "used"
+        with locked(self.root / ".lock") as alone:
+            if not alone:
+                note = "its file system knows no locks; where several processes write there, it may outgrow --cache_gb"
+                say(f"note: {self.root.parent}: {note}", "node")
+            if not marker.exists():
+                marker.write_bytes(_USED.pack(0))
+        probe = self.root / f".{os.getpid()}.clock"
+        probe.touch()
+        try:
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink()
 
     @property
     def hit_rate(self):
@@ -80,16 +90,17 @@ class Cache:
                 continue
             found = _read(path, index, row, columns, missing)
             if found is None:  # torn or spoilt: fetched anew
-                path.unlink(missing_ok=True)
+                _remove(path)
                 continue
             out |= {missing.pop(column): data for column, data in found.items()}
-        with self._lock:
-            self.hits += not missing
-            self.misses += bool(missing)
+        if wanted:  # a keyframe that has none of the members is neither
+            with self._lock:
+                self.hits += not missing
+                self.misses += bool(missing)
         return out
 
     def put(self, index, row, wanted, members):
-        """Keep what was fetched of a keyframe, where there is room. A full or failing disk is no error: it is a cache."""
+        """Keep what was fetched of a keyframe, where there is room and the disk does not fail."""
         columns = sorted((column, member) for _, _, column, member in wanted)
         folder = self._folder(index, row)
         path = folder / f"{sum(1 << column for column, _ in columns):x}"
@@ -100,17 +111,33 @@ class Cache:
                 with open(temporary, "wb") as file:  # not flushed: the checksums find what a power cut leaves
                     file.writelines(members[member] for _, member in columns)
                 os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+        except OSError as error:
+            _remove(temporary)
+            self._fails(error)
 
-    def say(self):
-        """One line about the reads since the last such line, if there were any. A node's first process says its own."""
+    def _fails(self, error):
+        """For a while nothing is kept; the first time it is said why."""
+        self._full_until = time.monotonic() + FULL_S
+        with self._lock:
+            told, self._told = self._told, True
+        if not told:
+            reason = error.strerror or error
+            note = (
+                f"--cache_dir cannot be written ({reason}); what it lacks is fetched each time, which costs speed alone"
+            )
+            say(f"note: {self.root.parent}: {note}", "node")
+
+    def say(self, whose=""):
+        """One line about the reads since the last such line, if there were any. A node's first process says its own.
+
+        whose: split of the shards, for the line.
+        """
         with self._lock:
             count, rate = self.hits + self.misses, self.hit_rate
             self.hits = self.misses = 0
         if count:
-            whose = f"{100 * rate:.0f} % of this process's {count} keyframes"
-            say(f"note: {self.root.parent}: {whose} came from the cache", "node")
+            read = f"{100 * rate:.0f} % of this process's {count} {whose} keyframes".replace("  ", " ")
+            say(f"note: {self.root.parent}: {read} came from the cache", "node")
 
     def _folder(self, index, row):
         return self.root / index.tar_sha256[:SHA_DIGITS] / str(row)
@@ -120,7 +147,7 @@ class Cache:
         folder, found = self._folder(index, row), []
         try:
             names = os.listdir(folder)
-        except FileNotFoundError:
+        except OSError:
             return []
         for name in names:
             if _FILE.fullmatch(name):
@@ -135,7 +162,7 @@ class Cache:
         with self._reserving, locked(self.root / ".lock"), open(self.root / "used", "r+b") as file:
             raw = file.read(_USED.size)
             used = _USED.unpack(raw)[0] if len(raw) == _USED.size else self.limit
-            if used + size > self.limit:
+            if used + size > self.limit and not self._all_in_use:
                 used = self._evict(int(ROOMY * self.limit) - size)
             fits = used + size <= self.limit
             if not fits:
@@ -151,8 +178,8 @@ class Cache:
         for changed, size, path in files:
             if used <= goal or changed >= self._opened:
                 break
-            path.unlink(missing_ok=True)
-            used -= size
+            used -= size * _remove(path)
+        self._all_in_use = used > goal  # and they stay so: walking the disk again would find nothing
         return used
 
     def _scan(self):
@@ -162,10 +189,10 @@ class Cache:
                 for entry in _entries(row, _FILE, _HALF_WRITTEN):
                     try:
                         status = os.stat(entry)
-                    except FileNotFoundError:
+                    except OSError:
                         continue
                     if entry.endswith(".tmp") and status.st_mtime < self._opened - ABANDONED_S:
-                        Path(entry).unlink(missing_ok=True)
+                        _remove(Path(entry))
                     else:
                         changed = float("inf") if entry.endswith(".tmp") else status.st_mtime
                         yield changed, status.st_size, Path(entry)
@@ -177,9 +204,12 @@ def _read(path, index, row, columns, missing):
     try:
         with open(path, "rb") as file:
             data = memoryview(file.read(sum(sizes) + 1))
-        os.utime(path)
     except OSError:
         return {}
+    try:
+        os.utime(path)
+    except OSError:
+        pass  # of another user, or on a disk that is read-only: it may be read all the same
     if len(data) != sum(sizes):
         return None
     out, at = {}, 0
@@ -192,9 +222,18 @@ def _read(path, index, row, columns, missing):
     return out
 
 
+def _remove(path):
+    """Whether a file is gone: it is removed where that is possible."""
+    try:
+        path.unlink(missing_ok=True)
+        return True
+    except OSError:
+        return False
+
+
 def _entries(folder, *patterns):
     """Paths in a folder whose names match one of the patterns."""
     try:
         return [f"{folder}/{name}" for name in os.listdir(folder) if any(p.fullmatch(name) for p in patterns)]
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return []

@@ -1,11 +1,12 @@
 """The local source: byte ranges of just the members that an experiment needs, from files of this machine."""
 
 import os
-import threading
 
 from common.shard_index import ShardError
 from common.shard_set import find_shards, load_indexes
+from common.stores import stat_of
 from train.data.order import epoch_order
+from train.data.sources.open_files import OpenFiles
 from train.data.sources.table import KeyframeTable, cut, neighbours, span
 
 
@@ -22,9 +23,10 @@ class LocalSource(KeyframeTable):
 
     def __init__(self, shards, verify_reads=False):
         self.shards = find_shards(shards)
-        super().__init__([index for index, _ in load_indexes(self.shards)], verify_reads)
-        self._files = [None] * len(self.indexes)
-        self._lock = threading.Lock()
+        opened = load_indexes(self.shards)
+        super().__init__([index for index, _ in opened], verify_reads)
+        self._etags = [stat.etag for _, stat in opened]
+        self._files = OpenFiles(index.tar for index in self.indexes)
 
     def order(self, windows, seed, epoch, shuffle):
         """Window numbers of an epoch."""
@@ -39,42 +41,51 @@ class LocalSource(KeyframeTable):
     def read(self, number, members):
         """Bytes of the members that keyframe `number` has: dict from name to memoryview. Safe from many threads.
 
-        Raises ShardError, naming shard and key, if a read fails, comes up short, or (verify_reads) has another checksum.
+        A shard that is no longer the file whose index was read is held against its checksums from then on.
+
+        Raises ShardError, naming shard and key, if a read fails, comes up short, or (with verify_reads, and where the shard was
+        changed) has another checksum.
         """
         shard, row = self._locate(number)
         out = {}
         for group in neighbours(self._wanted(shard, row, members)):
-            for column, member, data in cut(group, self._pread(shard, row, *span(group))):
-                if self.verify_reads:
-                    self._check(shard, row, column, data)
-                out[member] = data
+            data, changed = self._pread(shard, row, *span(group))
+            for column, member, part in cut(group, data):
+                if changed:
+                    self._check_changed(shard, row, column, part)
+                elif self.verify_reads:
+                    self._check(shard, row, column, part)
+                out[member] = part
         return out
 
     def close(self):
         """Close the shards; a later read opens them again."""
-        with self._lock:
-            for file in self._files:
-                if file is not None:
-                    os.close(file)
-            self._files = [None] * len(self.indexes)
+        self._files.close()
 
     def _pread(self, shard, row, start, size):
+        """(bytes, whether the shard is another file than when its index was read, or was written to since)."""
         index = self.indexes[shard]
         try:
-            # pread, not a memory map: a shard that is truncated under a map kills the process.
-            data = os.pread(self._file(shard), size, start)
+            with self._files.use(shard) as file:
+                # pread, not a memory map: a shard that is truncated under a map kills the process.
+                data = os.pread(file, size, start)
+                changed = stat_of(os.fstat(file)).etag != self._etags[shard]
         except OSError as error:
             raise ShardError(f"{index.tar}: cannot read {index.keys[row]} ({error.strerror})") from None
         if len(data) != size:
-            raise ShardError(f"{index.tar}: cut short at {index.keys[row]}; make it anew")
+            raise ShardError(f"{index.tar}: cut short at {index.keys[row]}; {self._remedy(changed)}")
         self._count(size)
-        return data
+        return data, changed
 
-    def _file(self, shard):
-        file = self._files[shard]
-        if file is None:
-            with self._lock:
-                if self._files[shard] is None:
-                    self._files[shard] = os.open(self.indexes[shard].tar, os.O_RDONLY)
-                file = self._files[shard]
-        return file
+    def _check_changed(self, shard, row, column, data):
+        try:
+            self._check(shard, row, column, data)
+        except ShardError:
+            index = self.indexes[shard]
+            raise ShardError(
+                f"{index.tar}: {index.members[column]} of {index.keys[row]} is not what its index says; {self._remedy(True)}"
+            ) from None
+
+    @staticmethod
+    def _remedy(changed):
+        return "the file was exchanged or changed after it was opened; start again" if changed else "copy it anew"

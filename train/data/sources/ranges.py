@@ -1,14 +1,15 @@
 """The source of remote shards: range requests for just the members that an experiment needs, in the local order."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from functools import partial
 
 from common import addresses
 from common.errors import ShardError, StoreError
-from common.shard_set import find_shards, load_indexes
-from common.stores import open_store
+from common.shard_set import find_shards, load_indexes, open_stores
 from train.data.order import epoch_order
 from train.data.sources.table import KeyframeTable, cut, neighbours, span
+from train.processes.ranks import say
 
 REQUESTS_A_KEYFRAME = 2  # at most; members that lie side by side take one
 
@@ -27,14 +28,15 @@ class RangeSource(KeyframeTable):
 
     def __init__(self, shards, verify_reads=False, cache=None, requests=16):
         self.shards = shards = find_shards(shards)
-        opened = load_indexes(shards)
+        self._stores = open_stores(shards)
+        for store in self._remote_stores():
+            store.contact.say = partial(say, once_per="node")
+        opened = load_indexes(shards, self._stores)
         super().__init__([index for index, _ in opened], verify_reads)
         self.cache, self.requests = cache, requests
         self.requests_made = 0
         self._etags = [stat.etag for _, stat in opened]
         self._places = [addresses.split(tar) for tar in shards]
-        folders = dict.fromkeys(folder for folder, _ in self._places)
-        self._stores = {folder: open_store(folder or ".", shards.options, shards.retry) for folder in folders}
         self._ahead = None
 
     def order(self, windows, seed, epoch, shuffle):
@@ -67,9 +69,8 @@ class RangeSource(KeyframeTable):
 
     def interrupt(self):
         """Reads that wait for another try raise."""
-        for store in self._stores.values():
-            if store.remote:
-                store.stopped.set()
+        for store in self._remote_stores():
+            store.stopped.set()
 
     def close(self):
         """Forget what was fetched ahead. The cache says how much it gave."""
@@ -77,11 +78,13 @@ class RangeSource(KeyframeTable):
         if ahead is not None:
             self.interrupt()
             ahead.close()
-        for store in self._stores.values():
-            if store.remote:
-                store.stopped.clear()
+        for store in self._remote_stores():
+            store.stopped.clear()
         if self.cache is not None:
-            self.cache.say()
+            self.cache.say(self.facts.get("split") or "")
+
+    def _remote_stores(self):
+        return [store for store in self._stores.values() if store.remote]
 
     def _fetch(self, number, members):
         shard, row = self._locate(number)
@@ -145,7 +148,10 @@ class _Ahead:
                 del self._held[number]
             self._room += 1
             self._fill()
-        return dict(future.result())
+        try:
+            return dict(future.result())
+        except CancelledError:  # another thread has ended the epoch
+            return {}
 
     def close(self):
         """End the threads; what they fetched is dropped."""

@@ -14,31 +14,31 @@ import subprocess
 import tarfile
 import threading
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
 from common import addresses
 from common.errors import ShardError
 from common.shard_index import ABSENT, MAX_INDEX_BYTES, parse_index
-from common.shard_set import check_listed, find_shards, in_parallel
-from common.stores import open_store
+from common.shard_set import check_listed, find_shards, in_parallel, open_stores
 from train.data.order import ORDER_STREAM
 from train.data.sources.table import KeyframeTable
+from train.processes.ranks import say
 
 INDEX_STALLS = 4  # times Retry.stall_s that a command has for an index: many of them start at once
 
 
 @contextmanager
-def open_stream(address, shards, stall_s, on_process=lambda process: None):
+def open_stream(address, stores, stall_s, on_process=lambda process: None):
     """A binary stream of an address of a ShardSet. Raises ShardError; a pipe: command that fails is an error at its end.
 
-    stall_s: time that a command has for its next bytes; stores have limits of their own. on_process is given the process of
-    a command, so that another thread can end it.
+    stores: of common.shard_set.open_stores, or its like. stall_s: time that a command has for its next bytes; stores have
+    limits of their own. on_process is given the process of a command, so that another thread can end it.
     """
     if not addresses.is_pipe(address):
         folder, name = addresses.split(address)
-        store = open_store(folder or ".", shards.options, shards.retry)
-        yield io.BufferedReader(_Pieces(store.chunks(name)))
+        yield io.BufferedReader(_Pieces(stores[folder].chunks(name)))
         return
     command = address[len("pipe:") :]
     process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, bufsize=0, start_new_session=True)
@@ -57,10 +57,10 @@ def open_stream(address, shards, stall_s, on_process=lambda process: None):
 class _Output(io.RawIOBase):
     """What a process writes. Raises OSError where nothing comes for so many seconds."""
 
-    def __init__(self, pipe, stall_s):
-        self._pipe, self._stall_s = pipe, stall_s
+    def __init__(self, output, stall_s):
+        self._output, self._stall_s = output, stall_s
         self._poll = select.poll()
-        self._poll.register(pipe, select.POLLIN)
+        self._poll.register(output, select.POLLIN)
 
     def readable(self):
         return True
@@ -68,7 +68,7 @@ class _Output(io.RawIOBase):
     def readinto(self, buffer):
         if not self._poll.poll(self._stall_s * 1000):
             raise OSError(f"nothing arrived for {self._stall_s:g} s; is the source up?")
-        return self._pipe.readinto(buffer)
+        return self._output.readinto(buffer)
 
 
 class _Pieces(io.RawIOBase):
@@ -134,7 +134,9 @@ class PipeSource(KeyframeTable):
 
     def __init__(self, shards, verify_reads=False, buffer=64):
         self.shards = find_shards(shards)
-        self.addresses = list(self.shards)
+        self.addresses, self.stores = list(self.shards), open_stores(self.shards)
+        for store in self._remote_stores():
+            store.contact.say = partial(say, once_per="node")
         super().__init__(in_parallel(self._load_index, self.shards), verify_reads)
         self.buffer, self.stall_s = buffer, self.shards.retry.stall_s
         self._session = None
@@ -142,7 +144,7 @@ class PipeSource(KeyframeTable):
     def _load_index(self, tar):
         address = addresses.index_address(tar)
         try:
-            with open_stream(address, self.shards, INDEX_STALLS * self.shards.retry.stall_s) as stream:
+            with open_stream(address, self.stores, INDEX_STALLS * self.shards.retry.stall_s) as stream:
                 raw = stream.read(MAX_INDEX_BYTES)
         except (OSError, ShardError) as error:
             reason = error if isinstance(error, ShardError) else f"{addresses.shown(address)}: {error}"
@@ -158,19 +160,30 @@ class PipeSource(KeyframeTable):
         return order
 
     def begin(self, frames, members=None):
-        """Start to read: `frames` are the keyframes wanted, in order, with repeats. members: None for no thread."""
+        """Start to read.
+
+        Args:
+            frames: the keyframes wanted, in order, with repeats.
+            members: what will be read of each of them, an iterable in the same order; nothing else is kept. Without it no
+                thread reads ahead, and all that comes is kept.
+        """
         self.close()
-        self._session = _Session(self, frames, self._shard_order, has_thread=members is not None)
+        self._session = _Session(self, frames, self._shard_order, members)
 
     def read(self, number, members):
         """Bytes of the members that keyframe `number` has: waits for them. Raises ShardError, also when nothing comes."""
-        record = self._session.take(number, self.stall_s)
-        shard, _ = self._locate(number)
+        record = self._session.take(number)
+        shard, row = self._locate(number)
         columns = {m: self._column(shard, m) for m in members}
+        lost = [m for m, c in columns.items() if c is not None and c not in record and not self._lacks(shard, row, c)]
+        if lost:
+            raise ShardError(f"{self.where(number)}: {lost[0]} was not asked for when the epoch began")
         return {m: record[c] for m, c in columns.items() if c in record}
 
     def interrupt(self):
         """Stop reading; reads that wait raise."""
+        for store in self._remote_stores():
+            store.stopped.set()
         if self._session is not None:
             self._session.stop()
 
@@ -178,36 +191,46 @@ class PipeSource(KeyframeTable):
         """Stop reading and forget what was read."""
         self.interrupt()
         self._session = None
+        for store in self._remote_stores():
+            store.stopped.clear()
+
+    def _remote_stores(self):
+        return [store for store in self.stores.values() if store.remote]
+
+    def _lacks(self, shard, row, column):
+        return self.indexes[shard].sizes[row, column] == ABSENT
 
 
 class _Session:
     """One pass: what reads, in a thread or not, and the records that are still wanted."""
 
-    def __init__(self, reader, frames, shard_order, has_thread):
+    def __init__(self, reader, frames, shard_order, members):
         self.reader = reader
         self.wanted, self.rank = {}, {}
         for place, frame in enumerate(frames):
             self.wanted[frame] = self.wanted.get(frame, 0) + 1
             self.rank.setdefault(frame, place)
         self.taken = 0
-        self.records, self.error, self.stopped, self.progress = {}, None, False, 0
+        self.members = None  # keyframe -> members that will be read of it; None: all
+        self.records, self.error, self.stopped, self.done = {}, None, False, False
         self.changed = threading.Condition()
         self.process = None
         needed = {reader._locate(frame)[0] for frame in self.wanted}
         shards = [int(s) for s in shard_order if s in needed]
-        self.arriving = self._walk(shards)
+        self.arriving = self._walk(shards, frames, members)
         self.thread = None
-        if has_thread:
+        if members is not None:
             self.thread = threading.Thread(target=self._run, name="stream", daemon=True)
             self.thread.start()
 
-    def take(self, number, stall_s):
+    def take(self, number):
+        """Record of a keyframe, for which it waits. What takes too long is an error where it arrives."""
         with self.changed:
             while number not in self.records:
                 if self.thread is None:
                     next(self.arriving)
                 else:
-                    self._wait(number, stall_s)
+                    self._wait()
             record = self.records[number]
             self.wanted[number] -= 1
             self.taken += 1
@@ -216,14 +239,12 @@ class _Session:
             self.changed.notify_all()
             return record
 
-    def _wait(self, number, stall_s):
-        before = self.progress
+    def _wait(self):
         if self.error is not None:
             raise ShardError(str(self.error))
-        if self.stopped:
+        if self.stopped or self.done:
             raise ShardError("the reader was closed")
-        if not self.changed.wait(stall_s) and self.progress == before:
-            raise ShardError(f"{self.reader.where(number)}: nothing arrived for {stall_s:.0f} s; is the source up?")
+        self.changed.wait()
 
     def stop(self):
         if self.thread is None:
@@ -245,10 +266,16 @@ class _Session:
         except Exception as error:  # whatever it is, the consumer raises it
             self.error = error
         with self.changed:
+            self.done = True
             self.changed.notify_all()
 
-    def _walk(self, shards):
+    def _walk(self, shards, frames, members):
         """Read these shards; yields after each record that is wanted."""
+        if members is not None:
+            kept = {}
+            for frame, own in zip(frames, members, strict=True):
+                kept.setdefault(frame, set()).update(own)
+            self.members = kept
         for shard in shards:
             yield from self._read_shard(shard)
 
@@ -259,7 +286,7 @@ class _Session:
         address = self.reader.addresses[shard]
         where = addresses.shown(address)
         try:
-            with open_stream(address, self.reader.shards, self.reader.stall_s, self._remember) as stream:
+            with open_stream(address, self.reader.stores, self.reader.stall_s, self._remember) as stream:
                 for key, members in _samples(_Counted(stream, self)):
                     row = rows.get(key)
                     if row in missing:
@@ -283,15 +310,22 @@ class _Session:
         return index.keys[min(missing)] if missing else "its end"
 
     def _sound(self, shard, row, members):
-        """Column -> bytes of a record's members, each as long as its index says."""
+        """Column -> bytes of those of a record's members that will be read, each as long as its index says."""
         index, record = self.reader.indexes[shard], {}
-        for column, name in enumerate(index.members):
-            size = index.sizes[row, column]
+        wanted = range(len(index.members))
+        if self.members is not None:
+            own = self.members[int(self.reader._starts[shard]) + row]
+            wanted = [column for member in own if (column := self.reader._column(shard, member)) is not None]
+        for column in wanted:
+            size, name = index.sizes[row, column], index.members[column]
             if size == ABSENT:
                 continue
             record[column] = data = members.get(name)
             if data is None or len(data) != size:
-                raise ShardError(f"{index.tar}: {index.keys[row]}.{name} is not what its index says")
+                raise ShardError(
+                    f"{index.tar}: {name} of {index.keys[row]} is not as long as its index says: the tar is damaged, or was "
+                    "exchanged without its index; copy both anew"
+                )
             if self.reader.verify_reads:
                 self.reader._check(shard, row, column, data)
         return record
@@ -299,7 +333,6 @@ class _Session:
     def _keep(self, number, record):
         with self.changed:
             self.records[number] = record
-            self.progress += 1
             self.changed.notify_all()
 
     def _goes_on(self):
@@ -331,7 +364,6 @@ class _Counted(io.RawIOBase):
             raise OSError("stopped")
         data = self.stream.read(size)
         self.session.reader.bytes_read += len(data)
-        self.session.progress += 1
         return data
 
 

@@ -1,6 +1,7 @@
 """The keyframes of several shards: what every source knows from their indexes before it reads a byte of a tar."""
 
 import hashlib
+import json
 import threading
 import zlib
 from functools import cached_property
@@ -31,7 +32,6 @@ class KeyframeTable:
     def __init__(self, indexes, verify_reads=False):
         self.indexes, self.verify_reads = indexes, verify_reads
         self.facts = _common_facts(indexes)
-        self.rig = indexes[0].rig
         self.bytes_read = 0
         self.keys = [key for index in indexes for key in index.keys]
         self.tokens = [token for index in indexes for token in index.tokens]
@@ -51,10 +51,21 @@ class KeyframeTable:
         return len(self.keys)
 
     @cached_property
+    def rig(self):
+        """The Rig of the shards."""
+        return self.indexes[0].rig
+
+    @cached_property
     def samples_sha256(self):
         """Hex digest of the list of samples, in order: two sources that share it give the same epochs."""
         pairs = zip(self.keys, self.tokens, strict=True)
         return hashlib.sha256("".join(f"{key} {token}\n" for key, token in pairs).encode()).hexdigest()
+
+    @property
+    def identity(self):
+        """What sources must share to be copies of one set: (keyframes, samples_sha256, digest of the metadata)."""
+        metadata = json.dumps(self.facts, sort_keys=True).encode()
+        return len(self.keys), self.samples_sha256, hashlib.sha256(metadata).hexdigest()
 
     def lacks(self, member):
         """The first shard none of whose keyframes holds the member; None where each has one that does."""
@@ -89,8 +100,8 @@ class KeyframeTable:
         index = self.indexes[shard]
         if zlib.crc32(data) != index.crc32[row, column]:
             raise ShardError(
-                f"{index.tar}: {index.keys[row]}.{index.members[column]} has another checksum than its index says; "
-                f"check it with {spelled('preprocess.verify')}"
+                f"{index.tar}: the file is damaged: {index.members[column]} of {index.keys[row]} is not what was written; "
+                f"copy the file anew ({spelled('preprocess.verify')} finds all that is damaged)"
             )
 
     def _count(self, size):
@@ -139,11 +150,14 @@ def _unbroken(scene_of, keys):
 
 
 def _common_facts(indexes):
-    own = {"recipe_sha256"}
+    own = {"recipe_sha256", "base_tar", "base_sha256"}  # the last two are a layer's
     first = {k: v for k, v in indexes[0].facts.items() if k not in own}
     for index in indexes[1:]:
         facts = {k: v for k, v in index.facts.items() if k not in own}
         if facts != first:
-            names = [k for k in facts if facts[k] != first.get(k)]
-            raise ShardError(f"{index.tar}: differs from {indexes[0].tar} in {', '.join(names)}; do not mix them")
+            names = sorted(k for k in facts.keys() | first.keys() if facts.get(k) != first.get(k))
+            raise ShardError(
+                f"{index.tar}: was made with other options than {indexes[0].tar} (it differs in {', '.join(names)}); "
+                "give the shards of one set"
+            )
     return first

@@ -1,0 +1,116 @@
+"""python -m preprocess.maps: nuScenes' map expansion -> layer `map` beside finished shards."""
+
+import functools
+import sys
+from collections import Counter
+from pathlib import Path
+
+import click
+import numpy as np
+
+from common.interrupts import CODE, Interruptible
+from common.keys import scene_key
+from common.map_shapes import DEFAULT_EXTENT_M, MAP_LAYER, encode_shapes
+from common.progress import progress
+from common.shard_index import ShardError
+from common.shard_set import find_shards
+from common.spelling import EITHER, spelled
+from common.stores import parse_options
+from preprocess.errors import SourceError
+from preprocess.layer import write_layer
+from preprocess.layer_part import samples_of
+from preprocess.layers.maps import VectorMap
+from preprocess.workers import CORES
+
+CHECKED = 400  # keyframes whose ego is looked for on the drivable area
+ON_ROAD = 0.9  # of them, where the map is the right one: nuScenes' cars leave it for car parks and driveways
+
+
+@click.command(cls=Interruptible, context_settings={**EITHER, "show_default": True, "max_content_width": 100})
+@click.option("--shards", "patterns", multiple=True, default=("shards",), help="folder, paths or addresses of shards")
+@click.option("--dataroot", default="data/nuscenes", type=click.Path(path_type=Path), help="nuScenes folder with maps/")
+@click.option(
+    "--extent", default=DEFAULT_EXTENT_M, type=click.FloatRange(1, 1000), help="metres from the car, each way"
+)
+@click.option("--workers", default=CORES, type=click.IntRange(1), help="processes")
+@click.option("--scheduler", default="", help="a Dask scheduler (tcp://host:8786) that runs the work instead")
+@click.option("--overwrite", is_flag=True, help="replace a layer made with other options")
+@click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
+def main(**values):
+    """Add layer map to finished shards: the polygons and lines of nuScenes' map expansion around each keyframe.
+
+    The shards keep their bytes. The same command continues an interrupted run.
+    """
+    try:
+        _run(**values)
+    except (SourceError, ShardError, ValueError) as error:
+        _fail(error)
+    except OSError as error:
+        _fail(f"{error.filename or 'layer map'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command continues", CODE)
+
+
+def _fail(error, code=1):
+    click.echo(f"error: {' '.join(str(error).split())}", err=True)
+    sys.exit(code)
+
+
+def _run(patterns, dataroot, extent, workers, scheduler, overwrite, store_options):
+    store_options = parse_options(store_options)
+    shards = find_shards(patterns, options=store_options)
+    locations = check_maps(shards, dataroot, store_options)
+    make = functools.partial(make_shapes, dataroot=str(dataroot), extent_m=extent)
+    options = {"extent_m": extent, "source": "nuScenes map expansion 1.3"}
+    more = {"scheduler": scheduler, "overwrite": overwrite, "store_options": store_options}
+    count = write_layer(shards, MAP_LAYER, make, workers, options=options, **more)
+    click.echo(f"layer {MAP_LAYER}: {count} keyframes at {', '.join(locations)}, {extent:g} m around the car")
+    click.echo(
+        f"train on it: {spelled('train.run')} --classes 'vehicle=vehicle; drivable=map:drivable_area' --shards …"
+    )
+
+
+def make_shapes(sample, dataroot, extent_m):
+    """The members of one keyframe's map; see preprocess.layer.write_layer. Raises SourceError without the map's file."""
+    xy, yaw = place_of(sample)
+    return encode_shapes(_map_of(dataroot, sample.facts["log"]["location"]).around(xy, yaw, extent_m))
+
+
+def place_of(sample):
+    """(x, y) of the ego in metres of the map, and its yaw in radians."""
+    global_T_ego = np.asarray(sample.facts["global_T_ego"], np.float64)
+    return global_T_ego[:2, 3], float(np.arctan2(global_T_ego[1, 0], global_T_ego[0, 0]))
+
+
+@functools.lru_cache(maxsize=8)
+def _map_of(dataroot, location):
+    """The VectorMap of a location, read once in each process."""
+    if not location or scene_key(location) != location:  # a file's name is made of it
+        raise SourceError(f"location {location!r:.60}: no map has such a name; the layer is made of shards of nuScenes")
+    return VectorMap(Path(dataroot) / "maps" / "expansion" / f"{location}.json")
+
+
+def check_maps(shards, dataroot, store_options=None):
+    """Locations of the shards, after a look whether their maps are the right ones.
+
+    A location where fewer than nine of ten egos lie on the drivable area is said: its map is another, or turned or shifted
+    against the poses. Raises SourceError where a map's file is missing.
+    """
+    seen, on_road = Counter(), Counter()
+    samples = samples_of(shards, CHECKED, store_options)
+    for sample, _ in progress(list(samples), "keyframes", "looking at maps"):
+        location = sample.facts["log"]["location"]
+        seen[location] += 1
+        on_road[location] += bool(_map_of(str(dataroot), location).is_drivable(place_of(sample)[0]).all())
+    for location, count in seen.items():
+        if on_road[location] < ON_ROAD * count:
+            click.echo(
+                f"note: {location}: {on_road[location]} of {count} egos lie on the drivable area; is {dataroot} of the same "
+                "release as the shards?",
+                err=True,
+            )
+    return sorted(seen)
+
+
+if __name__ == "__main__":
+    main(prog_name=spelled("preprocess.maps"))

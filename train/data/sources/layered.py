@@ -1,0 +1,150 @@
+"""A source whose keyframes also have the members of layers: it reads each from tars of its own, at the same time."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+
+from common import addresses
+from common.errors import ShardError
+from common.layers import FOLDER, LayerFacts, layer_folder, rows_in
+from common.spelling import spelled
+
+
+class LayeredSource:
+    """A source of shards, and of layers beside them. What is not said here is the shards' own source's.
+
+    Members of a layer are named (layer, member).
+
+    Args:
+        base: the source of the shards; no stream. layers: name -> (members, source of the layer's tars, in the order of the
+            shards).
+    Raises:
+        ShardError: a layer of other shards.
+    """
+
+    def __init__(self, base, layers):
+        self.base, self._layers = base, {}
+        for name, (members, source) in layers.items():
+            self._layers[name] = _Layer(name, members, source, base.indexes)
+
+    def __getattr__(self, name):
+        return getattr(self.base, name)
+
+    def __len__(self):
+        return len(self.base)
+
+    @property
+    def bytes_read(self):
+        return self.base.bytes_read + sum(layer.source.bytes_read for layer in self._layers.values())
+
+    def begin(self, frames, members=None):
+        """As a source's; what a layer has of the frames is fetched ahead too."""
+        self.close()
+        frames = list(frames)
+        own = None
+        if members is not None:
+            own = ([m for m in each if isinstance(m, str)] for each in members)
+        self.base.begin(frames, own)
+        for layer in self._layers.values():
+            layer.begin(frames, ahead=members is not None)
+
+    def read(self, number, members):
+        """As a source's. Raises ShardError where a layer that says that it lacks nothing lacks the keyframe."""
+        own = [member for member in members if isinstance(member, str)]
+        out = dict(self.base.read(number, own)) if own else {}
+        for name, layer in self._layers.items():
+            wanted = [member for where, member in (m for m in members if isinstance(m, tuple)) if where == name]
+            if wanted:
+                found = layer.read(number, wanted, self.base)
+                out |= {(name, member): data for member, data in found.items()}
+        return out
+
+    def lacks(self, member):
+        """As a source's."""
+        if isinstance(member, str):
+            return self.base.lacks(member)
+        name, member = member
+        return self._layers[name].source.lacks(member)
+
+    def interrupt(self):
+        for source in self._sources():
+            source.interrupt()
+
+    def close(self):
+        for source in self._sources():
+            source.close()
+
+    def _sources(self):
+        return (self.base, *(layer.source for layer in self._layers.values()))
+
+
+class _Layer:
+    """One layer: its members that are wanted, its source, and the layer's number of each keyframe, -1 where it has none."""
+
+    def __init__(self, name, members, source, bases):
+        self.name, self.members, self.source = name, tuple(members), source
+        self.facts = [LayerFacts.parse(index.facts, index.tar) for index in source.indexes]
+        starts = np.cumsum([0, *(len(index.keys) for index in source.indexes)])
+        rows = [
+            rows_in(index, base, facts, index.tar)
+            for index, base, facts in zip(source.indexes, bases, self.facts, strict=True)
+        ]
+        self.numbers = np.concatenate(
+            [np.where(own < 0, -1, own + start) for own, start in zip(rows, starts[:-1], strict=True)]
+        )
+        self.may_lack = np.repeat([facts.missing == "empty" for facts in self.facts], [len(own) for own in rows])
+
+    def begin(self, frames, ahead):
+        there = [int(number) for number in self.numbers[frames] if number >= 0]
+        self.source.begin(there, itertools.repeat(self.members, len(there)) if ahead else None)
+
+    def read(self, number, members, base):
+        own = int(self.numbers[number])
+        if own < 0:
+            if not self.may_lack[number]:
+                raise ShardError(
+                    f"{base.where(number)}: layer {self.name} has nothing of it, and says that it lacks nothing; make the "
+                    f"layer anew ({spelled('preprocess.verify')} finds all that is wrong)"
+                )
+            return {}
+        return self.source.read(own, members)
+
+
+def with_layers(source, layers, config, opened):
+    """The source with layers beside its shards; the source itself where there are none.
+
+    Args:
+        source: of the shards. layers: name -> member names. config: SourceConfig. opened: function that opens a ShardSet as the
+            shards were, given the SourceConfig.
+    Raises:
+        ShardError, ValueError: no such layer, one of other shards, or shards that are streamed.
+    """
+    if not layers:
+        return source
+    if source.is_stream:
+        names = ", ".join(layers)
+        raise ValueError(
+            f"layer {names}: streams are read front to back and have no layers; give reader auto or indexed"
+        )
+    return LayeredSource(
+        source, {name: (members, _open(source, name, members, config, opened)) for name, members in layers.items()}
+    )
+
+
+def _open(source, name, members, config, opened):
+    """The source of one layer's tars. Raises ShardError, which says what to do."""
+    places = [addresses.split(tar) for tar in source.shards]
+    tars = tuple(addresses.join(layer_folder(folder, name), file) for folder, file in places)
+    try:
+        own = opened(replace(source.shards, shards=tars, manifests={}), config)
+    except ShardError as error:
+        where = addresses.shown(next(iter(source.shards)))
+        raise ShardError(
+            f"{where}: its layer {name} cannot be read ({error}); copy {FOLDER}/{name}/ beside the shards, or make it"
+        ) from None
+    for member in members:
+        if not any(member in index.members for index in own.indexes):
+            held = ", ".join(dict.fromkeys(m for index in own.indexes for m in index.members))
+            raise ShardError(f"{own.indexes[0].tar}: layer {name} has no member {member}; it has {held}")
+    return own
