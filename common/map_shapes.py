@@ -10,24 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.map_layers import MAP_LAYERS
 from common.record import RecordError, decode_points, decode_rows, encode_points, encode_rows
 
 MAP_LAYER = "map"
 POINTS_MEMBER = "points.planes.zst"
 RINGS_MEMBER = "rings.npy.zst"
 MEMBERS = (RINGS_MEMBER, POINTS_MEMBER)
-
-POLYGON_LAYERS = (
-    "drivable_area",
-    "road_segment",
-    "lane",
-    "ped_crossing",
-    "walkway",
-    "stop_line",
-    "carpark_area",
-)
-LINE_LAYERS = ("road_divider", "lane_divider")
-MAP_LAYERS = POLYGON_LAYERS + LINE_LAYERS  # a ring's `layer` is its place here
 
 EXTERIOR, HOLE, LINE = range(3)
 RING_DTYPE = np.dtype([("layer", "u1"), ("kind", "u1"), ("points", "<u4")])

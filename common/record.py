@@ -292,13 +292,26 @@ def decode_array(data, what):
     """The array of a layer's `*.npy.zst` member. Raises RecordError for damage, and for anything but numbers."""
     raw = _decompress(data, MAX_ARRAY_BYTES, what)
     try:
-        return np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False, max_header_size=MAX_HEADER_CHARACTERS)
+        out = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False, max_header_size=MAX_HEADER_CHARACTERS)
+        if out.dtype.kind not in "biuf":
+            raise ValueError(f"its type is {out.dtype}")
+        return out
     except (ValueError, TypeError, SyntaxError, EOFError, MemoryError) as error:
         raise RecordError(f"{what}: not an .npy array of numbers ({str(error)[:100]})") from None
 
 
+def decode_member(data, member):
+    """A layer's member as what its name says: the array of `*.npy.zst`, the points of `*.planes.zst`, else bytes.
+
+    Raises RecordError for damage.
+    """
+    if member.endswith(".npy.zst"):
+        return decode_array(data, member)
+    return decode_points(data, member) if member.endswith(".planes.zst") else bytes(data)
+
+
 def decode_cameras(data, sample):
-    """(n,) array of CAMERA_DTYPE, a row a camera of the parsed sample.json. Raises RecordError for rows that cannot be."""
+    """(n,) array of CAMERA_DTYPE, one row per camera of the parsed sample.json. Raises RecordError for rows that cannot be."""
     rows = decode_rows(data, CAMERA_DTYPE, CAMERAS_MEMBER)
     if len(rows) != len(sample["cameras"]):
         raise RecordError(f"{CAMERAS_MEMBER}: {len(rows)} rows for {len(sample['cameras'])} cameras")
@@ -315,7 +328,7 @@ def decode_cameras(data, sample):
 
 
 def decode_boxes(data, sample):
-    """(n,) array of BOX_DTYPE, a row a box of the parsed sample.json. Raises RecordError for rows that cannot be."""
+    """(n,) array of BOX_DTYPE, one row per box of the parsed sample.json. Raises RecordError for rows that cannot be."""
     rows = decode_rows(data, BOX_DTYPE, BOXES_MEMBER)
     if len(rows) != len(sample["boxes"]["category"]):
         raise RecordError(f"{BOXES_MEMBER}: {len(rows)} rows for {len(sample['boxes']['category'])} boxes")

@@ -276,7 +276,7 @@ class Rig:
 
 
 def rig_of(facts, schema):
-    """The Rig of the facts of a shard or sample: its own, or for schema 2, which has none, that of nuScenes.
+    """The Rig of the metadata (`facts`) of a shard or sample: its own, or for schema 2, which has none, that of nuScenes.
 
     Raises RigError for one that is not what shards/README.md prescribes.
     """
@@ -298,7 +298,7 @@ def _of_text(text):
 
 @functools.lru_cache(maxsize=16)
 def _of_schema_2(text):
-    """Facts said which sensors and which cameras there were; radars have nuScenes' numbers, however many there were."""
+    """Its metadata said which sensors and which cameras there were; radars have nuScenes' numbers, however many there were."""
     sensors, cameras, clock = json.loads(text)
     return NUSCENES.holding(
         NUSCENES.camera_names if cameras is None else cameras,

@@ -134,7 +134,7 @@ class VoxUtil:
         voxel = self._voxel_of(xyz, valid)
         batch, count, _ = feats.shape
         cells = self.Z * self.Y * self.X
-        # The highest point number a voxel sees: scatter with duplicates would be a race on CUDA.
+        # The highest point number per voxel sees: scatter with duplicates would be a race on CUDA.
         number = torch.arange(1, count + 1, device=xyz.device).expand(batch, count)
         last = torch.zeros((batch, cells + 1), dtype=torch.int64, device=xyz.device)
         last = last.scatter_reduce(1, voxel, number, "amax")[:, :-1]

@@ -71,7 +71,7 @@ def _key():
 
 
 def _bars(rows, shape):
-    """A bar a row; each row is (name, {colour's key: value}), whose values are stacked."""
+    """One bar per row; each row is (name, {colour's key: value}), whose values are stacked."""
     image = _blank(_ROW * len(rows))
     most = max(sum(values.values()) for _, values in rows) or 1
     for number, (name, values) in enumerate(rows):

@@ -1,4 +1,4 @@
-"""What a set of shards holds, counted from its indexes, sample.json and boxes: a few kilobytes a keyframe are read."""
+"""What a set of shards holds, counted from its indexes, sample.json and boxes: a few kilobytes per keyframe are read."""
 
 from collections import Counter
 from dataclasses import dataclass, field

@@ -48,7 +48,7 @@ class Options:
                 raise ValueError(f"channel {twice[0]} is named twice in {format_channels(self.channels)}")
 
     def facts(self):
-        """What a shard's facts say of these options, apart from the sensors, which the tables decide too."""
+        """What a shard's metadata (`facts`) says of these options, apart from the sensors, which the tables decide too."""
         facts = {
             "sweeps": self.sweeps,
             "image_size": list(self.image_hw) if self.image_hw else None,
@@ -62,7 +62,7 @@ class Options:
 
     @staticmethod
     def from_facts(facts):
-        """The options that a shard of these facts was made with."""
+        """The options that a shard with this metadata was made with."""
         return Options(
             sweeps=facts["sweeps"],
             image_hw=tuple(facts["image_size"]) if facts["image_size"] else None,

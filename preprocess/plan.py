@@ -1,4 +1,4 @@
-"""nuScenes tables -> one compact recipe a shard: everything that a worker needs to write it, but for the sensor files.
+"""nuScenes tables -> one compact recipe per shard: everything that a worker needs to write it, but for the sensor files.
 
 Recipes are small and plain (dataclasses of strings, numbers and float64 arrays), so that a worker never holds the
 tables, and their digest says whether a shard on disk is the one that would be written now.
@@ -369,7 +369,7 @@ class Planner:
         check_moves(ego_T_sensor[:, :3, 3], files, reference.token)
         out = []
         for frame, matrix in zip(files, ego_T_sensor, strict=True):
-            # The lineage subtracts seconds, not microseconds: keep its rounding.
+            # Simple-BEV subtracts seconds, not microseconds: keep its rounding.
             lag = 1e-6 * reference.timestamp - 1e-6 * frame.timestamp
             out.append(PointFile(frame.channel, frame.token, frame.filename, frame.timestamp, lag, matrix))
         return out

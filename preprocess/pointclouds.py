@@ -34,7 +34,7 @@ def parse_lidar(data, path, columns=5, found=None):
     becomes -1.
 
     Args:
-        columns: float32 values a point in the file: 5; 4, where there is no ring, which becomes -1; or 6, whose last is
+        columns: float32 values per point in the file: 5; 4, where there is no ring, which becomes -1; or 6, whose last is
             dropped. A PCD says itself what it has; it needs x, y, z and intensity.
         found: Counter to which what was dropped is added, under DROPPED and NO_RING.
     Raises:
@@ -123,7 +123,7 @@ def _of_pcd(data, path):
 
 
 def _columns(data, columns):
-    """(5, n) float32, rows contiguous, of `columns` values a point; None where the bytes are not a whole number of points."""
+    """(5, n) float32, rows contiguous, of `columns` values per point; None where the bytes are not a whole number of points."""
     if not data or len(data) % (4 * columns):
         return None
     rows = np.frombuffer(data, "<f4").reshape(-1, columns).T

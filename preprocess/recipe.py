@@ -50,7 +50,7 @@ class KeyframeRecipe:
 
 @dataclass(slots=True)
 class ShardRecipe:
-    """One tar: name without ending, facts shared by its samples, keyframes in order, samples that the plan left out."""
+    """One tar: name without ending, metadata shared by its samples, keyframes in order, samples that the plan left out."""
 
     name: str
     facts: dict
@@ -58,7 +58,7 @@ class ShardRecipe:
     skipped: list = field(default_factory=list)
 
     def scenes(self):
-        """The keyframes, a list a scene."""
+        """The keyframes, one list per scene."""
         scenes = {}
         for frame in self.keyframes:
             scenes.setdefault(frame.facts["scene"]["token"], []).append(frame)

@@ -28,7 +28,7 @@ _BAR = 22  # columns of the longest bar
 @click.option("--chart", help="also write a chart, .png")
 @click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
 def main(shards, as_json, chart, store_options):
-    """Say what SHARDS (a folder, paths, globs or ranges; addresses too) hold. Reads a few kilobytes a keyframe."""
+    """Say what SHARDS (a folder, paths, globs or ranges; addresses too) hold. Reads a few kilobytes per keyframe."""
     try:
         if chart and not chart.endswith(".png"):
             raise ValueError(f"--chart {chart}: a chart ends in .png")
@@ -117,24 +117,24 @@ def _scenes(contents):
     lengths = list(contents.keyframes_by_scene.values())
     low, middle, high = min(lengths), statistics.median(lengths), max(lengths)
     lines = _heading("scenes")
-    lines.append(f"  {'keyframes a scene':<20}{low} to {high}, median {middle:g}")
+    lines.append(f"  {'keyframes per scene':<20}{low} to {high}, median {middle:g}")
     lines += [f"  {_cut(place, 56):<57}{number:>6} scenes" for place, number in contents.places.most_common()]
     lines += [f"  {name:<57}{number:>6} scenes" for name, number in sorted(contents.conditions.items())]
     return lines
 
 
 def _sensors(contents):
-    lines = ["", f"{'sensor':<22}{'samples':>10}{'sweeps':>10}{'a sample':>10}"]
+    lines = ["", f"{'sensor':<22}{'samples':>10}{'sweeps':>10}{'per sample':>12}"]
     for name, sensor in contents.sensors.items():
         mean = sensor["sweeps"] / sensor["samples"]
-        lines.append(f"  {name:<20}{sensor['samples']:>10}{sensor['sweeps']:>10}{mean:>10.2f}")
+        lines.append(f"  {name:<20}{sensor['samples']:>10}{sensor['sweeps']:>10}{mean:>12.2f}")
     return lines
 
 
 def _members(contents):
     samples, most = contents.total("samples"), max(contents.bytes_by_kind.values())
     total = sum(contents.bytes_by_kind.values())
-    lines = ["", f"{'members':<22}{'MB':>10}{'kB a sample':>14}{'share':>8}"]
+    lines = ["", f"{'members':<22}{'MB':>10}{'kB per sample':>14}{'share':>8}"]
     for kind, size in contents.bytes_by_kind.most_common():
         lines.append(
             f"  {kind:<20}{size / 1e6:>10.1f}{size / 1e3 / samples:>14.1f}{100 * size / total:>6.1f} %  {_bar(size, most)}"

@@ -10,7 +10,7 @@ from common.vox import VoxUtil
 from train.loss import Normaliser
 from train.model import Flips
 from train.model.encoders import ResNetEncoder
-from train.model.forward import run_network
+from train.model.forward import run_on_voxels, with_voxels
 from train.model.simple_bev import SimpleBev
 
 GRID = (16, 2, 24)
@@ -36,11 +36,15 @@ class SmallStep(torch.nn.Module):
             vox_util,
             dtype,
         )
-        if encoder_type == "res50":  # with a block a level: the same code, a quarter of the time
+        if encoder_type == "res50":  # with one block per level: the same code, a quarter of the time
             self.network.encoder = ResNetEncoder(ResNet(Bottleneck, [1, 1, 1, 1]), options["latent_dim"])
 
     def forward(self, batch, flips=None):
-        outputs = run_network(self.network, batch, self.vox_util, flips, self.dtype)
+        return self.scored(with_voxels(batch, self.network.needs, self.vox_util), flips)
+
+    def scored(self, batch, flips=None):
+        """The loss of a batch that has its voxels: what --compile compiles."""
+        outputs = run_on_voxels(self.network, batch, self.vox_util, flips, self.dtype)
         return self.network.loss(outputs, batch, Normaliser())[0]
 
 

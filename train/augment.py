@@ -47,6 +47,15 @@ def crop_and_resize(images, intrins, resize_wh, crop_ltrb, final_hw, interpolati
     return resample(stacked(images), plan, final_hw, interpolation), moved
 
 
+def pix_T_stored(sizes_hw, resize_wh, crop_ltrb):
+    """(n,3,3) float32, pixels after resizing and cropping from those before; arguments as moved_intrinsics's."""
+    out = np.zeros((len(sizes_hw), 3, 3), np.float32)
+    scale = np.asarray(resize_wh, np.float64) / np.asarray(sizes_hw)[:, ::-1]
+    out[:, 0, 0], out[:, 1, 1], out[:, 2, 2] = scale[:, 0], scale[:, 1], 1.0
+    out[:, :2, 2] = -np.asarray(crop_ltrb)[:, :2]
+    return out
+
+
 def moved_intrinsics(intrins, sizes_hw, resize_wh, crop_ltrb):
     """Intrinsics (N,3,3) or (N,4,4) of stored pixels -> (N,4,4) float32 of the resized and cropped ones."""
     device = intrins.device
@@ -162,7 +171,7 @@ def stacked(images):
 
 
 def sampling_plan(sizes_hw, resize_wh, crop_ltrb, final_hw, interpolation):
-    """What `resample` needs to know of N images, made on the host: float32, a row an image.
+    """What `resample` needs to know of N images, made on the host: float32, one row per image.
 
     bilinear: (N,2,4): for rows and for columns, stored pixels a resized one, first resized pixel of the crop, resized and
     stored size. nearest: (N,h+w): the stored row of each row and the stored column of each column, -1 outside the image.

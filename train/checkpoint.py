@@ -366,5 +366,5 @@ def _differences(own, given):
 
 
 def interpolation(content):
-    """How the images were resized that a checkpoint was trained on; the lineage records nothing and used nearest."""
+    """How the images were resized that a checkpoint was trained on; Simple-BEV records nothing and used nearest."""
     return (content.get("options") or {}).get("interpolation", "nearest")

@@ -80,7 +80,7 @@ def read_options(given):
     own["exp_name"] = recorded.get("exp_name", Options.exp_name)
     own["log_dir"] = recorded.get("log_dir", Options.log_dir)
     options = Options(**{**own, **given, "do_val": True})
-    # As in the lineage; training's bf16 is for speed.
+    # As in Simple-BEV; training's bf16 is for speed.
     return replace(options, precision=options.precision or "fp32")
 
 

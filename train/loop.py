@@ -46,7 +46,7 @@ def _writer(folder, keep_latest):
 class Update:
     """An update that the device may still be busy with: its figures are on their way to the host.
 
-    own: this rank's, a row a batch, on the device. sums: the same summed over ranks, on the CPU once `arrived` has passed.
+    own: this rank's, one row per batch, on the device. sums: the same summed over ranks, on the CPU once `arrived` has passed.
     samples: tokens of each batch. shown: what is known of it without the device. validated: whether a validation followed.
     """
 
@@ -108,7 +108,7 @@ class Trainer:
             say("note: the network takes no flips (its forward has no parameter of that name), and trains without them")
         on_wrapping = self.step.compile_parts if options.compile else lambda: None
         self.averaged = Averaged(self.step, options.find_unused, on_wrapping)
-        # The host runs an update ahead of a device that works by itself.
+        # The host runs one update ahead of a device that works by itself.
         self.runs_ahead = self.world.device.type == "cuda"
         self._pending = None
 

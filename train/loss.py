@@ -1,7 +1,7 @@
 """Losses of the benchmark (Simple-BEV): segmentation, centre heat and offsets, as masked means.
 
 The cells that a mean counts follow from the labels alone. A loss asks its normaliser for all of its denominators at once,
-so that several processes, whose means are then those of all their cells, exchange their counts once a batch.
+so that several processes, whose means are then those of all their cells, exchange their counts once per batch.
 """
 
 import torch
@@ -107,7 +107,7 @@ def _check_shapes(outputs, labels):
 
 
 def _masks(labels, batch):
-    """The cells that each term's means count, a list of masks a term: of seg one a class."""
+    """The cells that each term's means count, a list of masks per term; seg has one per class."""
     valid = batch.valid_bev[:, 0]
     classes = valid.shape[1]
     masks = {}

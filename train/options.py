@@ -16,7 +16,7 @@ BASE_HW = (224, 400)  # of the network's images at res_scale 1
 GROUPS = {
     "run": "Run",
     "checkpoints": "Checkpoints",
-    "devices": "Devices and arithmetic",
+    "devices": "Devices and precision",
     "data": "Shards and loading",
     "optimisation": "Optimisation",
     "augmentation": "Cameras and augmentation",
@@ -83,7 +83,7 @@ class Options:
     val_shards: tuple = _option((), "without it the val split beside the train shards", "data")
     data_dir: str = _option("shards", "where train-*.tar and val-*.tar lie, without --shards", "data")
     dset: str = _option("", "trainval or mini: refuse shards of another version", "data")
-    seqlen: int = _option(1, "keyframes a sample; the network sees the first", "data", least=1)
+    seqlen: int = _option(1, "keyframes per sample; the network sees the first", "data", least=1)
     temporal_aug: bool = _option(False, "with seqlen: also windows that skip a keyframe", "data")
     shuffle: bool = _option(True, "a new order each epoch", "data")
     order: str = _option("shuffled", "shuffled, or streams: a batch's slots play whole scenes in time order", "data")
@@ -100,7 +100,7 @@ class Options:
     cache_dir: str = _option("", "folder of a node for what was read from afar, used members only", "data")
     cache_gb: float = _option(100.0, "most that cache_dir may hold", "data", least=0.0)
     batch_size: int = _option(8, "samples over all devices", "optimisation", least=1, also=("bs",))
-    grad_acc: int = _option(5, "batches an update", "optimisation", least=1)
+    grad_acc: int = _option(5, "batches per update", "optimisation", least=1)
     lr: float = _option(3e-4, "peak learning rate", "optimisation", also=("learning_rate",))
     use_scheduler: bool = _option(True, "AdamW with OneCycle, else Adam", "optimisation")
     weight_decay: float = _option(1e-7, "of AdamW, or Adam", "optimisation", least=0.0)
@@ -113,7 +113,7 @@ class Options:
     refcam_id: int = _option(-1, "reference camera slot in evaluation; -1: the rig's own", "augmentation", least=-1)
     image_size: str = _option("", "of the network's images instead of res_scale's, such as 256x704", "augmentation")
     crop: str = _option("", "bottom or centre: images keep their shape  [with --image_size: bottom]", "augmentation")
-    interpolation: str = _option("bilinear", "bilinear (antialiased) or nearest (the lineage's)", "augmentation")
+    interpolation: str = _option("bilinear", "bilinear (antialiased) or nearest (Simple-BEV's)", "augmentation")
     nsweeps: int = _option(3, "lidar and radar sweeps, keyframe included", "sensors", least=1)
     use_radar: bool = _option(False, "radar occupancy", "sensors")
     use_radar_filters: bool = _option(False, "the devkit's default radar filters", "sensors")
@@ -131,7 +131,11 @@ class Options:
     protocol: str = _option("simple_bev", "simple_bev or min_visibility", "labels")
     min_visibility: int = _option(1, "with min_visibility: boxes under it are left out", "labels", least=1)
     target_categories: tuple = _option(("vehicle",), "comma list of category prefixes", "labels")
-    classes: tuple = _option((), "ClassSpecs, instead of one class of --target_categories", "labels", typed=False)
+    classes: tuple = _option(
+        (),
+        "name=category,…; … with map:LAYER for the map, or pon, bevfusion, cvt; instead of --target_categories",
+        "labels",
+    )
     box_categories: tuple = _option((), "prefixes of the boxes in batches; without it those that labels draw", "labels")
     bounds: tuple = _option((-50.0, 50.0, -5.0, 5.0, -50.0, 50.0), "xmin,xmax,ymin,ymax,zmin,zmax", "grid")
     frame: str = _option("cam0", "cam0 (the reference camera's) or ego (X right, Y down, Z forward)", "grid")
@@ -260,34 +264,16 @@ def as_dict(options):
 
 
 def of_today(recorded, strict):
-    """Options that a file or a checkpoint holds, under their names of today, as coerce takes them.
+    """(options that a file or a checkpoint holds, as coerce makes them; notes on those that are left out).
 
-    strict: an option that no version had is an error; else it is left out. Returns (options, notes on what became of others).
-
-    Raises ValueError.
+    strict: an option that this version does not have is an error; else it is left out. Raises ValueError.
     """
-    known, out, notes = {item.name for item in fields(Options)}, {}, []
-    for name, value in recorded.items():
-        if name in known:
-            out[name] = value
-        elif name in FORMER:
-            translated = FORMER[name](value)
-            out = {**translated, **out}
-            became = ", ".join(f"--{n} {v}" for n, v in translated.items())
-            notes.append(f"{name} is {became} now" if became else f"{name} is no option any more and changes nothing")
-        elif strict:
-            raise ValueError(f"{name} is not an option; see --help")
-        else:
-            notes.append(f"{name} is no option of this version and is left out")
-    out = {name: coerce(name, value) for name, value in out.items()}
-    if not strict and out.get("no_pretrained") and out.pop("backbone_weights", ""):
-        notes.append(
-            "backbone_weights had no meaning with no_pretrained"
-        )  # which versions before this one took beside it
-    # Versions before this one took it beside a protocol that does not look at it, from files and in Python.
-    if not strict and out.get("protocol") == "simple_bev" and out.get("min_visibility", 1) != 1:
-        notes.append(f"min_visibility {out.pop('min_visibility')} has no meaning with protocol simple_bev")
-    return out, notes
+    known = {item.name for item in fields(Options)}
+    others = [name for name in recorded if name not in known]
+    if strict and others:
+        raise ValueError(f"{others[0]} is not an option; see --help")
+    out = {name: coerce(name, value) for name, value in recorded.items() if name in known}
+    return out, [f"{name} is no option of this version and is left out" for name in others]
 
 
 def is_bool(text):
@@ -338,6 +324,3 @@ FREE_ON_RESUME = frozenset(
     "data_dir dset nworkers nworkers_val reader decode verify_reads store_options requests retry_minutes "
     "cache_dir cache_gb".split()
 )
-
-# Options that earlier versions had and recorded: today's ones from the value; none where it has no meaning any more.
-FORMER = {"grid": lambda value: dict(zip("ZYX", value, strict=True))}

@@ -12,7 +12,7 @@ from common.shard_set import find_shards
 from common.spelling import spelled
 from train import checkpoint
 from train.command import known_options
-from train.data import Loader
+from train.data import Loader, layered
 from train.data.config import DataConfig, Wanted
 from train.data.order import FLIP_STREAM, sample_rng
 from train.data.sources import open_source
@@ -159,7 +159,7 @@ def _loader_of(source, options, device, is_train, wanted):
     config = DataConfig.of(options, device, wanted=wanted, is_train=is_train)
     config = config if is_train else config.of_evaluation
     augment = config.augment.of_rig(source.rig)
-    return Loader(source, config.order, config.decode, augment, config.stage, 0)
+    return Loader(layered(source, config), config.order, config.decode, augment, config.stage, 0)
 
 
 def flips_of(batch, options):

@@ -62,7 +62,7 @@ def from_run(given):
 
 
 def train(options, build=None):
-    """Train as the options say, a process a device; returns the last checkpoint's path (None of new processes).
+    """Train as the options say, one process per device; returns the last checkpoint's path (None of new processes).
 
     build: the network's factory, in the place of --model. It is recorded by the name under which it can be imported.
 
@@ -163,7 +163,7 @@ def _resume(options, network, optimizer, loaders, world):
     step = checkpoint.load_weights(path, content, network)
     load_moments(optimizer, content["optimizer_state_dict"])
     kept = {name: content[name] for name in ("pools", "best") if name in content}
-    named = content.get("name", path.parent.name)
+    named = content["name"]
     if named != path.parent.name:
         where = f"{options.log_dir}/{named}"
         say(
@@ -176,8 +176,7 @@ def _resume(options, network, optimizer, loaders, world):
 
 def note_other_order(content, loader):
     """Say so where the epoch that is resumed began in another order than the one in which it goes on."""
-    before, now = content.get("is_stream"), loader.reader.is_stream
-    if before not in (None, now) and loader.position and loader.order.shuffle:
+    if content["is_stream"] != loader.reader.is_stream and loader.position and loader.order.shuffle:
         say(
             "note: shards that are streamed have an order of their own: of the epoch at hand some samples may come twice, "
             "some not at all"
@@ -187,14 +186,13 @@ def note_other_order(content, loader):
 def check_samples(run, content, loader, prefix):
     """Raise ValueError where a run's checkpoint was trained on other samples than the loader's; where they lie is all the same.
 
-    prefix: of the entries of this loader, "" or "val_". A list is known by its digest, in older checkpoints by its length.
+    prefix: of the entries of this loader, "" or "val_".
     """
     remedy = "give the same ones, or begin another run with --init_dir and --load_step"
-    there, here = content.get(f"{prefix}samples", len(loader.windows)), len(loader.windows)
+    there, here = content[f"{prefix}samples"], len(loader.windows)
     if there != here:
         raise ValueError(f"{run} was trained on {there} samples, these shards have {here}; {remedy}")
-    theirs, ours = content.get(f"{prefix}samples_sha256"), getattr(loader.reader, "samples_sha256", None)
-    if theirs and ours and theirs != ours:
+    if content.get(f"{prefix}samples_sha256") != loader.reader.samples_sha256:
         raise ValueError(f"{run} was trained on other samples than these shards', although as many; {remedy}")
 
 

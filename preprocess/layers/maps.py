@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import shapely
 
-from common.map_shapes import EXTERIOR, HOLE, LINE, LINE_LAYERS, MAP_LAYERS, POLYGON_LAYERS, RING_DTYPE, MapShapes
+from common.map_layers import LINE_LAYERS, MAP_LAYERS, POLYGON_LAYERS
+from common.map_shapes import EXTERIOR, HOLE, LINE, RING_DTYPE, MapShapes
 from preprocess.errors import SourceError
 
 POLYGON, LINESTRING = 3, 1  # shapely.get_type_id

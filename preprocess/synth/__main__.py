@@ -17,7 +17,7 @@ from preprocess.synth.folder import Folder
 @click.command(cls=Interruptible, context_settings={**EITHER, "show_default": True})
 @click.option("--out", required=True, type=click.Path(path_type=Path))
 @click.option("--scenes", default=4, type=click.IntRange(2), help="a fifth of them, at least one, in the val split")
-@click.option("--samples", default=4, type=click.IntRange(1), help="keyframes a scene")
+@click.option("--samples", default=4, type=click.IntRange(1), help="keyframes per scene")
 @click.option("--sweeps", default=2, type=click.IntRange(0), help="lidar and radar sweeps between keyframes")
 @click.option("--version", default="v1.0-mini", type=click.Choice(["v1.0-mini", "v1.0-trainval"]))
 @click.option("--seed", default=0, type=click.IntRange(0))

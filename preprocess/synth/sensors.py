@@ -101,7 +101,7 @@ def _slab(rays, sensor_T_box, half):
 def radar_sweep(scene, poses, seen, ego, name, velocities, ego_velocity, rng):
     """(bytes of a binary PCD, box number of each point): returns of what the lidar sees too, radar by radar.
 
-    seen: numbers of the boxes that the lidar hits; velocities (boxes, 2) and ego_velocity (2,): global, metres a second.
+    seen: numbers of the boxes that the lidar hits; velocities (boxes, 2) and ego_velocity (2,): global, metres per second.
     """
     global_T_radar = ego @ ego_T_radar(name)
     radar_T_global = rigid_inverse(global_T_radar)

@@ -12,7 +12,7 @@ _DRIVING = ("vehicle.car", 0.7), ("vehicle.truck", 0.1), ("vehicle.bus.rigid", 0
 _PARKED = ("vehicle.car", 0.74), ("vehicle.truck", 0.09), ("vehicle.trailer", 0.05), ("vehicle.bicycle", 0.12)
 _CARS = (("vehicle.car", 1.0),)
 _AROUND_M = 45.0  # of the drive that is populated
-_LIMIT, _BUILDINGS = 58, 10  # boxes a scene at most: what a nuScenes sample holds, and quick to draw
+_LIMIT, _BUILDINGS = 58, 10  # at most so many boxes per scene: what a nuScenes sample holds, and quick to draw
 _CONE_RGB = np.array([235.0, 90.0, 25.0])
 
 

@@ -10,7 +10,7 @@ from preprocess.synth.roads import BEYOND_M, lay_out
 from preprocess.synth.traffic import populate
 
 KEYFRAME_S = 0.5
-SPEED = (2.0, 7.0)  # of the ego, metres a second
+SPEED = (2.0, 7.0)  # of the ego, metres per second
 _COLUMNS = 3  # of the grid of scenes at a location
 _RATE_S = 0.05
 
@@ -51,7 +51,7 @@ class Scene:
         return planar(yaw, [x, y, 0.0])
 
     def ego_velocity(self, seconds):
-        """(2,) metres a second, global."""
+        """(2,) metres per second, global."""
         return (self.ego(seconds + _RATE_S)[:2, 3] - self.ego(seconds - _RATE_S)[:2, 3]) / (2 * _RATE_S)
 
     def places(self, seconds):
@@ -73,7 +73,7 @@ class Scene:
         return out
 
     def velocities(self, seconds):
-        """(things, 2) metres a second, global."""
+        """(things, 2) metres per second, global."""
         return (self.places(seconds + _RATE_S) - self.places(seconds - _RATE_S))[:, :2] / (2 * _RATE_S)
 
 

@@ -1,4 +1,4 @@
-"""The loader: CPU a sample on each path, threads against one, and plain webdataset on the same shards."""
+"""The loader: CPU per sample on each path, threads against one, and plain webdataset on the same shards."""
 
 import io
 import subprocess

@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @dataclass
 class Row:
-    """One line of the table: milliseconds a sample, or a plain figure where `unit` says so; `goal` as design.md has it."""
+    """One line of the table: milliseconds per sample, or a plain figure where `unit` says so; `goal` as design.md has it."""
 
     name: str
     value: float
@@ -40,7 +40,7 @@ def paired_ms(action, unit, count, repeats=3, clock=time.process_time):
     """Medians over pairs, run in turn because a machine's speed drifts, of action() over its `count` samples and the unit.
 
     Returns:
-        (milliseconds a sample, ratio to as many runs of unit()).
+        (milliseconds per sample, ratio to as many runs of unit()).
     """
     pairs = []
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""Preprocessing: time of one core and bytes a keyframe."""
+"""Preprocessing: time of one core and bytes per keyframe."""
 
 import subprocess
 import sys

@@ -1,9 +1,9 @@
 """python -m tests.bench.step_bench: a training step on the CPU by part, its peak memory, its share of the possible.
 
 Four ways run in turn, each in a process of its own, so that a machine whose speed drifts slows all of them alike and each
-peak is its own. `plain lineage-like` stands for Simple-BEV's own network, which is not part of this project: the same network
-of torch's own layers and optimizer, all cameras' whole volumes sampled in one go, trilinearly from features one deep, and
-kept for the backward pass, as its public code does. `plain` is our own, with unprojection="plain".
+peak is its own. `plain Simple-BEV-like` stands for Simple-BEV's own network, which is not part of this project: the same
+network of torch's own layers and optimizer, all cameras' whole volumes sampled in one go, trilinearly from features one deep,
+and kept for the backward pass, as its public code does. `plain` is our own, with unprojection="plain".
 """
 
 import json
@@ -40,20 +40,20 @@ YAWS = (-55, 0, 55, 110, 180, -110)  # degrees; six cameras about as nuScenes ha
 PARTS = ("encoder", "unprojection, its convolution", "BEV network", "losses", "backward", "optimizer")
 # name: (unprojection, autocast dtype, channels_last, which in fp32 slows the BEV network's convolutions on the CPU)
 WAYS = {
-    "plain lineage-like fp32": ("lineage", None, False),
+    "plain Simple-BEV-like fp32": ("simple_bev", None, False),
     "plain fp32": ("plain", None, False),
     "fused fp32": ("fused", None, False),
     "fused bf16": ("fused", torch.bfloat16, True),
 }
 GOALS = {
-    ("plain lineage-like fp32", "fused fp32"): (">= 1.9", "<= 0.6"),
-    ("plain lineage-like fp32", "fused bf16"): (">= 3.3", "<= 0.5"),
+    ("plain Simple-BEV-like fp32", "fused fp32"): (">= 1.9", "<= 0.6"),
+    ("plain Simple-BEV-like fp32", "fused bf16"): (">= 3.3", "<= 0.5"),
     ("plain fp32", "fused fp32"): (">= 1.7", ""),
     ("plain fp32", "fused bf16"): (">= 3", ""),
 }
 
 
-def lineage_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips, unprojection):
+def simple_bev_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips, unprojection):
     """The camera mean with every camera's volume in memory at once, and kept."""
     geometry = pix_T_refs.flatten(0, 1), cams_T_ref.flatten(0, 1), feats.shape[-2:]
     grid, valid = vox_util.sampling_grid(*geometry)
@@ -80,17 +80,17 @@ class Step:
         self.device, self.samples, self.zyx = torch.device(device), samples, zyx
         if unprojection == "fused":
             keep_freed_memory()  # as train.run does on the CPU
-        camera_mean.camera_mean = lineage_mean if unprojection == "lineage" else OUR_MEAN
+        camera_mean.camera_mean = simple_bev_mean if unprojection == "simple_bev" else OUR_MEAN
         torch.manual_seed(0)
         self.vox = VoxUtil(*zyx, scene_centroid=[[0.0, 1.0, 0.0]], bounds=(-50, 50, -5, 5, -50, 50))
         self.net = Segnet(*zyx, encoder_type=encoder, unprojection="fused" if unprojection == "fused" else "plain")
-        self.net.decoder.gives_feat = unprojection == "lineage"
+        self.net.decoder.gives_feat = unprojection == "simple_bev"
         self.net.decoder.feat_head.requires_grad_(False)
         if not torch._guards.detect_fake_mode():  # fake parameters cannot be exchanged
             order = torch.channels_last if channels_last or self.device.type == "cuda" else torch.preserve_format
             self.net.to(self.device, memory_format=order)
         self.optimizer, _ = fetch_optimizer(self.net.parameters(), 3e-4, 1e-7, 1000)
-        if unprojection == "lineage":
+        if unprojection == "simple_bev":
             with_torch_norms(self.net)
             self.optimizer = torch.optim.AdamW(self.net.parameters(), 3e-4, weight_decay=1e-7)
         self.seg_loss = SimpleLoss(2.13).to(self.device)
@@ -169,7 +169,7 @@ def counts(way, encoder, image_hw=IMAGE):
 
 
 def ceilings(clock="wall"):
-    """Operations a second of a matrix product in fp32 and bf16, and bytes a second of a copy, as measured here and now."""
+    """Operations per second of a matrix product in fp32 and bf16, and bytes per second of a copy, as measured here and now."""
     now = time.process_time if clock == "cpu" else time.perf_counter
     found = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):

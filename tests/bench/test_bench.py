@@ -12,7 +12,7 @@ PRESETS = sorted((Path(step_bench.REPOSITORY) / "train" / "presets").glob("*.yam
 
 
 def test_the_operations_of_a_sample_are_those_of_the_layers():
-    """A training step of the benchmark's network takes 4.1 TFLOP a sample, three times its forward pass."""
+    """A training step of the benchmark's network takes 4.1 TFLOP per sample, three times its forward pass."""
     at_size = {
         size: sum(f for f, _ in step_bench.counts("fused bf16", "res101", size)) for size in ((448, 800), (224, 400))
     }

@@ -188,7 +188,7 @@ def test_radar_fields_and_numbers_are_specified():
 
 def test_facts_and_bounds_are_specified(synth_shards):
     facts = load_index(synth_shards / "val-000.tar").facts
-    described = SPECIFICATION[SPECIFICATION.index("`facts` holds") :]
+    described = SPECIFICATION[SPECIFICATION.index("The metadata, `facts`") :]
     assert all(f"`{name}`" in described for name in [*facts, "channels", "lidar_columns", "reference", "annotated"])
     bounds = (MAX_JSON_BYTES >> 20, MAX_PLANES_BYTES >> 20, MAX_IMAGE_PIXELS // 10**6)
     assert all(f"{bound} M" in SPECIFICATION or f"{bound} million" in SPECIFICATION for bound in bounds)

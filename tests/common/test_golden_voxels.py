@@ -52,7 +52,7 @@ def test_shared_voxel_keeps_the_last_point_and_padding_none():
 
 
 @pytest.mark.parametrize("plan", range(4))
-def test_nearest_equals_the_lineage(real_shards, golden, plan):
+def test_nearest_equals_simple_bev(real_shards, golden, plan):
     arrays = golden("augment.npz")
     reader = LocalSource([real_shards / "train-000.tar"])
     number = reader.tokens.index(str(arrays["token"]))

@@ -355,7 +355,7 @@ OURS = "--device=cpu --no_pretrained --nworkers=2 --nworkers_val=2 --Z=24 --Y=2 
 
 
 @pytest.mark.parametrize("sensors", ["", RADAR], ids=["camera", "metaradar"])
-def test_commands_of_the_lineage_and_its_checkpoints(synth_shards, tmp_path, sensors):
+def test_commands_of_simple_bev_and_its_checkpoints(synth_shards, tmp_path, sensors):
     call_module(*TRAIN.format(shards=synth_shards, out=tmp_path, more=f"{OURS} {sensors}").split())
     folder = run_folder(tmp_path)
     assert re.fullmatch(r"2x2_3e-4s_rgb_mine_\d\d:\d\d:\d\d", folder.name)
@@ -364,7 +364,7 @@ def test_commands_of_the_lineage_and_its_checkpoints(synth_shards, tmp_path, sen
         assert "step 1; 4 samples; IoU 0." in run_module(*line).stdout  # of two processes
         return
     assert "step 1; 4 samples; IoU 0." in call_module(*line, ALONE).stdout
-    # Saved as the lineage does: names without options, no scheduler.
+    # Saved as Simple-BEV does: names without options, no scheduler.
     content = checkpoint.read(folder)
     kept = {name: content[name] for name in ("model_state_dict", "optimizer_state_dict")}
     theirs = tmp_path / "8x5_5e-4_rad_22:43:46"

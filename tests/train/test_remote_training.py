@@ -102,7 +102,7 @@ def access(s3, tmp_path, monkeypatch):
 
 
 def test_two_processes_fetch_each_sample_once(s3, s3_shards, access, tmp_path):
-    """Two epochs of cameras, a request a keyframe; in the second all is in the cache, whichever process put it there."""
+    """Two epochs of cameras, one request per keyframe; in the second all is in the cache, whichever process put it there."""
     cameras = ["--use_radar", "False", "--use_lidar", "False", "--do_val", "False", "--device_ids", "0,1"]
     more = ["--max_iters", 10, "--store_options", access, "--cache_dir", tmp_path / "cache"]
     before = len(s3.requests('.tar HTTP/1.1" 206'))

@@ -70,7 +70,7 @@ def wait_for(out, step, process, seconds=120):
 
 @pytest.fixture(scope="module")
 def straight(synth_shards, made_once):
-    """Folder, with a checkpoint an update, and TensorBoard curves of 8 updates without a break."""
+    """Folder, with one checkpoint per update, and TensorBoard curves of 8 updates without a break."""
     words = ["--max_iters", 8, "--save_freq", 1, "--keep_latest", 8]
     out = made_once("straight", lambda out: run_module(*arguments(synth_shards, out, *words)))
     return run_folder(out), curves(out)

@@ -1,11 +1,13 @@
 """A network with a memory: it plays scenes in every slot, and its memory is state of the run as its weights are."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
 import torch
 
+from tests.conftest import call_module
 from train import checkpoint
 from train.data.config import OrderConfig
 from train.loop import Trainer
@@ -168,3 +170,17 @@ def test_streams_on_two_processes_are_those_of_one(small_shards, straight, tmp_p
     for part in ("model_state_dict", "stream_state"):
         for name, value in want[part].items():
             torch.testing.assert_close(got[part][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_evaluation_plays_scenes_too(small_shards, straight, tmp_path):
+    folder, _ = straight
+    text = call_module(
+        "train.evaluate", folder, "--device", "cpu", "--pictures", 0, "--out", tmp_path, "--batch_size", 2
+    ).stdout
+    assert "3 samples" in text
+    # Sample by sample, as a network without its memory is asked, the same weights give other figures.
+    other = call_module(
+        "train.evaluate", folder, "--device", "cpu", "--pictures", 0, "--out", tmp_path / "o", "--order", "shuffled"
+    )
+    curves = [json.loads((out / "eval.json").read_text())["figures"] for out in (tmp_path, tmp_path / "o")]
+    assert curves[0] != curves[1] and "3 samples" in other.stdout

@@ -19,7 +19,7 @@ from train.optim import fetch_optimizer
 from train.run import model_name
 
 
-def test_learning_rate_equals_lineage(golden):
+def test_learning_rate_equals_simple_bev(golden):
     want = golden("schedule.npz")["lr"]
     optimizer, scheduler = fetch_optimizer([torch.nn.Parameter(torch.zeros(1))], 3e-4, 1e-7, 1000)
     ours = []
@@ -67,7 +67,7 @@ def test_checkpoint_round_trip_keeps_the_newest(tmp_path):
         checkpoint.load(tmp_path, other)
 
 
-def test_lineage_prefix_and_ignored_names(tmp_path):
+def test_simple_bev_prefix_and_ignored_names(tmp_path):
     model = torch.nn.Linear(3, 2)
     state = {f"module.{k}": v for k, v in model.state_dict().items()}
     torch.save({"model_state_dict": state}, tmp_path / "model-000000007.pth")

@@ -2,7 +2,10 @@
 
 from types import SimpleNamespace
 
+from common.errors import InputError
+from common.map_shapes import MAP_LAYER
 from common.record import lidar_member, radar_member
+from common.spelling import spelled
 from train.data.batch import Batch, FrameFacts
 from train.data.categories import check_categories
 from train.data.config import DataConfig, Wanted
@@ -10,6 +13,7 @@ from train.data.grid import Grid
 from train.data.label_spec import LabelSpec
 from train.data.loader import Loader
 from train.data.sources import open_source
+from train.data.sources.layered import with_layers
 from train.errors import DataError
 
 __all__ = [
@@ -76,10 +80,10 @@ def compile_data(
     Args:
         shards, val_shards: path or address of tars, a glob, range, folder, manifest, a list of them, or a ShardSet (see
             common.shard_set.find_shards); either may be None.
-        data_aug_conf: the lineage's dict: final_dim (h, w), resize_lim, crop_offset, cams, ncams.
+        data_aug_conf: Simple-BEV's dict: final_dim (h, w), resize_lim, crop_offset, cams, ncams.
         centroid: (1, 3) scene centroid in ref, metres; None for the frame's own, in cam0 (0, 1, 0). bounds: XMIN XMAX YMIN
             YMAX ZMIN ZMAX around it. res_3d: (Z, Y, X).
-        bsz: samples a batch over all ranks. nworkers, nworkers_val: threads; 0 loads in the caller's.
+        bsz: samples per batch over all ranks. nworkers, nworkers_val: threads; 0 loads in the caller's.
         nsweeps: lidar and radar sweeps, keyframe included. seqlen, temporal_aug, past: see train.data.windows.
         order: see train.data.config.OrderConfig.
         refcam_id: slot of the reference camera in evaluation, and in training without do_shuffle_cams.
@@ -140,6 +144,7 @@ def loaders_of(shards, val_shards, config, nworkers, nworkers_val):
 
 def make_loader(reader, config, nworkers):
     """The Loader of a source and a DataConfig. Raises ValueError where the shards lack what is asked for."""
+    reader = layered(reader, config)
     if reader.facts.get("annotated") is False:
         raise ValueError(
             f"{reader.facts['version']} shards have no annotations, so nothing to train on or compare with"
@@ -153,6 +158,19 @@ def make_loader(reader, config, nworkers):
     augment = config.augment.of_rig(reader.rig)
     augment.check_reference(config.order.is_train)
     return Loader(reader, config.order, config.decode, augment, config.stage, nworkers)
+
+
+def layered(reader, config):
+    """The source with the layers that a DataConfig reads. Raises ValueError: it lacks one, or its map ends inside the grid."""
+    reader = with_layers(reader, config.decode.read_layers, config.source, open_source)
+    if any(spec.has_maps for spec in config.decode.labels):
+        extent, reach = reader.layer_options(MAP_LAYER)["extent_m"], config.decode.grid.reach_m
+        if reach > extent:
+            raise InputError(
+                f"the grid's corners lie {reach:.1f} m away, layer {MAP_LAYER} reaches {extent:g} m; lower --bounds, or make "
+                f"the layer anew with {spelled('preprocess.maps')} --extent {int(reach) + 1}"
+            )
+    return reader
 
 
 def _check_modalities(reader, config):

@@ -51,7 +51,7 @@ def draw_augmentation(rng, conf, seqlen, past=0):
 
 
 def _draw_crops(rng, conf, shape):
-    """Random scale, then a crop around the middle, shifted; every truncation as in the lineage."""
+    """Random scale, then a crop around the middle, shifted; every truncation as in Simple-BEV."""
     height, width = conf.final_hw
     scale = rng.uniform(*conf.resize_lim, size=shape)
     shift = rng.uniform(-conf.crop_offset, conf.crop_offset, size=(*shape, 2))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from common.rig import Rig
 from train.data.targets import box_maps
@@ -41,6 +42,10 @@ class FrameFacts:
     velocity: np.ndarray
 
 
+def _moved(members, device, non_blocking):
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device, non_blocking=non_blocking), members)
+
+
 @dataclass(repr=False)
 class Batch:
     """One batch on one device. Modalities that are switched off are None.
@@ -62,6 +67,9 @@ class Batch:
     rots: torch.Tensor  # (B,T,S,3,3) float32, rotation of ego_T_cam
     trans: torch.Tensor  # (B,T,S,3) float32, translation of ego_T_cam
     intrins: torch.Tensor  # (B,T,S,4,4) float32, pixels of imgs from cam
+    pix_T_stored: (
+        torch.Tensor
+    )  # (B,T,S,3,3) float32, pixels of imgs from those of the stored images, by which layers go
     lidar_data: torch.Tensor | None  # (B,T,3,V) float32 ego, all sweeps, the keyframe's first
     lidar_extra: torch.Tensor | None  # (B,T,3,V) float32 intensity, ring, lag; padding -1
     lidar_index: (
@@ -101,7 +109,9 @@ class Batch:
     indices: list  # B window numbers: what every random draw of the sample depends on, besides seed and epoch
     epoch: int = 0
     true_times: bool = False  # whether networks are to take cameras from where the car was at their own times
-    layers: dict = field(default_factory=dict)  # name of each layer -> dict of its members' arrays
+    layers: dict = field(
+        default_factory=dict
+    )  # name of each layer -> dict of its members, see train.data.layer_members
 
     def __len__(self):
         return self.rots.shape[0]
@@ -116,7 +126,8 @@ class Batch:
         labels = {
             name: tuple(m.to(device, non_blocking=non_blocking) for m in maps) for name, maps in self.labels.items()
         }
-        return replace(self, **moved, labels=labels)
+        layers = {name: _moved(members, device, non_blocking) for name, members in self.layers.items()}
+        return replace(self, **moved, labels=labels, layers=layers)
 
     def tensors(self):
         """Every tensor that the batch holds."""
@@ -125,6 +136,7 @@ class Batch:
                 yield value
         for maps in self.labels.values():
             yield from maps
+        yield from (value for value in tree_leaves(self.layers) if isinstance(value, torch.Tensor))
 
     @property
     def size_bev(self):

@@ -1,4 +1,4 @@
-"""Memory that is used again: fresh pages for 26 MB a frame would cost more than decoding into them."""
+"""Memory that is used again: fresh pages for 26 MB per frame would cost more than decoding into them."""
 
 import math
 import threading

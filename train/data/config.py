@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 
+from common.map_shapes import MAP_LAYER
+from common.map_shapes import MEMBERS as MAP_MEMBERS
 from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, image_member, lidar_member, radar_member
 from train.augment import INTERPOLATIONS
 from train.data.grid import Grid
@@ -22,6 +24,7 @@ class DecodeConfig:
     nsweeps: lidar and radar sweeps, keyframe included. use_radar_filters: the devkit's default filters. use_cameras: False
     reads no image; the cameras' geometry is always there, since the reference camera may be the grid's frame.
     box_categories: prefixes of the categories whose annotated boxes the batch holds; without them those that the labels draw.
+    layers: (name, names of members) of each layer that the batch holds.
     """
 
     grid: Grid
@@ -32,6 +35,7 @@ class DecodeConfig:
     labels: tuple = (LabelSpec(),)
     use_cameras: bool = True
     box_categories: tuple = ()
+    layers: tuple = ()
 
     def __post_init__(self):
         object.__setattr__(self, "box_categories", tuple(self.box_categories))
@@ -46,8 +50,16 @@ class DecodeConfig:
         """Prefixes of the categories that the labels draw, each once."""
         return tuple(dict.fromkeys(name for spec in self.labels for name in spec.categories))
 
+    @property
+    def read_layers(self):
+        """name -> names of members of each layer that is read: those that the batch holds, and what labels are drawn from."""
+        out = {name: tuple(members) for name, members in self.layers}
+        if any(spec.has_maps for spec in self.labels):
+            out[MAP_LAYER] = tuple(dict.fromkeys((*out.get(MAP_LAYER, ()), *MAP_MEMBERS)))
+        return out
+
     def members(self, cams):
-        """Names of the members that these cameras' images and everything else come from."""
+        """Names of the members that these cameras' images and everything else come from; of a layer (layer, member)."""
         names = [SAMPLE, CAMERAS_MEMBER, BOXES_MEMBER]
         if self.use_radar:
             names += [radar_member(k) for k in range(self.nsweeps)]
@@ -55,7 +67,7 @@ class DecodeConfig:
             names += [image_member(c) for c in cams]
         if self.use_lidar:
             names += [lidar_member(k) for k in range(self.nsweeps)]
-        return names
+        return names + [(name, member) for name, members in self.read_layers.items() for member in members]
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ class AugmentConfig:
 
     @classmethod
     def from_dict(cls, conf, **chosen):
-        """From the lineage's dict; `chosen` are further fields. Raises ValueError for a missing or unknown entry."""
+        """From Simple-BEV's dict; `chosen` are further fields. Raises ValueError for a missing or unknown entry."""
         known = {"crop", "crop_offset", "resize_lim", "resize_scale", "final_dim", "H", "W", "cams", "ncams"}
         if set(conf) - known or "final_dim" not in conf:
             raise ValueError(f"data_aug_conf needs final_dim and knows {sorted(known)}, but has {sorted(conf)}")
@@ -214,13 +226,14 @@ class Wanted:
     """What of the data a network decides, not the options.
 
     cameras: False reads no image. frames: how many keyframes of seqlen's windows are loaded, the first ones; None for all.
-    get_tids: number tracks. train_only: of SENSORS those that evaluation does not read.
+    get_tids: number tracks. train_only: of SENSORS those that evaluation does not read. layers: as DecodeConfig's.
     """
 
     cameras: bool = True
     frames: int | None = None
     get_tids: bool = False
     train_only: tuple = ()
+    layers: tuple = ()
 
 
 @dataclass(frozen=True)
@@ -253,7 +266,14 @@ class DataConfig:
         requests = max(options.requests, options.nworkers)  # waiting for answers takes no cores
         return cls(
             _named(OrderConfig, options, rank=rank, world_size=world_size, is_train=is_train, frames=wanted.frames),
-            _named(DecodeConfig, options, grid=Grid.of(options), labels=labels, use_cameras=wanted.cameras),
+            _named(
+                DecodeConfig,
+                options,
+                grid=Grid.of(options),
+                labels=labels,
+                use_cameras=wanted.cameras,
+                layers=wanted.layers,
+            ),
             augment,
             _named(StageConfig, options, final_hw=augment.final_hw, device=device, get_tids=wanted.get_tids),
             _named(SourceConfig, options, store_options=options.stores, requests=requests),

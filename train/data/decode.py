@@ -1,10 +1,12 @@
 """Members of one keyframe -> arrays, in a loader thread. Python here holds the interpreter lock: keep it short."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from common.geometry import transform_lrtlist
+from common.map_shapes import MAP_LAYER, decode_shapes
+from common.map_shapes import MEMBERS as MAP_MEMBERS
 from common.record import (
     BOXES_MEMBER,
     CAMERAS_MEMBER,
@@ -12,12 +14,14 @@ from common.record import (
     RecordError,
     decode_boxes,
     decode_cameras,
+    decode_member,
     parse_sample,
 )
 from common.rig import rig_of
 from train.data.batch import FrameFacts
 from train.data.frames import ego_T_camegos
 from train.data.labels import chosen_boxes, classes_of, footprints, label_maps
+from train.data.maps import map_masks
 from train.data.points import lidar_points, radar_points
 
 
@@ -43,7 +47,7 @@ class Frame:
     sizes_hw: stored height and width of each camera's image. resize_wh, crop_ltrb: what is done to each, (S,2) and (S,4); set
     by who loads it. global_T_ego: float64. lidar, lidar_index, num_lidar0: see lidar_points. maps: by label, LabelMaps.
     box_numbers: of `boxes`. drawn: (n,19) boxes in ref that the first label's maps are of, where these are others than
-    `boxes`; else None. categories: of every box of the keyframe, drawn or not.
+    `boxes`; else None. categories: of every box of the keyframe, drawn or not. layers: see _layers.
     """
 
     facts: FrameFacts
@@ -63,6 +67,7 @@ class Frame:
     box_numbers: np.ndarray
     drawn: np.ndarray | None
     categories: list
+    layers: dict = field(default_factory=dict)
     resize_wh: np.ndarray | None = None
     crop_ltrb: np.ndarray | None = None
 
@@ -97,6 +102,7 @@ def decode_frame(members, key, cams, config):
             lidar_index=lidar[1],
             num_lidar0=lidar[2],
             radar=radar_points(members, rig, config.nsweeps, config.use_radar_filters) if config.use_radar else None,
+            layers=_layers(members, config),
             **_boxes_and_maps(members, key, sample, ref_T_ego, config),
         )
     except (KeyError, IndexError, TypeError) as error:
@@ -117,7 +123,8 @@ def _boxes_and_maps(members, key, sample, ref_T_ego, config):
     label = config.labels[0]
     lrt_ref = transform_lrtlist(ref_T_ego, rows["ego_lrt"].astype(np.float32))
     polygons = footprints(lrt_ref, config.grid.mem_T_ref)
-    maps = [label_maps(polygons, rows, names, spec, config.grid.zx) for spec in config.labels]
+    masks = _class_masks(members, ref_T_ego, config)
+    maps = [label_maps(polygons, rows, names, spec, config.grid.zx, masks) for spec in config.labels]
     drawn = chosen_boxes(rows, names, label)
     keep, numbers = drawn, maps[0].numbers
     if config.box_categories:
@@ -132,6 +139,30 @@ def _boxes_and_maps(members, key, sample, ref_T_ego, config):
         "drawn": lrt_ref[drawn] if config.box_categories else None,
         "categories": names,
     }
+
+
+def _class_masks(members, ref_T_ego, config):
+    """(K,Z,X) uint8 of the classes' map layers; None where they have none. All labels have the same classes.
+
+    The map is level, and taken to lie in the ego frame's own plane, as the devkit's masks are.
+    """
+    if not config.labels[0].has_maps:
+        return None
+    groups = [spec.maps for spec in config.labels[0].classes]
+    there = {name: members[MAP_LAYER, name] for name in MAP_MEMBERS if (MAP_LAYER, name) in members}
+    if not there:  # of a layer that says that it may lack keyframes
+        return np.zeros((len(groups), *config.grid.zx), np.uint8)
+    shapes = decode_shapes(there)
+    return map_masks(shapes, groups, config.grid.mem_T_ref @ ref_T_ego, config.grid.zx)
+
+
+def _layers(members, config):
+    """name -> {member: array, or bytes of a member that is no array} of the layers that a network asks for."""
+    out = {}
+    for name, wanted in config.layers:
+        there = [member for member in wanted if (name, member) in members]
+        out[name] = {member: decode_member(members[name, member], member) for member in there}
+    return out
 
 
 def _boxes(rows, lrt_ref, sample, keep, ref_T_ego, label):

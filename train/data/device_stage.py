@@ -5,18 +5,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from train.augment import moved_intrinsics, resample, resample_into, sampling_plan, stacked
+from train.augment import moved_intrinsics, pix_T_stored, resample, resample_into, sampling_plan, stacked
 from train.data.batch import Batch
 from train.data.buffers import passed
 from train.data.frames import ego_T_nows
 from train.data.images import EncodedImages, NoImages, ResampledImages
+from train.data.layer_members import batched
 from train.data.targets import bev_targets
 from train.data.upload import Parcel
 from train.errors import DataError
 
 # What every batch takes as it was sent.
 AS_SENT = (
-    *("rots", "trans", "intrins", "egopose", "ref_T_ego", "ego_T_camego", "ego_T_now", "is_real"),
+    *("rots", "trans", "intrins", "pix_T_stored", "egopose", "ref_T_ego", "ego_T_camego", "ego_T_now", "is_real"),
     *("num_boxes", "lrtlist", "lrtlist_ref", "vislist", "box_class", "box_velocity", "box_numbers"),
 )
 
@@ -121,6 +122,7 @@ class DeviceStage:
             class_weights=tuple(spec.weight for spec in self.labels[0].classes),
             true_times=self.config.true_times,
             starts=starts,
+            layers=batched([f.layers for f in loaded.frames], loaded.shape, self.device),
             tokens=[[f.token for f in window] for window in loaded.windows],
             scenes=[window[0].facts.scene for window in loaded.windows],
             cams=[list(d.cams) for d in loaded.draws],
@@ -137,6 +139,7 @@ class DeviceStage:
         crops = loaded.crops()
         intrins = moved_intrinsics(torch.from_numpy(np.concatenate([f.intrinsics for f in frames])), *crops)
         parcel.copy("intrins", list(intrins.numpy().reshape(len(frames), -1, 4, 4)))
+        parcel.copy("pix_T_stored", list(pix_T_stored(*crops).reshape(len(frames), -1, 3, 3)))
         parcel.copy("rots", [f.ego_T_cam[:, :3, :3] for f in frames])
         parcel.copy("trans", [f.ego_T_cam[:, :3, 3] for f in frames])
         parcel.copy("egopose", [f.global_T_ego.astype(np.float32) for f in frames])
@@ -183,7 +186,7 @@ class DeviceStage:
             parcel.copy("numbers", [f.maps[0].numbers for f in frames])
             parcel.copy("num_drawn", [np.array(len(f.drawn)) for f in frames])
             parcel.pad("drawn", [f.drawn for f in frames])
-        if len(self.labels[0].classes) > 1:
+        if len(self.labels[0].classes) > 1 or self.labels[0].has_maps:
             parcel.copy("seg", [f.maps[0].seg for f in frames])
         for spec, maps in zip(self.labels[1:], zip(*(f.maps[1:] for f in frames), strict=True), strict=True):
             parcel.copy(f"seg of {spec.name}", [own.seg for own in maps])

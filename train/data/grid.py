@@ -1,5 +1,6 @@
 """The BEV grid: where it lies, and how many cells it has."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,6 +50,12 @@ class Grid:
     def vox_util(self):
         """VoxUtil of the grid; it follows its arguments to their devices."""
         return VoxUtil(*self.zyx, scene_centroid=np.array([self.centroid], np.float32), bounds=self.bounds)
+
+    @property
+    def reach_m(self):
+        """Metres along the ground from ref's origin to the grid's farthest corner."""
+        (x, _, z), (x0, x1, _, _, z0, z1) = self.centroid, self.bounds
+        return max(math.hypot(x + dx, z + dz) for dx in (x0, x1) for dz in (z0, z1))
 
     def ref_T_ego(self, ego_T_cam0):
         """(4, 4) float32, from the ego's to the grid's frame. ego_T_cam0: (4, 4) float32 of the reference camera."""

@@ -13,10 +13,10 @@ LABEL_SOURCES = ("boxes",)
 class LabelSpec:
     """One pair of label maps, seg and valid, of K classes.
 
-    name: key in Batch.labels. source: "boxes". categories: prefixes of the categories drawn. protocol: "simple_bev" draws every
-    box and masks those of visibility 1 out of loss and IoU; "min_visibility" leaves boxes under `min_visibility` out and
-    masks nothing. A visibility of 0, not annotated, counts as seen. classes: ClassSpecs, whose categories are then all that
-    is drawn; without them there is one class, of `categories`.
+    name: key in Batch.labels. source: "boxes", with those map layers that the classes name. categories: prefixes of the
+    categories drawn. protocol: "simple_bev" draws every box and masks those of visibility 1 out of loss and IoU;
+    "min_visibility" leaves boxes under `min_visibility` out and masks nothing. A visibility of 0, not annotated, counts as
+    seen. classes: ClassSpecs, whose categories are then all that is drawn; without them there is one class, of `categories`.
 
     Raises ValueError, also for a `min_visibility` that the protocol does not look at or that leaves every box out.
     """
@@ -49,8 +49,13 @@ class LabelSpec:
             raise ValueError(f"labels {self.name} name no category; give one, such as vehicle")
         classes = class_specs(self.classes) or (one_class(self.categories),)
         object.__setattr__(self, "classes", classes)
-        prefixes = dict.fromkeys(prefix for spec in classes for prefix in spec.categories)
+        prefixes = dict.fromkeys(prefix for spec in classes for prefix in spec.boxes)
         object.__setattr__(self, "categories", tuple(prefixes))
+
+    @property
+    def has_maps(self):
+        """Whether a class is drawn from layer map."""
+        return any(spec.maps for spec in self.classes)
 
     @property
     def class_names(self):

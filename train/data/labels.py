@@ -33,8 +33,12 @@ class LabelMaps:
     valid: np.ndarray
 
 
-def label_maps(polygons, boxes, categories, spec, grid_zx):
-    """The LabelMaps of a LabelSpec. polygons: footprints of all boxes, rows of BOX_DTYPE. categories: their names."""
+def label_maps(polygons, boxes, categories, spec, grid_zx, masks=None):
+    """The LabelMaps of a LabelSpec.
+
+    polygons: footprints of all boxes, rows of BOX_DTYPE. categories: their names. masks: (K,Z,X) uint8 of the classes' map
+    layers, None where there are none; what the map shows is visible.
+    """
 
     def drawn(keep):
         return draw_maps(polygons[keep], ~masked_boxes(boxes[keep], spec), grid_zx)
@@ -42,17 +46,16 @@ def label_maps(polygons, boxes, categories, spec, grid_zx):
     keep = chosen_boxes(boxes, categories, spec)
     numbers, valid = drawn(keep)
     if len(spec.classes) == 1:
-        return LabelMaps(numbers, (numbers > 0).astype(np.uint8)[None], valid[None])
-    each = [drawn([i for i in keep if categories[i].startswith(one.categories)]) for one in spec.classes]
-    seg = np.stack([own > 0 for own, _ in each]).astype(np.uint8)
-    return LabelMaps(numbers, seg, np.stack([own for _, own in each]))
+        seg, valid = (numbers > 0).astype(np.uint8)[None], valid[None]
+    else:
+        each = [drawn([i for i in keep if categories[i].startswith(one.boxes)]) for one in spec.classes]
+        seg, valid = np.stack([own > 0 for own, _ in each]).astype(np.uint8), np.stack([own for _, own in each])
+    return LabelMaps(numbers, seg if masks is None else seg | masks, valid)
 
 
 def classes_of(categories, spec):
     """(n,) int64: the first of a LabelSpec's classes that each category is of; -1 where it is of none."""
-    found = (
-        next((k for k, one in enumerate(spec.classes) if name.startswith(one.categories)), -1) for name in categories
-    )
+    found = (next((k for k, one in enumerate(spec.classes) if name.startswith(one.boxes)), -1) for name in categories)
     return np.fromiter(found, np.int64, len(categories))
 
 

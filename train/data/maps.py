@@ -9,7 +9,8 @@ nothing, and its outline stays 1. Only what crosses the edge is clipped, by the 
 import cv2
 import numpy as np
 
-from common.map_shapes import EXTERIOR, HOLE, LINE, MAP_LAYERS
+from common.map_layers import MAP_LAYERS
+from common.map_shapes import EXTERIOR, HOLE, LINE
 
 THICKNESS = 2  # cells, of lines
 

@@ -77,7 +77,7 @@ def _of_box_on_top(numbers, table):
 def _center_heat(cells, num_boxes, grid):
     """exp(-d^2 / 2 sigma^2) of the nearest centre, d in cells of the 3D grid, the best over its height.
 
-    The nearest centre is searched before the exponential, which is then taken once a cell, not once a box and cell.
+    The nearest centre is searched before the exponential, which is then taken once per cell, not once per box and cell.
     """
     rows, levels, columns = grid
     batch, boxes, _ = cells.shape

@@ -22,8 +22,9 @@ RESERVED = ("eval",)  # names of files that an evaluation writes itself
 def evaluate(network, batches, grid, world, autocast=None, change=None):
     """The Evaluation over every batch of every rank, on rank 0; None on the others.
 
-    One forward pass a batch serves all labels. The result does not depend on how many ranks share the batches, but for what the
-    network itself makes of another batch size. Outputs that are not finite are told with their samples, and predict nothing.
+    One forward pass per batch serves all labels. The result does not depend on how many ranks share the batches, but for
+    what the network itself makes of another batch size. Outputs that are not finite are told with their samples, and predict
+    nothing.
     The network's own metrics and what it collects are kept where nothing is changed.
 
     Args:
@@ -72,7 +73,7 @@ def _add_own(evaluation, network, outputs, batch, grid):
 
 
 def _checked(network, collected, samples):
-    """What collect gave. Raises ValueError where it is no mapping of file names to a value a sample."""
+    """What collect gave. Raises ValueError where it is no mapping of file names to a value per sample."""
     what = f"{type(network).__name__}.collect"
     if not isinstance(collected, Mapping):
         raise ValueError(f"{what} gave a {type(collected).__name__}; it is a mapping of names to a value per sample")

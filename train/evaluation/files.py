@@ -10,10 +10,9 @@ from common.files import write_atomically
 from common.spelling import spelled
 from train.evaluation.bins import ring_names
 from train.evaluation.figures import LEVEL, RESAMPLES, all_figures, calibration, keys_of, threshold_curve
-from train.processes.ranks import say
 from train.runs import find_run
 
-SCHEMA, OLDER_SCHEMA = 2, 1
+SCHEMA = 2
 MAX_BYTES = 256 << 20
 
 
@@ -22,7 +21,7 @@ def as_json(evaluation, figures=None, seed=0, robustness=None):
 
     robustness: a table of the same under damage. `metrics` are those that the network brings. Of several classes each figure
     has the class, or is their mean. Each figure has numerator and denominator, and both scene by scene, so
-    that two evaluations can be compared in pairs; numerators of the calibration error are a list a scene, a bin each.
+    that two evaluations can be compared in pairs; numerators of the calibration error are one list per scene, a bin each.
     """
     figures = all_figures(evaluation, seed) if figures is None else figures
     keys = keys_of(evaluation.rows)
@@ -129,10 +128,7 @@ def _evaluation_in(path):
 
 
 def read_json(path):
-    """What write_json wrote, of any path that evaluation_file knows. Raises ValueError for anything else.
-
-    Of an older version's file, whose figures are fewer, it says so.
-    """
+    """What write_json wrote, of any path that evaluation_file knows. Raises ValueError for anything else."""
     path = evaluation_file(path)
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -144,17 +140,13 @@ def read_json(path):
         raise ValueError(f"{path}: not an evaluation of train.evaluate ({error})") from None
     if not isinstance(content, dict) or "figures" not in content:
         raise ValueError(f"{path}: not an evaluation of train.evaluate")
-    if content.get("schema") not in (OLDER_SCHEMA, SCHEMA):
-        raise ValueError(f"{path}: schema {content.get('schema')}, this version reads up to {SCHEMA}; evaluate again")
-    if content["schema"] == OLDER_SCHEMA:
-        say(
-            f"note: {path}: an older version's, without calibration error, conditions and their intervals; evaluate again"
-        )
+    if content.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: schema {content.get('schema')}, this version reads {SCHEMA}; evaluate again")
     return content
 
 
 def write_csv(path, evaluation):
-    """A row a sample: who and where it is, counts for each label and ring, boxes by visibility, losses."""
+    """One row per sample: who and where it is, counts for each label and ring, boxes by visibility, losses."""
     labels = keys_of(evaluation.rows)
     losses = list(evaluation.rows[0].losses) if evaluation.rows else []
     head = ["key", "token", "scene", "timestamp_us", "location", "light", "weather", "boxes"]

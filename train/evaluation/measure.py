@@ -31,19 +31,19 @@ def measure(outputs, batch, rings):
     """
     names, counted = _counted(outputs, batch, rings)
     boxes = box_cells(_predicted_of_boxes(outputs, batch), batch.box_numbers[:, 0], batch.lrtlist.shape[2])
-    # One wait for the device a batch.
+    # One wait for the device per batch.
     counted, boxes = counted.cpu().numpy() if names else [()] * len(batch.facts), boxes.cpu().numpy()
     losses = {name: values.tolist() for name, values in sample_losses(outputs, batch).items()}
-    classes = batch.box_class[:, 0].tolist() if batch.seg_bev.shape[2] > 1 else None
+    classes = batch.box_class[:, 0].tolist()
     lengths = batch.lrtlist[:, 0, :, 0].cpu().numpy()
     distances = _distances(batch)
     rows, scenes = [], {}
     for b, (facts, *_) in enumerate(batch.facts):
         by_label = dict(zip(names, counted[b], strict=True))
-        own = [n for n in range(len(facts.categories)) if classes is None or classes[b][n] >= 0]
+        own = [n for n in range(len(facts.categories)) if classes[b][n] >= 0]  # others lie in no map
         recall = _recall(facts, own, boxes[b], lengths[b], distances[b]) if names else {}
         scenes.setdefault(facts.scene, SceneSums()).add(SceneSums(by_label, recall))
-        in_view = int((boxes[b, :, 1] > 0).sum())
+        in_view = int((boxes[b, own, 1] > 0).sum())
         rows.append(
             _row(facts, batch.tokens[b][0], by_label, in_view, {name: values[b] for name, values in losses.items()})
         )

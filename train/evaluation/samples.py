@@ -1,4 +1,4 @@
-"""What an evaluation keeps: a row a sample, and sums a scene that need more room than a row has."""
+"""What an evaluation keeps: one row per sample, and sums per scene that need more room than a row has."""
 
 from dataclasses import dataclass, field, replace
 

@@ -6,7 +6,7 @@ A network is built by a factory `build(options, grid)`, from anywhere; nothing o
 import dataclasses
 import importlib
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -49,7 +49,8 @@ class Needs:
     with --use_lidar. radar: the same, and "metaradar" for voxels with the radars' 16 features; None: as --use_radar and
     --use_metaradar say. sweeps: of lidar and radar, keyframe included; None: --nsweeps. past: K, the keyframes before the
     present that a sample holds besides it; None: --past. train_only: of "cameras", "lidar", "radar" those that evaluation
-    does without; their fields of the batch are None there. track_ids: Batch.tidlist.
+    does without; their fields of the batch are None there. track_ids: Batch.tidlist. layers: name of a layer -> names of the
+    members of it that Batch.layers holds; "map" need not be named for classes that are drawn from it.
 
     Raises:
         ValueError: another value.
@@ -62,6 +63,7 @@ class Needs:
     past: int | None = 0
     train_only: tuple = ()
     track_ids: bool = False
+    layers: dict = field(default_factory=dict)
     frames: None = None  # of earlier networks, whose windows ran into the future
 
     def __post_init__(self):
@@ -80,6 +82,15 @@ class Needs:
             )
         if not (isinstance(self.train_only, tuple) and set(self.train_only) <= set(SENSORS)):
             raise ValueError(f"Needs: train_only={self.train_only!r}; it is a tuple of {', '.join(SENSORS)}")
+        sound = isinstance(self.layers, dict) and all(
+            isinstance(name, str)
+            and isinstance(members, tuple)
+            and members
+            and all(isinstance(m, str) for m in members)
+            for name, members in self.layers.items()
+        )
+        if not sound:
+            raise ValueError(f"Needs: layers={self.layers!r}; it is a dict such as {{'depth': ('depth.npy.zst',)}}")
         if not isinstance(self.track_ids, bool):
             raise ValueError(f"Needs: track_ids={self.track_ids!r}; it is True or False")
 

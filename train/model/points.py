@@ -6,7 +6,7 @@ import torch
 
 from common.geometry import apply_4x4, merge_rt
 
-NEAR_EGO_M = 1.0  # lidar points this close to the ego origin are dropped, as in the lineage
+NEAR_EGO_M = 1.0  # lidar points this close to the ego origin are dropped, as in Simple-BEV
 RADAR_FEATURES = slice(3, 19)  # of radar_data's rows: all but the position
 # What intensity, ring and lag are divided by: the first two as nuScenes has them, the lag in seconds.
 INTENSITY_SCALE, RING_SCALE, LAG_SCALE_S = 255.0, 32.0, 0.5

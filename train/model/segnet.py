@@ -30,7 +30,7 @@ class Geometry(NamedTuple):
 
 class BevConv(nn.Conv2d):
     """The compressor's convolution, of camera features and of other sensors' channels apart: neither is copied to lie beside
-    the other. Its weight's first channels are those of the features, all heights of a feature side by side, as the lineage's.
+    the other. Its weight's first channels are those of the features, all heights of a feature side by side, as Simple-BEV's.
 
     Args: as Conv2d's, and features and heights.
     """
@@ -55,11 +55,11 @@ def _order_of(tensor):
 
 
 class Segnet(nn.Module):
-    """The Simple-BEV network; state-dict names, shapes and order are the lineage's. Never touches the network.
+    """The Simple-BEV network; state-dict names, shapes and order are Simple-BEV's. Never touches the network.
 
     Args:
         Z, Y, X: voxels of the BEV grid.
-        vox_util: VoxUtil that infer of a network of the interface works with; forward takes its own, as in the lineage.
+        vox_util: VoxUtil that infer of a network of the interface works with; forward takes its own, as in Simple-BEV.
         use_radar, use_lidar, use_metaradar: voxels that forward gets besides the images.
         do_rgbcompress: False sums camera features over height instead of a convolution; cameras alone heed it.
         rand_flip: in training, flip images and features back, and BEV features and the decoder's feature back.

@@ -22,7 +22,7 @@ class SimpleBev(Segnet):
         super().__init__(*args, **kwargs)
         radar = ("metaradar" if self.use_metaradar else "voxels") if self.use_radar else False
         self.needs = Needs(lidar="voxels" if self.use_lidar else False, radar=radar)
-        # No loss reaches this head, as in the lineage. It keeps its weights, for checkpoints; said so, several processes need
+        # No loss reaches this head, as in Simple-BEV. It keeps its weights, for checkpoints; said so, several processes need
         # not search for it.
         self.decoder.gives_feat = False
         self.decoder.feat_head.requires_grad_(False)

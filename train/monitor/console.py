@@ -21,7 +21,7 @@ _INDENT = 12
 
 
 class Console:
-    """A line an update on stdout, at first of each and later now and then; on a terminal also a bar.
+    """One line per update on stdout, at first of each and later now and then; on a terminal also a bar.
 
     Args:
         steps: range of the updates to come. samples: of an update. leads: whether this process shows anything.

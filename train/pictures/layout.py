@@ -58,8 +58,8 @@ def title(view, width, note=""):
     write(out, view.key, (2, 18), 12, INK, bold=True)
     right = note or view.token
     write(out, right, (width - 4, 18), 9, FAINT_INK, "right")
-    facts = [time_of(view.timestamp_us) if view.timestamp_us else "", view.place, view.description]
-    write(out, fitting("   |   ".join(fact for fact in facts if fact), width - 4, 9), (2, 40), 9, FAINT_INK)
+    words = [time_of(view.timestamp_us) if view.timestamp_us else "", view.place, view.description]
+    write(out, fitting("   |   ".join(word for word in words if word), width - 4, 9), (2, 40), 9, FAINT_INK)
     return out
 
 

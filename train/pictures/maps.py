@@ -68,7 +68,7 @@ def laid_out(colours, shown, maps, ground):
 
 
 def hatch_masked(image, maps, ground):
-    """Hatch the cells that loss and IoU look away from, in place."""
+    """Hatch the ignored cells, which loss and IoU leave out, in place."""
     ignored = maps.ignored
     rows, columns, inside = cells_under(maps, ignored.shape, ground)
     hatch(image, inside & ignored[rows, columns])

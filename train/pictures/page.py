@@ -244,7 +244,7 @@ def _training(runs):
         ("Loss", "loss", ("t/pooled/total_loss", "v/stats/total_loss"), False),
         ("Learning rate", "rate", ("t/_/current_lr",), False),
         ("Waiting for data", "percent", ("t/_/data_wait_percent",), False),
-        ("Speed", "samples a second", ("t/_/samples_per_s",), False),
+        ("Speed", "samples per second", ("t/_/samples_per_s",), False),
     )
     for title, unit, tags, log in wanted:
         series = {}
@@ -318,7 +318,7 @@ def _robustness(runs):
 
 
 def _interval(found, prefix, form):
-    """Text of an interval of a robustness table; an older version's evaluation has none."""
+    """Text of an interval of a robustness table; of a single scene there is none."""
     low, high = (found.get(f"{prefix}{end}") for end in ("low", "high"))
     return "" if low is None else f" [{low:{form}}, {high:{form}}]"
 

@@ -69,8 +69,8 @@ NO_BOXES = Boxes(np.zeros((0, 19)), (), np.zeros(0, int), np.zeros((0, 3)))
 class Maps:
     """BEV maps (Z, X) over low_xz_m to high_xz_m of the grid's frame, ref, row 0 furthest back. ego_T_ref may scale.
 
-    truth in {0,1}; valid 0 where loss and IoU look away; prediction a probability. Each may be None. Of several classes they
-    are (K, Z, X), and class_names has their names.
+    truth in {0,1}; valid 0 where a cell is ignored by loss and IoU; prediction a probability. Each may be None. Of several
+    classes they are (K, Z, X), and class_names has their names.
     """
 
     low_xz_m: tuple
@@ -88,7 +88,7 @@ class Maps:
 
     @property
     def ignored(self):
-        """(Z, X) bool: where loss and IoU look away, of any class."""
+        """(Z, X) bool: cells that loss and IoU ignore, of any class."""
         return self._planes(self.valid).min(0) <= 0
 
     def by_class(self):

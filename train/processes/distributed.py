@@ -1,4 +1,4 @@
-"""One process a device: what torchrun set up, or processes that we start ourselves."""
+"""One process per device: what torchrun set up, or processes that we start ourselves."""
 
 import ctypes
 import datetime
@@ -158,14 +158,14 @@ class Devices:
 
 
 def count_processes(name, ids):
-    """Processes that a command with these --device and --device_ids has in all: torchrun's, else one a device."""
+    """Processes that a command with these --device and --device_ids has in all: torchrun's, else one per device."""
     if by_torchrun():
         return int(os.environ["WORLD_SIZE"])
     return len(ids) or (max(torch.cuda.device_count(), 1) if name in ("", "cuda") else 1)
 
 
 def launch(target, arguments, devices, guard):
-    """Run target(*arguments, world) in a process a device: this one, torchrun's, or new ones.
+    """Run target(*arguments, world) in one process per device: this one, torchrun's, or new ones.
 
     Args:
         guard: function that runs a function and ends the process in one line where that fails; new processes need one.

@@ -59,7 +59,7 @@ def _compare(name, shape, dtype, device, rows):
 
 
 def _time(settings, rows):
-    """Rows of milliseconds and of bytes a second that are needed at least, of the benchmark's batch in bfloat16."""
+    """Rows of milliseconds and of bytes per second that are needed at least, of the benchmark's batch in bfloat16."""
     samples, cameras, channels, hw, zyx = 8, *LARGE["benchmark"][1:]
     feats, geometry, vox, flips = _inputs((samples, cameras, channels, hw, zyx), torch.bfloat16, settings.device)
     volume = kernels.triton_mean(feats.requires_grad_(), *geometry, vox, flips)

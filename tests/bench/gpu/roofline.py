@@ -30,7 +30,7 @@ def share(settings, rows):
 
 
 def _ceilings(settings, rows):
-    """{"fp32", "bf16": operations a second of a matrix product of random numbers, "copy": bytes a second}."""
+    """{"fp32", "bf16": operations per second of a matrix product of random numbers, "copy": bytes per second}."""
     side, found = (128 if settings.dry else 8192), {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = (torch.randn((side, side), device=settings.device).to(dtype) for _ in range(2))

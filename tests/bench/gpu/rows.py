@@ -1,4 +1,4 @@
-"""Figures as they come: one JSON object a line, appended to one file by every process of a benchmark."""
+"""Figures as they come: one JSON object per line, appended to one file by every process of a benchmark."""
 
 import json
 import operator

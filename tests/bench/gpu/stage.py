@@ -49,7 +49,7 @@ def _differences(one, other):
 
 
 def nvjpeg(settings, rows):
-    """Images decoded by the device against the host's; how many samples a second each way gives, alone and to a training."""
+    """Images decoded by the device against the host's; how many samples per second each way gives, alone and to a training."""
     host, device = (_loader(settings, settings.device, decode=decode) for decode in ("host", "device"))
     apart = [(a.imgs - b.imgs).abs().mean().item() / LEVEL for a, b in zip(host, device, strict=True)]
     rows.add("images decoded by the device, mean difference", max(apart), "levels", "<= 1")

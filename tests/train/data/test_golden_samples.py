@@ -36,7 +36,7 @@ def points(array):
 
 @pytest.mark.parametrize("reference", range(6))
 @pytest.mark.parametrize("sample", ["s0", "s2"])
-def test_batch_equals_lineage(real_shards, samples, sample, reference):
+def test_batch_equals_simple_bev(real_shards, samples, sample, reference):
     _, val = loaders(real_shards, refcam_id=reference)
     batch = batch_of(val, str(samples[f"{sample}_token"]))
 
@@ -56,7 +56,7 @@ def test_batch_equals_lineage(real_shards, samples, sample, reference):
 
 
 @pytest.mark.parametrize("sample", ["s0", "s2"])
-def test_points_equal_lineage_as_sets(real_shards, samples, sample):
+def test_points_equal_simple_bev_as_sets(real_shards, samples, sample):
     _, val = loaders(real_shards, get_tids=True)
     batch = batch_of(val, str(samples[f"{sample}_token"]))
     for data, extra in (("lidar0_data", "lidar0_extra"), ("lidar_data", "lidar_extra")):
@@ -67,7 +67,7 @@ def test_points_equal_lineage_as_sets(real_shards, samples, sample):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4, err_msg=data)
     ours, theirs = points(batch.radar_data[0, 0].numpy()), points(samples[f"{sample}_radar_data"].squeeze())
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
-    seen = {}  # the lineage's ids are instance tokens; ours number them in order of appearance
+    seen = {}  # Simple-BEV's ids are instance tokens; ours number them in order of appearance
     want = [seen.setdefault(token, len(seen)) for token in samples[f"{sample}_tids"].tolist()]
     assert batch.tidlist[0, 0].tolist() == want
 
@@ -79,8 +79,8 @@ def test_radar_filters_equal_devkit(real_shards, samples):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
 
 
-def test_sensor_voxels_equal_lineage_but_for_its_padding(real_shards, golden):
-    """The lineage's zero padding becomes a point at the ego origin, and points that share a voxel win in no fixed order."""
+def test_sensor_voxels_equal_simple_bev_but_for_its_padding(real_shards, golden):
+    """Simple-BEV's zero padding becomes a point at the ego origin, and points that share a voxel win in no fixed order."""
     arrays = golden("model.npz")
     grid = GRID | {"res_3d": (104, 8, 96)}
     _, val = compile_data(None, f"{real_shards}/val-*.tar", CONF, **grid, bsz=1, nworkers=0, nsweeps=3)
@@ -108,7 +108,7 @@ def test_sensor_voxels_equal_lineage_but_for_its_padding(real_shards, golden):
 
 @pytest.mark.parametrize("temporal", [0, 1])
 @pytest.mark.parametrize("length", [1, 2, 3])
-def test_windows_equal_lineage(real_shards, golden, length, temporal):
+def test_windows_equal_simple_bev(real_shards, golden, length, temporal):
     arrays = golden("sequences.npz")
     compared = 0
     for split in ("train", "val"):
@@ -126,7 +126,7 @@ def test_windows_equal_lineage(real_shards, golden, length, temporal):
     assert compared
 
 
-def test_track_ids_equal_lineage_over_a_window(real_shards, golden):
+def test_track_ids_equal_simple_bev_over_a_window(real_shards, golden):
     arrays = golden("sequences.npz")
     _, val = loaders(real_shards, seqlen=3, get_tids=True)
     batch = next(iter(val))

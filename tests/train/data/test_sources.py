@@ -2,20 +2,23 @@
 
 import errno
 import fcntl
+import io
+import json
 import os
 import shutil
 import signal
 import subprocess
+import tarfile
 import time
 
 import numpy as np
 import pytest
 
-from common.shard_index import ShardError
+from common.record import encode_json
+from common.shard_index import ShardError, build_index, dump_index
 from common.stores import open_store
-from tests.common.test_format import rewritten_as_schema_1
 from tests.faulty_server import FaultyServer
-from tests.index_files import load_index
+from tests.index_files import index_path, load_index
 from tests.processes.client import Process
 from tests.train.data.test_order import equal
 from tests.train.data.test_reading import stream_of
@@ -215,13 +218,26 @@ def test_the_cache_serves_nothing_spoilt(http, tmp_path):
     assert again.cache.misses == 3 and read_all(cached(http, tmp_path), members) == first
 
 
+def rewritten(tar, out):
+    """A copy of a shard, in the folder `out` with its index, whose scenes are described otherwise."""
+    with tarfile.open(tar) as old, tarfile.open(out / tar.name, "w") as new:
+        for member in old:
+            data = old.extractfile(member).read()
+            if member.name.endswith("sample.json"):
+                sample = json.loads(data)
+                data = encode_json(sample | {"scene": sample["scene"] | {"description": "rewritten"}})
+                member.size = len(data)
+            new.addfile(member, io.BytesIO(data))
+    index_path(out / tar.name).write_bytes(dump_index(build_index(out / tar.name)))
+
+
 def test_the_cache_serves_nothing_of_a_set_that_was_rewritten(synth_shards, tmp_path):
     folder = shutil.copytree(synth_shards, tmp_path / "set")
     server = FaultyServer(folder)
     config = SourceConfig(cache_dir=str(tmp_path / "cache"))
     try:
         before = read_all(open_source(f"{server.address}/train-000.tar", config), CAMERA_MEMBERS)
-        rewritten_as_schema_1(synth_shards / "train-000.tar", folder)
+        rewritten(synth_shards / "train-000.tar", folder)
         (folder / "train.manifest.json").unlink()
         source = open_source(f"{server.address}/train-000.tar", config)
         after = read_all(source, CAMERA_MEMBERS)

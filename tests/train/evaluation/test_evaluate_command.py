@@ -21,7 +21,7 @@ from train import checkpoint, evaluating
 from train import evaluate as evaluate_command
 from train.data import Grid, compile_data, make_vox_util
 from train.data.label_spec import LabelSpec
-from train.evaluating import _check_folder, read_options
+from train.evaluating import _check_folders, read_options
 from train.evaluation.bins import BINS
 from train.evaluation.evaluator import evaluate
 from train.evaluation.robustness import (
@@ -119,11 +119,11 @@ def test_ctrl_c_ends_an_evaluation_in_one_line(run):
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path):
-    _check_folder(tmp_path / "new" / "out")
+    _check_folders(tmp_path / "new" / "out", tmp_path / "curves")
     assert not list((tmp_path / "new" / "out").iterdir())
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=f"{tmp_path}/file/out: cannot be written .*; give another --out"):
-        _check_folder(tmp_path / "file" / "out")
+        _check_folders(tmp_path / "file" / "out", tmp_path / "curves")
 
 
 def test_options_that_override_the_run_are_noted_and_shards_are_found(run, capsys):
@@ -282,7 +282,7 @@ def test_the_command_measures_robustness_against_a_baseline(small_shards, tmp_pa
     checkpoint.save(tmp_path / "run", 7, Returns(), options=as_dict(options))
     half = [{"name": f"{name}, strength {s}", "iou": 0.5} for name in CORRUPTIONS for s in (1, 2, 3)]
     baseline = tmp_path / "baseline.json"
-    baseline.write_text(json.dumps({"schema": 1, "figures": [], "robustness": {"rows": half}}))
+    baseline.write_text(json.dumps({"schema": 2, "figures": [], "robustness": {"rows": half}}))
     words = ["--robustness", "--baseline", baseline, "--pictures", 0, "--nworkers", 0, "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["command", str(tmp_path / "run"), *map(str, words)])
     with pytest.raises(SystemExit) as ended:

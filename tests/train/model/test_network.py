@@ -118,7 +118,7 @@ def test_a_network_outside_the_checkout(synth_shards, outside, monkeypatch):
 
 
 def test_the_page_s_ten_lines(synth_shards, outside, tmp_path, monkeypatch):
-    """As they stand there; then once more, a validation a step, with the host running ahead as on CUDA: the same curves."""
+    """As they stand there; then once more, one validation per step, with the host running ahead as on CUDA: the same curves."""
     for name in ("train-000", "val-000"):
         for ending in ("tar", "idx.json"):
             (tmp_path / "shards").mkdir(exist_ok=True)
@@ -550,7 +550,7 @@ def test_every_package_is_installed():
 
 
 def test_checkpoints_that_record_no_network_are_of_the_first_one():
-    """Runs from before --model, and the lineage's, which record nothing at all."""
+    """Runs from before --model, and Simple-BEV's, which record nothing at all."""
     for content in ({"options": {"lr": 1e-3}}, {"options": {"model": "simple_bev"}}, {}):
         check_same_network("run", content, Options())
     check_same_network("run", {}, Options(model="mynet:build"))

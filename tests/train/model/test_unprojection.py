@@ -111,7 +111,7 @@ def test_nothing_seen_is_zero_and_has_no_gradient():
 @pytest.mark.parametrize("way", ["fused", "plain"])
 @pytest.mark.parametrize("flipped", [False, True])
 def test_the_convolved_mean_is_the_convolution_of_the_mean_and_so_are_its_gradients(way, flipped):
-    """With the weight's channels in the lineage's order: all heights of a feature side by side."""
+    """With the weight's channels in Simple-BEV's order: all heights of a feature side by side."""
     net = Segnet(12, 3, 10, latent_dim=5, use_radar=True, encoder_type="res50").double()
     conv, flips = net.bev_compressor[0], some_flips() if flipped else None
     feats, geometry = features(dtype=torch.float64), ring()

@@ -41,13 +41,15 @@ class LayeredSource:
     def begin(self, frames, members=None):
         """As a source's; what a layer has of the frames is fetched ahead too."""
         self.close()
-        frames = list(frames)
-        own = None
+        frames, own, wanted = list(frames), None, set()
         if members is not None:
-            own = ([m for m in each if isinstance(m, str)] for each in members)
+            members = iter(members)
+            first = next(members, [])
+            wanted = {member[0] for member in first if isinstance(member, tuple)}  # the same layers of every keyframe
+            own = ([m for m in each if isinstance(m, str)] for each in itertools.chain([first], members))
         self.base.begin(frames, own)
         for layer in self._layers.values():
-            layer.begin(frames, ahead=members is not None)
+            layer.begin(frames, ahead=layer.name in wanted)
 
     def read(self, number, members):
         """As a source's. Raises ShardError where a layer that says that it lacks nothing lacks the keyframe."""
@@ -66,6 +68,10 @@ class LayeredSource:
             return self.base.lacks(member)
         name, member = member
         return self._layers[name].source.lacks(member)
+
+    def layer_options(self, name):
+        """What a layer records of how it was made."""
+        return self._layers[name].facts[0].options
 
     def interrupt(self):
         for source in self._sources():

@@ -1,4 +1,4 @@
-"""Bilinear sampling as four weighted pixels a point, with the semantics of grid_sample (zeros outside the image)."""
+"""Bilinear sampling as four weighted pixels per point, with the semantics of grid_sample (zeros outside the image)."""
 
 import torch
 

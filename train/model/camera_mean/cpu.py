@@ -1,10 +1,10 @@
-"""The camera mean on the CPU: the (voxel, camera) pairs that see each other, found once a batch, then weighted gather-sums.
+"""The camera mean on the CPU: the (voxel, camera) pairs that see each other, found once per batch, then weighted gather-sums.
 
-About one pair in six sees: 1.1 cameras a voxel of six. Each voxel is a bag of four pixels a camera that sees it, each
+About one pair in six sees: 1.1 cameras of six per voxel. Each voxel is a bag of four pixels per camera that sees it, each
 with its bilinear weight over the number of those cameras, so that the mean is one `embedding_bag` over the rows of the
 channels-last feature map; its gradient is another, whose bags are the pixels. Bags run Y, B, Z, X: the rows of one height are
 then in memory what a convolution of that height reads, and the compressor's convolution goes height by height, so that
-nobody holds the whole volume, 164 MB a sample of the benchmark in float32, or its gradient, as much again.
+nobody holds the whole volume, 164 MB per sample of the benchmark in float32, or its gradient, as much again.
 
 The buffers of the pairs have the size of all pairs, of which the pages in use alone are ever touched, and the operators
 are opaque: so no shape of a compiled graph depends on what the cameras see.
@@ -83,7 +83,7 @@ def _plane(rows, shape):
 
 
 def _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips):
-    """The features (B*S*h*w,C), a pixel a row, and what find_pairs gives."""
+    """The features (B*S*h*w,C), one pixel per row, and what find_pairs gives."""
     table = feats.permute(0, 1, 3, 4, 2).reshape(-1, feats.shape[2])
     flags = (None, None, None) if flips is None else (flips.image, flips.bev_x, flips.bev_z)
     pairs = find_pairs(

@@ -11,7 +11,7 @@ COUNT_FLOOR = 1e-6
 class PlainMean(torch.autograd.Function):
     """Masked mean of unprojected features over cameras.
 
-    A voxel's features count where they are not zero, as in the lineage. Neither pass holds more than one camera's volume
+    A voxel's features count where they are not zero, as in Simple-BEV. Neither pass holds more than one camera's volume
     besides the result: the backward pass samples again.
     """
 

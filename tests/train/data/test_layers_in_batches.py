@@ -1,0 +1,154 @@
+"""Layers and map classes in batches: what a network asks for by name, and labels that come from the map."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from common.map_shapes import MEMBERS, decode_shapes
+from common.record import encode_array
+from preprocess.layer import write_layer
+from preprocess.layers import depth
+from tests.conftest import call_module
+from train.classes import PRESETS, ClassSpec, parse_classes
+from train.data import compile_data, layered, make_loader
+from train.data.config import DataConfig, Wanted
+from train.data.maps import map_masks
+from train.data.sources import open_source
+from train.model.interface import Needs
+from train.options import Options, coerce
+
+AUG = {"final_dim": (64, 96)}
+GRID = (None, (-50, 50, -5, 5, -50, 50), (100, 4, 100))
+CLASSES = "vehicle=vehicle; drivable=map:drivable_area; divider=map:road_divider,lane_divider @2"
+
+
+def numbers(sample):
+    """Four numbers of every sample; and as many rows as the sample's number in its scene."""
+    index = sample.facts["index"]
+    members = {"same.npy.zst": np.arange(4, dtype=np.float32) + index, "rows.npy.zst": np.ones((index, 2), np.int64)}
+    return {name: encode_array(array) for name, array in members.items()} | {"note.txt": sample.key.encode()}
+
+
+@pytest.fixture(scope="module")
+def shards(small_world, small_shards, tmp_path_factory):
+    """A copy of the small shards, with layers map, depth and numbers."""
+    out = shutil.copytree(small_shards, tmp_path_factory.mktemp("layered") / "shards")
+    call_module("preprocess.maps", "--shards", out, "--dataroot", small_world, "--workers", 1)
+    write_layer(out, "depth", depth.make)
+    write_layer(out, "numbers", numbers)
+    return out
+
+
+def batches(shards, **options):
+    _, val = compile_data(None, shards, AUG, *GRID, 3, 0, use_radar=False, use_lidar=False, **options)
+    return list(val)
+
+
+def config_of(layers, **options):
+    options = Options(shards=("x",), Z=100, X=100, Y=4, batch_size=3, image_size="64x96", nworkers=0, **options)
+    return DataConfig.of(options, wanted=Wanted(layers=tuple(layers.items())), is_train=False)
+
+
+def test_classes_of_a_text_are_those_of_python():
+    made = parse_classes(CLASSES)
+    divider = ("map:road_divider", "map:lane_divider")
+    assert made == (
+        ClassSpec("vehicle", ("vehicle",)),
+        ClassSpec("drivable", ("map:drivable_area",)),
+        ClassSpec("divider", divider, 2),
+    )
+    assert coerce("classes", CLASSES) == made
+    assert [len(parse_classes(name)) for name in PRESETS] == [14, 6, 2]
+    for text, what in (
+        ("vehicle", "name=category"),
+        ("a=map:road", "no map layer road; there are drivable_area"),
+        ("a=b; a=c", "different names"),
+        ("a=b @x", "no number"),
+        ("a=", "names no category"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            parse_classes(text)
+
+
+@pytest.mark.parametrize("frame", ["cam0", "ego"])
+def test_map_classes_are_drawn_beside_boxes(shards, frame):
+    [batch] = batches(shards, classes=parse_classes(CLASSES), frame=frame)
+    [boxes] = batches(shards, frame=frame)
+    assert batch.class_names == ("vehicle", "drivable", "divider") and batch.seg_bev.shape == (3, 1, 3, 100, 100)
+    assert torch.equal(batch.seg_bev[:, :, :1], boxes.seg_bev) and torch.equal(
+        batch.valid_bev[:, :, :1], boxes.valid_bev
+    )
+    assert torch.equal(batch.center_bev, boxes.center_bev) and batch.valid_bev[:, :, 1:].all()
+    source = layered(open_source(shards, split="val"), config_of({"map": MEMBERS}, frame=frame))
+    for b in range(3):
+        members = source.read(b, [("map", m) for m in MEMBERS])
+        shapes = decode_shapes({name: data for (_, name), data in members.items()})
+        mem_T_ref = config_of({}, frame=frame).decode.grid.mem_T_ref
+        groups = [("drivable_area",), ("road_divider", "lane_divider")]
+        want = map_masks(shapes, groups, mem_T_ref @ batch.ref_T_ego[b, 0].numpy(), (100, 100))
+        assert torch.equal(batch.seg_bev[b, 0, 1:], torch.from_numpy(want).float())
+        # The car stands on the road.
+        if frame == "ego":
+            assert batch.seg_bev[b, 0, 1, 48:52, 48:52].all()
+
+
+def test_one_class_may_be_of_the_map_alone(shards):
+    [batch] = batches(shards, classes=parse_classes("drivable=map:drivable_area"))
+    assert batch.seg_bev.shape[2] == 1 and 0.05 < batch.seg_bev.mean() < 0.7
+    assert not batch.center_bev.any() and not batch.num_boxes.any()
+
+
+def test_a_grid_beyond_the_map_is_refused(shards):
+    far = (None, (-80, 80, -5, 5, -80, 80), (100, 4, 100))
+    with pytest.raises(ValueError, match=r"corners lie 113\.1 m away, layer map reaches 80 m.*--extent 114"):
+        compile_data(None, shards, AUG, *far, 3, 0, classes=parse_classes(CLASSES))
+
+
+def test_shards_without_the_map_say_so(small_shards):
+    with pytest.raises(ValueError, match="layer map.*copy layers/map/"):
+        batches(small_shards, classes=parse_classes(CLASSES))
+
+
+def test_layers_reach_a_network_by_name(shards):
+    layers = {"numbers": ("same.npy.zst", "rows.npy.zst", "note.txt")}
+    assert Needs(layers=layers).layers == layers
+    for wrong in ({"numbers": ()}, {"numbers": "same"}, ["numbers"]):
+        with pytest.raises(ValueError, match="Needs: layers"):
+            Needs(layers=wrong)
+    loader = make_loader(open_source(shards, split="val"), config_of(layers), 2)
+    [batch] = loader
+    own = batch.layers["numbers"]
+    index = [int(facts[0].key[-4:]) for facts in batch.facts]
+    assert own["same.npy.zst"].tolist() == [[[n, n + 1, n + 2, n + 3]] for n in index]
+    assert own["num_rows.npy.zst"].tolist() == [[n] for n in index]
+    assert [[len(rows) for rows in window] for window in own["rows.npy.zst"]] == [[n] for n in index]
+    assert own["note.txt"] == [[facts[0].key.encode()] for facts in batch.facts]
+    assert len(batch.to("cpu").layers["numbers"]["rows.npy.zst"]) == 3
+
+
+def test_depth_is_that_of_the_lidar_in_the_batch(shards):
+    """Points through the cameras' own poses, and then resized and cropped, as points of the batch's lidar are."""
+    layers = {"depth": (depth.MEMBER,)}
+    loader = make_loader(open_source(shards, split="val"), config_of(layers, use_lidar=True, nsweeps=1), 0)
+    batch = loader.batch_of([1], augment=True)
+    [[points]] = batch.layers["depth"][depth.MEMBER]
+    record = [camera.name for camera in loader.reader.rig.cameras]
+    count = int(batch.num_lidar0[0, 0])
+    ego = torch.cat([batch.lidar_data[0, 0, :, :count], torch.ones(1, count)]).double()
+    for slot, name in enumerate(batch.cams[0]):
+        own = points[:, points[0] == record.index(name)].double()
+        uv1 = torch.stack([own[1], own[2], torch.ones_like(own[1])])
+        uv = (batch.pix_T_stored[0, 0, slot].double() @ uv1)[:2]
+        ego_T_cam = torch.eye(4).double()
+        ego_T_cam[:3, :3], ego_T_cam[:3, 3] = batch.rots[0, 0, slot], batch.trans[0, 0, slot]
+        cam = torch.linalg.inv(batch.ego_T_camego[0, 0, slot].double() @ ego_T_cam) @ ego
+        ahead = cam[2] > depth.NEAREST_M
+        pix = batch.intrins[0, 0, slot, :3, :3].double() @ (cam[:3] / cam[2])
+        assert own.shape[1] > 10
+        # Each point of the layer is one of the lidar's: as near in pixels and depth as they are stored.
+        away = (pix[:2, ahead, None] - uv[:, None]).abs().amax(0) + (cam[2, ahead, None] - own[3]).abs()
+        assert away.amin(0).max() < 0.02
+        nearest = away.argmin(0)
+        assert (cam[2, ahead][nearest] - own[3]).abs().max() < 1e-3
