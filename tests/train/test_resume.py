@@ -39,6 +39,7 @@ SMALL = (
 ).split()
 
 
+UNHURRIED = ["--model", "tests.train.two_layers:Unhurried"]
 VOX_CENTRE = torch.tensor([[0.0, 1.0, 0.0]])
 
 
@@ -97,7 +98,7 @@ def assert_same(a, b):
 
 
 def test_killed_and_resumed_equals_straight(synth_shards, straight, tmp_path):
-    process = start(*arguments(synth_shards, tmp_path, "--max_iters", 8, "--save_freq", 3))
+    process = start(*arguments(synth_shards, tmp_path, *UNHURRIED, "--max_iters", 8, "--save_freq", 3))
     wait_for(tmp_path, 3, process)
     process.kill()
     process.wait()
@@ -117,7 +118,7 @@ def small_net():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_at_the_next_boundary(synth_shards, straight, tmp_path, number):
     """What it saves is what a run without the signal has there, from which a run goes on exactly."""
-    process = start(*arguments(synth_shards, tmp_path, "--max_iters", 8, "--save_freq", 2))
+    process = start(*arguments(synth_shards, tmp_path, *UNHURRIED, "--max_iters", 8, "--save_freq", 2))
     wait_for(tmp_path, 2, process)
     process.send_signal(number)
     assert process.wait(60) == 128 + number
