@@ -245,7 +245,7 @@ class ObjectStore(RemoteStore):
                 f"{where}: cannot be listed, since keys with // are in it; name the shards or their manifest"
             ) from None
         if status == 416:
-            raise StoreError(f"{where}: is empty") from None
+            raise StoreError(f"{where}: is empty; copy it there anew") from None
         if isinstance(error, FileNotFoundError) and status in (None, 404, 410):
             raise Missing(f"{where}: is not there (404)") from None
 

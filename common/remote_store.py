@@ -162,7 +162,9 @@ def _secrets(options):
 def check_limit(path, size, limit):
     """Raise StoreError for something longer than it may be."""
     if limit is not None and size > limit:
-        raise StoreError(f"{path}: {size} bytes, larger than the {limit} that it may have")
+        raise StoreError(
+            f"{path}: {size} bytes, and such a file has at most {limit}; it is another one, or damaged: copy it anew"
+        )
 
 
 def check_part(path, start, size, came, stat, etag):

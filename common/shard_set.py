@@ -96,7 +96,7 @@ def find_shards(patterns, split=None, options=None, retry=None, strict=True):
         patterns = [patterns]
     patterns = [part for pattern in patterns for part in _listed_apart(str(pattern))]
     if not patterns:
-        raise ShardError("no shards given")
+        raise ShardError("no shards given; name a folder, tars or a manifest")
     folders = _Folders(options, retry or Retry(), strict)
     found = dict.fromkeys(itertools.chain.from_iterable(_resolve(p, split, folders) for p in patterns))
     gone = tuple(tar for tar in folders.gone if tar not in found)

@@ -61,7 +61,9 @@ class SourceConfig:
         if self.cache_gb < 0 or self.requests < 0:
             raise InputError(f"cache_gb {self.cache_gb} and requests {self.requests} must not be negative")
         if self.store_options is not None and not isinstance(self.store_options, dict):
-            raise InputError("store_options is not a JSON object")
+            raise InputError(
+                f"store_options is a {type(self.store_options).__name__}; it is a mapping, such as {{'endpoint': 'https://…'}}"
+            )
 
     @property
     def retry(self):
