@@ -10,10 +10,10 @@ from fnmatch import fnmatchcase
 from common import addresses
 from common.errors import CannotList, InputError, Missing, Refused, ShardError
 from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
-from common.retries import Retry
 from common.shard_index import open_index
 from common.spelling import spelled
 from common.stores import find, open_store
+from common.stores.retries import Retry
 
 SPLITS = ("train", "val", "test")
 OPENED_AT_ONCE = 16  # indexes in flight

@@ -16,10 +16,10 @@ from common import addresses
 from common.errors import Missing, ShardError, StoreError
 from common.files import Busy, flush_folder, locked, write_atomically
 from common.manifest import Manifest, ManifestShard, dump_manifest, parse_manifest
-from common.retries import Retry
 from common.shard_index import dump_sealed
 from common.shard_set import find_beside, find_shards, load_indexes
 from common.stores import find, local_copy, open_store, parse_options
+from common.stores.retries import Retry
 from preprocess.index import main as index_main
 from preprocess.verify import verify
 from tests.conftest import REPOSITORY

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 
 from common import addresses
 from common.errors import InputError
-from common.retries import Retry
 from common.shard_set import find_shards
+from common.stores.retries import Retry
 from train.data.sources.cache import Cache
 from train.data.sources.local import LocalSource
 from train.data.sources.ranges import RangeSource
@@ -41,7 +41,7 @@ class SourceConfig:
         cache_dir, cache_gb: where a node keeps what was read by range requests, and at most how much; None keeps nothing.
         store_options: of the stores, see common.stores.open_store; never printed.
         requests: in flight at once where the members are known ahead.
-        attempts, pause_s, stall_s, retry_minutes: see common.retries.Retry.
+        attempts, pause_s, stall_s, retry_minutes: see common.stores.retries.Retry.
     """
 
     reader: str = "auto"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from common import addresses
 from common.errors import Missing, Refused, StoreError
-from common.remote_store import CHUNK_BYTES, RemoteStore, Stat, check_limit
-from common.retries import FIRST_ANSWER_S, patience_s
+from common.stores.remote import CHUNK_BYTES, RemoteStore, Stat, check_limit
+from common.stores.retries import FIRST_ANSWER_S, patience_s
 
 _ETAGS = ("ETag", "etag", "e_tag", "md5Hash", "mtime", "updated", "LastModified", "last_modified", "created")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common import addresses
 from common.errors import Missing, StoreError
-from common.retries import FIRST_TRY_S, Contact, Retry
+from common.stores.retries import FIRST_TRY_S, Contact, Retry
 
 CHUNK_BYTES = 1 << 20
 
