@@ -26,6 +26,10 @@ COMMANDS = {
         "setup",
         "samples",
         "gallery",
+        "doctor",
+        "device_check",
+        "examination",
+        "step_memory",
     ),
     *("training", "evaluating", "showing", "demo_run"),  # what the first ones do once torch is loaded
 }
