@@ -23,8 +23,9 @@ from train.step import LossStep
 
 CAMERAS, IMAGE_HW = 6, (900, 1600)  # of nuScenes
 POINTS_PER_SWEEP, RADAR_POINTS_PER_SWEEP = 35_000, 600
-# Bytes of glibc's heap, see precision.keep_freed_memory, over those in use at its fullest: 1.14 (res101) to 1.28 (effb4).
-HEAP_OVER_USED = 1.25
+# Bytes of glibc's heap, see precision.keep_freed_memory, over those in use at its fullest. Measured 1.14 to 1.28; 1.6 of a
+# wide image in effb0, whose largest tensors are all of one size.
+HEAP_OVER_USED = 1.35
 
 
 class _Alive(TorchDispatchMode):
