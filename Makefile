@@ -14,7 +14,7 @@ ARGS     ?=
 # A folder as one word of the shell, whatever spaces and brackets are in it; ~/ stays outside the quotes, which would keep it.
 folder    = $(if $(filter ~/%,$(firstword $(1))),~/"$(subst ^~/,,^$(1))","$(1)")
 
-.PHONY: help setup demo test lint format shards bench bench-gpu clean
+.PHONY: help setup demo demo-maps test lint format shards bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ endif
 
 demo: $(STAMP)  ## generated world -> shards -> training -> evaluation -> demo.png (no data needed); goes on where it was stopped
 	@$(PY) -m train.demo $(ARGS)
+
+demo-maps: $(STAMP)  ## the same with five classes, three of them from the map
+	@$(PY) -m train.demo --maps $(ARGS)
 
 test: $(STAMP)  ## run the tests on the CPU, two at a time
 	$(PY) -m pytest -n 2 $(ARGS)

@@ -63,7 +63,7 @@ class LayerFacts:
                 facts = decode_json(facts, HEADER)
             return cls(**{name: facts[name] for name in cls.__dataclass_fields__})
         except (RecordError, KeyError, TypeError, ValueError) as error:
-            raise ShardError(f"{where}: not a layer ({error})") from None
+            raise ShardError(f"{where}: its index is no layer's ({error}); make the layer anew") from None
 
 
 def check_name(name):

@@ -83,7 +83,7 @@ def parse_manifest(raw, where):
         body = json.loads(raw)
         check_schema(body["schema"], where)
         if bytes(raw) != dump_sealed(body):  # byte for byte, so that no flipped one goes unseen
-            raise ValueError("its bytes differ from what was written")
+            raise ValueError("it was changed after it was written")
         shards = tuple(
             ManifestShard(s["name"], int(s["keyframes"]), list(s["scenes"]), int(s["bytes"]), str(s["sha256"]))
             for s in body["shards"]
@@ -99,11 +99,13 @@ def parse_manifest(raw, where):
             parse_rig(body["rig"]) if "rig" in body else None,
         )
         if body["keyframes"] != manifest.keyframes:
-            raise ValueError("its keyframes do not add up")
+            raise ValueError("its keyframes are not the sum of its shards'")
         if len(manifest.by_name) != len(shards) or any("/" in s.name or "\\" in s.name for s in shards):
-            raise ValueError("its shards' names are not those of different files beside it")
+            raise ValueError("it names a shard twice, or one in another folder")
     except ShardError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{where}: damaged manifest ({error}); run {spelled('preprocess.run')} again") from None
+        raise ShardError(
+            f"{where}: damaged manifest ({error}); copy it anew, or run {spelled('preprocess.run')} again"
+        ) from None
     return manifest

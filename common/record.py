@@ -122,10 +122,10 @@ def _decompress(data, limit, what):
     try:
         size = zstandard.frame_content_size(data)
         if not 0 <= size <= limit:
-            raise RecordError(f"{what}: claims {size} bytes, the limit is {limit}")
+            raise RecordError(f"{what}: damaged, its zstd header says {size} bytes, and at most {limit} can be")
         return _local.decompressor.decompress(data, max_output_size=max(size, 1))
     except zstandard.ZstdError as error:
-        raise RecordError(f"{what}: not a valid zstd frame ({error})") from None
+        raise RecordError(f"{what}: damaged, it does not unpack (zstd: {error})") from None
 
 
 def encode_json(value):
@@ -137,7 +137,7 @@ def encode_json(value):
 def decode_json(data, what=SAMPLE):
     """Parse a JSON member. Raises RecordError if it is too large or not a JSON object."""
     if len(data) > MAX_JSON_BYTES:
-        raise RecordError(f"{what}: {len(data)} bytes of JSON, the limit is {MAX_JSON_BYTES}")
+        raise RecordError(f"{what}: {len(data)} bytes of JSON, and at most {MAX_JSON_BYTES} can be")
     try:
         value = json.loads(bytes(data))
     except (ValueError, RecursionError) as error:
@@ -214,7 +214,7 @@ def _check_sensors(sample, rig, what):
 
 def _want(true, what, field):
     if not true:
-        raise RecordError(f"{what}: {field} is not what the schema prescribes")
+        raise RecordError(f"{what}: {field} is not what shards/README.md says of it")
 
 
 def _are(values, kind):
@@ -273,11 +273,11 @@ def decode_rows(data, dtype, what):
     """
     raw = _decompress(data, MAX_ARRAY_BYTES, what)
     if raw[: len(_MAGIC)] != _MAGIC or len(raw) < len(_MAGIC) + 2:
-        raise RecordError(f"{what}: not an .npy array")
+        raise RecordError(f"{what}: damaged, it does not begin as an .npy array does")
     start = len(_MAGIC) + 2 + struct.unpack_from("<H", raw, len(_MAGIC))[0]
     body = len(raw) - start
     if body < 0 or body % dtype.itemsize or raw[:start] != _npy_header(dtype, body // dtype.itemsize):
-        raise RecordError(f"{what}: its array is not of the type that the schema prescribes")
+        raise RecordError(f"{what}: its rows have other columns than shards/README.md says, or are cut short")
     return np.frombuffer(raw, dtype, offset=start)
 
 
@@ -314,7 +314,7 @@ def decode_cameras(data, sample):
     """(n,) array of CAMERA_DTYPE, one row per camera of the parsed sample.json. Raises RecordError for rows that cannot be."""
     rows = decode_rows(data, CAMERA_DTYPE, CAMERAS_MEMBER)
     if len(rows) != len(sample["cameras"]):
-        raise RecordError(f"{CAMERAS_MEMBER}: {len(rows)} rows for {len(sample['cameras'])} cameras")
+        raise RecordError(f"{CAMERAS_MEMBER}: {len(rows)} rows, {SAMPLE} lists {len(sample['cameras'])} cameras")
     sides = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
     if not all(((1 <= side) & (side <= MAX_IMAGE_SIDE)).all() for side in sides):
         raise RecordError(f"{CAMERAS_MEMBER}: an image size under 1 or over {MAX_IMAGE_SIDE}")
@@ -331,7 +331,7 @@ def decode_boxes(data, sample):
     """(n,) array of BOX_DTYPE, one row per box of the parsed sample.json. Raises RecordError for rows that cannot be."""
     rows = decode_rows(data, BOX_DTYPE, BOXES_MEMBER)
     if len(rows) != len(sample["boxes"]["category"]):
-        raise RecordError(f"{BOXES_MEMBER}: {len(rows)} rows for {len(sample['boxes']['category'])} boxes")
+        raise RecordError(f"{BOXES_MEMBER}: {len(rows)} rows, {SAMPLE} lists {len(sample['boxes']['category'])} boxes")
     for name, limit in (("ego_lrt", MAX_EGO_M), ("wlh", MAX_EGO_M), ("global_xyz", MAX_GLOBAL_M)):
         _check_range(rows[name], limit, f"{BOXES_MEMBER}: {name}")
     _check_range(rows["global_quat_wxyz"], MAX_EGO_M, f"{BOXES_MEMBER}: global_quat_wxyz")
@@ -379,12 +379,14 @@ def decode_planes(data, what, fields=None):
     """
     raw = _decompress(data, _PLANES.size + MAX_PLANES_BYTES, what)
     if len(raw) < _PLANES.size:
-        raise RecordError(f"{what}: too short")
+        raise RecordError(f"{what}: damaged, its {len(raw)} bytes are too few to say how many points it has")
     found, count = _PLANES.unpack_from(raw)
     if found > MAX_FIELDS or count > MAX_POINTS or len(raw) != _PLANES.size + 4 * found * count:
-        raise RecordError(f"{what}: claims {found} x {count} values in {len(raw)} bytes")
+        raise RecordError(
+            f"{what}: damaged, {len(raw)} bytes are not the {found} x {count} values that its header says"
+        )
     if fields is not None and found != fields:
-        raise RecordError(f"{what}: has {found} fields, not {fields}")
+        raise RecordError(f"{what}: has {found} fields per point, the rig says {fields}")
     planes = np.frombuffer(raw, np.uint8, offset=_PLANES.size).reshape(found, 4, count)
     # The last byte of a float32 holds sign and high exponent bits: all ones means infinite, NaN, or over 1.7e38.
     if planes.size and (planes[:, 3] & 0x7F).max() == 0x7F:

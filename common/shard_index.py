@@ -131,7 +131,7 @@ def open_index(store, name, verify=False):
         ) from None
     index = parse_index(raw, tar, verify)
     if stat.size != index.tar_bytes:
-        raise ShardError(f"{tar}: {stat.size} bytes, its index says {index.tar_bytes}; make it anew")
+        raise ShardError(f"{tar}: {stat.size} bytes, its index says {index.tar_bytes}; copy both anew, or make it anew")
     return index, stat
 
 
@@ -149,7 +149,7 @@ def parse_index(raw, tar, verify=False):
         ) from None
     if verify and raw != dump_index(index):
         raise ShardError(
-            f"{tar}: the bytes of its index differ from what was written; rebuild it with {spelled('preprocess.index')}"
+            f"{tar}: its index was changed after it was written; rebuild it with {spelled('preprocess.index')} {tar}"
         )
     return index
 
@@ -171,10 +171,10 @@ def _parse(tar, body):
         schema=body["schema"],
     )
     if len(index.tokens) != shape[0] or sum(rows for _, _, rows in index.scenes) != shape[0]:
-        raise ValueError("its lists differ in length")
+        raise ValueError("it has not as many tokens, or keyframes of scenes, as keys")
     present = index.sizes != ABSENT
     if ((index.offsets < 0) | (index.offsets + index.sizes > index.tar_bytes))[present].any():
-        raise ValueError("a member lies outside the tar")
+        raise ValueError("it places a member beyond the end of the tar")
     if "layer" not in index.facts:  # a layer's rig is its shard's
         rig_of(index.facts, index.schema)  # raises RigError, a ValueError, for one that cannot be
     return index
@@ -194,7 +194,7 @@ def build_index(tar):
                 file = archive.extractfile(entry)
                 data = file.read() if file else b""
                 if len(data) != entry.size:
-                    raise ShardError(f"{tar}: {entry.name} is cut short")
+                    raise ShardError(f"{tar}: cut short in {entry.name}; copy it anew, or make it anew")
                 rows.setdefault(key, {})[member] = (entry.offset_data, entry.size, zlib.crc32(data))
                 if member == SAMPLE:
                     sample = parse_sample(data, f"{tar}: {entry.name}")
@@ -204,11 +204,13 @@ def build_index(tar):
                         scenes.append([sample["scene"]["name"], len(tokens) - 1, 0])
                     scenes[-1][2] += 1
     except (tarfile.TarError, EOFError) as error:
-        raise ShardError(f"{tar}: not a readable tar ({error}); make it anew") from None
+        raise ShardError(f"{tar}: not a readable tar ({error}); copy it anew, or make it anew") from None
     except RecordError as error:
         raise ShardError(f"{error}; make it anew") from None
     if first is None or len(tokens) != len(rows):
-        raise ShardError(f"{tar}: a sample without {SAMPLE}; make it anew")
+        raise ShardError(
+            f"{tar}: not a shard of this project, a sample in it has no {SAMPLE}; make it with {spelled('preprocess.run')}"
+        )
     return index_of(tar, rows, tokens, scenes, tar.stat().st_size, file_sha256(tar), first["facts"], first["schema"])
 
 

@@ -10,10 +10,10 @@ from fnmatch import fnmatchcase
 from common import addresses
 from common.errors import CannotList, InputError, Missing, Refused, ShardError
 from common.manifest import MAX_MANIFEST_BYTES, SUFFIX, manifest_name, parse_manifest
-from common.retries import Retry
 from common.shard_index import open_index
 from common.spelling import spelled
 from common.stores import find, open_store
+from common.stores.retries import Retry
 
 SPLITS = ("train", "val", "test")
 OPENED_AT_ONCE = 16  # indexes in flight
@@ -96,7 +96,7 @@ def find_shards(patterns, split=None, options=None, retry=None, strict=True):
         patterns = [patterns]
     patterns = [part for pattern in patterns for part in _listed_apart(str(pattern))]
     if not patterns:
-        raise ShardError("no shards given")
+        raise ShardError("no shards given; name a folder, tars or a manifest")
     folders = _Folders(options, retry or Retry(), strict)
     found = dict.fromkeys(itertools.chain.from_iterable(_resolve(p, split, folders) for p in patterns))
     gone = tuple(tar for tar in folders.gone if tar not in found)

@@ -37,7 +37,10 @@ class VoxUtil:
         )
         cells = np.array([X, Y, Z])
         if (cells < 1).any() or not (low < high).all():
-            raise ValueError(f"the grid {Z}x{Y}x{X} over bounds {tuple(bounds)} is empty")
+            raise ValueError(
+                f"a grid of {Z}, {Y}, {X} cells (Z, Y, X) over bounds {tuple(bounds)} has none; give 1 of each at least, and "
+                "bounds whose lower number comes first"
+            )
         size = (high - low) / cells
         if assert_cube and not np.allclose(size, size[0]):
             raise ValueError(f"voxels of {size.round(4).tolist()} m (x, y, z) are not cubes; change bounds or Z, Y, X")

@@ -35,11 +35,13 @@ def _check_header(data, what):
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        raise SourceError(f"{what}: not a JPEG image") from None
+        raise SourceError(f"{what}: not a JPEG image; copy it anew") from None
     if colours not in COLOUR_SPACES:
         raise SourceError(f"{what}: a JPEG image in {colours}, which does not decode to RGB; convert it")
     if height * width > MAX_IMAGE_PIXELS:
-        raise SourceError(f"{what}: {height}x{width} pixels, more than the {MAX_IMAGE_PIXELS} that a reader takes")
+        raise SourceError(
+            f"{what}: {height}x{width} pixels, and readers take {MAX_IMAGE_PIXELS} at most; make it smaller"
+        )
     return height, width
 
 
@@ -47,4 +49,4 @@ def _decode(data, what, colours, **scale):
     try:
         return simplejpeg.decode_jpeg(data, colours, **scale)
     except ValueError as error:
-        raise SourceError(f"{what}: the JPEG image is damaged ({error})") from None
+        raise SourceError(f"{what}: the JPEG image is damaged ({error}); copy it anew") from None

@@ -24,7 +24,7 @@ def pcd_header(data, path):
     """
     end = _DATA.search(data[:_MAX_HEAD])
     if end is None:
-        raise SourceError(f"{path}: not a PCD file with binary points")
+        raise SourceError(f"{path}: not a PCD file, no line of its header begins with DATA; copy it anew")
     if end[1] != b"binary":
         raise SourceError(f"{path}: its PCD points are {end[1][:20].decode('ascii', 'replace')!r}; save them as binary")
     lines = _LINE.findall(data[: end.start()])
@@ -58,7 +58,7 @@ def pcd_rows(data, path):
     dtype = np.dtype(list(zip(names, types, strict=True)))
     size = point_count(head, path) * dtype.itemsize
     if len(rest) < size:
-        raise SourceError(f"{path}: {len(rest)} bytes of points, its header promises {size}")
+        raise SourceError(f"{path}: {len(rest)} bytes of points, its header promises {size}; cut short, copy it anew")
     check_tail(rest, size, path)
     return np.frombuffer(rest, dtype, size // dtype.itemsize)
 

@@ -18,7 +18,7 @@ from common.record import SCHEMA_VERSION
 from common.rig import NUSCENES, RigError
 from common.rigid import rigid_inverse
 from preprocess.annotations import Annotations
-from preprocess.errors import SourceError
+from preprocess.errors import SampleError, SourceError
 from preprocess.frames import transform
 from preprocess.nuscenes import CAMERAS, LIDAR, MIN_DISTANCE_M, RADARS
 from preprocess.options import Options
@@ -235,7 +235,7 @@ class Planner:
             tokens = self._chain(scene)
         except SourceError as error:
             if not self.skips:
-                raise
+                raise SampleError(str(error)) from None
             skipped += self._whole_scene(scene, one_line(error))
             return []
         keys = [keyframe_key(scene["name"], i) for i in range(len(tokens))]
@@ -245,7 +245,7 @@ class Planner:
                 recipes.append(self._keyframe(scene, tokens, keys, i))
             except SourceError as error:
                 if not self.skips:
-                    raise
+                    raise SampleError(str(error)) from None
                 failed.append({"key": keys[i], "token": token, "why": one_line(error)})
         if failed and self.keep_sequences:
             why = failed[0]["why"]
@@ -268,7 +268,7 @@ class Planner:
         tokens, token, where = [], scene["first_sample_token"], f"scene {scene['name']}"
         while token:
             if token not in self.samples:
-                raise SourceError(f"{where}: its chain of samples is broken at {token!r}")
+                raise SourceError(f"{where}: its chain of samples leads to {token!r}, which is not in the table sample")
             sample = refer(self.samples, token, "sample", where)
             if sample["scene_token"] != scene["token"]:
                 raise SourceError(f"{where}: its chain of samples leads to sample {token} of another scene")
@@ -280,7 +280,9 @@ class Planner:
             tokens.append(token)
             token = sample["next"]
         if len(tokens) != scene["nbr_samples"]:
-            raise SourceError(f"{where}: {len(tokens)} samples, nbr_samples {scene['nbr_samples']}")
+            raise SourceError(
+                f"{where}: {len(tokens)} samples follow one another, its nbr_samples {scene['nbr_samples']} says otherwise"
+            )
         if not tokens:
             raise SourceError(f"{where}: has no samples; remove it from the scene table")
         return tokens

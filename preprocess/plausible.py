@@ -10,7 +10,9 @@ MAX_COUNT = 2**31 - 1
 def check_intrinsics(matrix, what):
     """Raise SourceError unless (3, 3) intrinsics have positive focal lengths and 0, 0, 1 below them."""
     if min(matrix[0, 0], matrix[1, 1]) <= 0 or matrix[2].tolist() != [0, 0, 1]:
-        raise SourceError(f"{what}: camera_intrinsic is no matrix of focal lengths and a centre, in pixels")
+        raise SourceError(
+            f"{what}: camera_intrinsic {matrix.tolist()} is not [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], fx and fy positive"
+        )
 
 
 def check_rigid(a_T_b, what):
@@ -18,7 +20,7 @@ def check_rigid(a_T_b, what):
     rotation = a_T_b[:3, :3]
     turned = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-6) and np.linalg.det(rotation) > 0
     if not turned or a_T_b[3].tolist() != [0, 0, 0, 1]:
-        raise SourceError(f"{what}: is not a rigid transform")
+        raise SourceError(f"{what}: is not a rigid transform, its rotation stretches or mirrors")
 
 
 def check_camera(intrinsics, ego_T_cam, what):

@@ -166,7 +166,7 @@ def parse_radar(data, path):
             raise SourceError(f"{path}: its radar header has {name} {found[:200]!r}, expected {wanted}")
     size = point_count(head, path) * RADAR_DTYPE.itemsize
     if len(rest) < size:
-        raise SourceError(f"{path}: {len(rest)} bytes of points, its header promises {size}")
+        raise SourceError(f"{path}: {len(rest)} bytes of points, its header promises {size}; cut short, copy it anew")
     check_tail(rest, size, path)
     rows = np.frombuffer(rest, RADAR_DTYPE, size // RADAR_DTYPE.itemsize)
     points = np.stack([rows[name].astype(np.float64) for name in RADAR_FIELDS])

@@ -163,9 +163,9 @@ def finite(values, shape, what):
             raise ValueError
         array = array.astype(np.float64, copy=False)
     except (TypeError, ValueError, OverflowError):
-        raise SourceError(f"{what} is not numeric") from None
+        raise SourceError(f"{what} holds something that is no number") from None
     if array.shape != shape:
-        raise SourceError(f"{what} has shape {array.shape}, expected {shape}")
+        raise SourceError(f"{what} has numbers in the shape {array.shape}, it must be {shape}")
     if not np.isfinite(array).all():
         raise SourceError(f"{what} is not finite")
     return array

@@ -240,7 +240,7 @@ def read(path_or_dir, step=None, command="give", check=True):
     except CheckpointError as error:
         others = [*(other for _, other in reversed(_steps(path.parent))), path.with_name(BEST)]
         sound = next((other for other in others if other != path and _is_sound(other)), None)
-        rest = f"; the newest sound one: {command} {sound}" if sound else ""
+        rest = f"; the newest sound one: {command} {sound}" if sound else "; copy it anew, no sound one is beside it"
         raise CheckpointError(f"{error}{rest}") from None
 
 
@@ -252,7 +252,7 @@ def _read(path, check=True):
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
             if damaged:
-                raise ValueError(f"its part {damaged} has another checksum")
+                raise ValueError(f"the file is corrupt, the checksum of {damaged} in it is wrong")
         return content
     except Exception as error:  # torch raises many kinds for damaged files
         reason = str(error).partition("\n")[0]

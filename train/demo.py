@@ -25,7 +25,7 @@ class Size:
     """How large a demo is.
 
     scenes, samples, sweeps, image_size: of preprocess.synth; a fifth of the scenes are for validation. options: of training,
-    but for where things lie. pictures: of the evaluation. takes: on two cores, in words.
+    but for where things lie. pictures: of the evaluation. takes: on two cores, in words. maps: whether shards get layer map.
     """
 
     scenes: int
@@ -35,6 +35,7 @@ class Size:
     options: dict
     pictures: int
     takes: str
+    maps: bool = False
 
 
 _OPTIONS = {
@@ -87,6 +88,29 @@ QUICK = Size(
     pictures=3,
     takes="about a minute",
 )
+# Several classes at once, from boxes and from the map. Paint is narrow: it needs images, and more updates than vehicles do.
+MAPS = Size(
+    scenes=40,
+    samples=6,
+    sweeps=0,
+    image_size="450x800",
+    options=WHOLE.options
+    | {
+        "max_iters": 240,
+        "val_freq": 60,
+        "save_freq": 60,
+        "batch_size": 4,
+        "lr": 2e-3,
+        "res_scale": 0.4,
+        "latent_dim": 48,
+        "frame": "ego",
+        "classes": "vehicle=vehicle; pedestrian=human.pedestrian; drivable=map:drivable_area; crossing=map:ped_crossing; "
+        "divider=map:road_divider,lane_divider",
+    },
+    pictures=9,
+    takes="about seven minutes",
+    maps=True,
+)
 
 
 def options_of(size, shards, out, **chosen):
@@ -102,18 +126,22 @@ def options_of(size, shards, out, **chosen):
 
 @click.command(cls=Command, context_settings={**EITHER, "show_default": True, "max_content_width": 100})
 @click.option("--quick", is_flag=True, help=f"a smaller world and training: {QUICK.takes} instead of {WHOLE.takes}")
-@click.option("--out", help="folder of everything but the picture  [demo; demo-quick with --quick]", show_default=False)
+@click.option("--maps", is_flag=True, help=f"vehicles, pedestrians and three layers of the map: {MAPS.takes}")
+@click.option("--out", help="folder of everything but the picture  [demo, demo-quick, demo-maps]", show_default=False)
 @click.option("--picture", help="of one sample  [OUT.png]", show_default=False)
 @click.option("--shards", help="train on these instead of a generated world", show_default=False)
 @click.option("--steps", type=click.IntRange(1), help=f"updates  [{WHOLE.options['max_iters']}]", show_default=False)
 @click.option("--precision", default="fp32", help="bf16 or fp32")
 @click.option("--seed", default=0, type=click.IntRange(0), help="of the training; the world is always the same")
-def main(quick, out, picture, shards, steps, precision, seed):
+def main(quick, maps, out, picture, shards, steps, precision, seed):
     """Make a world, shards of it, and train on the CPU; evaluate, draw a val sample, and make the page of the run.
 
     It needs no data, and goes on where it was stopped.
     """
-    size, out = QUICK if quick else WHOLE, Path(out or ("demo-quick" if quick else "demo"))
+    if quick and maps:
+        raise click.UsageError("--quick and --maps are two demos; leave one out")
+    size, name = (QUICK, "demo-quick") if quick else (MAPS, "demo-maps") if maps else (WHOLE, "demo")
+    out = Path(out or name)
     given = {"precision": precision, "seed": seed} | ({"max_iters": steps} if steps else {})
     options = options_of(size, shards or out / "shards", out, **given)
     fail_in_one_line(lambda: _begin(size, out, shards, options))
@@ -147,6 +175,8 @@ def _begin(size, out, shards, options):
         say("[2/3] shards")
         words = f"--version {VERSION} --sweeps {size.sweeps + 1} --train-shards 4 --val-shards 2".split()
         _preprocess("run", "--dataroot", out / "world", "--out", out / "shards", "--split-file", splits, *words)
+    if size.maps:
+        _preprocess("maps", "--dataroot", out / "world", "--shards", out / "shards")
 
 
 def _preprocess(command, *words):

@@ -9,6 +9,7 @@ import torch
 
 from common.spelling import spelled
 from train import checkpoint
+from train.classes import MEAN
 from train.evaluating import Evaluation, read_options, shown
 from train.evaluation.files import read_json
 from train.launch import launch
@@ -34,11 +35,12 @@ def run(options, pictures, picture, out):
     model, options = make_network(options, device=device)
     _, loader, vox_util = make_loaders(options, device)
     with full_float32():
-        before = iou(validate(LossStep(model, vox_util), shown(loader, "untrained"), World(0, 1, device))[1])
+        counts = validate(LossStep(model, vox_util), shown(loader, "untrained"), World(0, 1, device))[1]
+        before = [iou(own) for own in counts.reshape(-1, 2)]
     path = _trained(options)
     step = checkpoint.load(path, model)
     after = _evaluated(path.parent, options.device, pictures)
-    guess, fullest = _truth(loader)
+    guesses, fullest = _truth(loader)
     samples = Samples(options.val_shards)
     number = samples.find(fullest)[0]
     Path(picture).parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +48,8 @@ def run(options, pictures, picture, out):
     write_report((path.parent,), out / "report.html", options.log_dir)
     for line in _next(path.parent, options, samples.keys[number]):
         click.echo(line)
-    click.echo(f"val IoU: {before:.3f} before, {after:.3f} after (all-vehicle guess {guess:.3f})")
+    for line in _ious(options, before, after, guesses):
+        click.echo(line)
 
 
 def _trained(options):
@@ -73,22 +76,34 @@ def _trained(options):
 
 
 def _evaluated(run, device, pictures):
-    """IoU of the run's newest checkpoint, by the command that anyone would use; it leaves eval.json and pictures there."""
+    """IoU of each class of the run's newest checkpoint, by the command that anyone would use; it leaves eval.json there."""
     choices = {"out": None, "pictures": pictures, "robustness": False, "baseline": None}
     launch(Evaluation(choices), read_options({"init_dir": str(run), "nworkers": 2, "device": device}))
     figures = read_json(run)["figures"]
-    return next(f["value"] for f in figures if (f["group"], f["name"]) == ("iou", "all"))
+    own = [f for f in figures if (f["group"], f["name"], f["label"]) == ("iou", "all", figures[0]["label"])]
+    return [f["value"] for f in own if f.get("class") != MEAN]
 
 
 def _truth(loader):
-    """IoU of a guess that all is vehicle, and the token of the sample with the most vehicle cells."""
-    guess, fullest = torch.zeros(2, dtype=torch.float64), (-1.0, "")
+    """IoU of the guess that all is of a class, class by class; and the token of the sample with the most cells of the first."""
+    guess, fullest = 0.0, (-1.0, "")
     for batch in loader:
         seg, valid = batch.seg_bev, batch.valid_bev
-        guess += torch.stack([(seg * valid).sum(), valid.sum()]).double().cpu()
+        guess += torch.stack([(seg * valid).sum((0, 1, 3, 4)), valid.sum((0, 1, 3, 4))], -1).double().cpu()
+        seg = seg[:, :, :1]
         for cells, tokens in zip(seg.flatten(1).sum(1).tolist(), batch.tokens, strict=True):
             fullest = max(fullest, (cells, tokens[0]))
-    return iou(guess), fullest[1]
+    return [iou(own) for own in guess], fullest[1]
+
+
+def _ious(options, before, after, guesses):
+    """Lines of IoU: of several classes one each, and their mean; the last is what scripts read."""
+    names = [spec.name for spec in options.classes]
+    for name, *own in zip(names, before, after, guesses, strict=True) if names else ():
+        yield "{:<12} IoU {:.3f} before, {:.3f} after (all-true guess {:.3f})".format(name, *own)
+    own = [sum(each) / len(each) for each in (before, after, guesses)]
+    guess = "mean of all-true guesses" if names else "all-vehicle guess"
+    yield f"val IoU: {own[0]:.3f} before, {own[1]:.3f} after ({guess} {own[2]:.3f})"
 
 
 def _next(run, options, key):

@@ -131,7 +131,7 @@ def batch_of(samples, number, options, device="cpu", epoch=None, wanted=PRESENT)
     """The Batch of the sample that begins at a keyframe, as a network of these Options gets it; its Augmentation; the grid.
 
     Args:
-        epoch: of training, whose draws are taken; None for evaluation, which draws nothing. wanted: see
+        epoch: of training, whose augmentation is taken; None for evaluation, which has none. wanted: see
             train.setup.wanted_of.
     Returns:
         (Batch, its Augmentation, VoxUtil).

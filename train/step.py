@@ -26,7 +26,7 @@ class LossStep(nn.Module):
     Args:
         network: see train/model/README.md. grid: VoxUtil. autocast: dtype of the network's arithmetic, None for float32.
         world: distributed.World over whose cells the masked means go in training; None for this process alone.
-        seed: of the flips, which like all draws of a sample are a function of (seed, epoch, sample).
+        seed: of the flips, which like all augmentation are a function of (seed, epoch, sample).
         rand_flip: flip in training, where the network takes flips.
     """
 

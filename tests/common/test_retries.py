@@ -5,10 +5,10 @@ from email.utils import formatdate
 
 import pytest
 
-from common import retries
 from common.errors import StoreError
-from common.retries import FIRST_ANSWER_S, LONGEST_PAUSE_S, SLOWEST_BYTES_PER_S, Contact, Pace, Retry
-from common.retry_after import seconds_of
+from common.stores import retries
+from common.stores.retries import FIRST_ANSWER_S, LONGEST_PAUSE_S, SLOWEST_BYTES_PER_S, Contact, Pace, Retry
+from common.stores.retry_after import seconds_of
 
 
 class Clock:

@@ -12,12 +12,12 @@ import pytest
 from botocore.session import Session
 
 from common import addresses
-from common.aws_profile import profile_options
-from common.connections import innermost, proxy_of
 from common.errors import CannotList, Refused, ShardError, StoreError
-from common.retries import FIRST_ANSWER_S, Retry
 from common.shard_set import find_beside, find_shards
 from common.stores import open_store
+from common.stores.connections import innermost, proxy_of
+from common.stores.profiles import profile_options
+from common.stores.retries import FIRST_ANSWER_S, Retry
 from tests.common.test_stores import ALL, QUICK, made, names_of
 from tests.faulty_server import FaultyServer
 

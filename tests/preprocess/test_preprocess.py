@@ -432,7 +432,7 @@ BAD = {
     "an empty folder": (lambda folder: [p.unlink() for p in folder.iterdir()], *["no shards"] * 3),
     "no tar": (_without("val-000.tar"), *["val-000.tar: .*preprocess.run again"] * 3),
     "a tar of nothing": (
-        _with("val-000.tar", b""), "its index says", "empty file.; make it anew", "its index says"),
+        _with("val-000.tar", b""), "its index says", "empty file.; copy it anew", "its index says"),
     "a compressed tar": (
         lambda folder: _with("val-000.tar", gzip.compress((folder / "val-000.tar").read_bytes()))(folder),
         "make it anew", "not a readable tar", "make it anew"),

@@ -7,8 +7,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One sample's draw. cams: S names, the reference camera first. resize_wh (T,S,2), crop_ltrb (T,S,4): int pixels, of
-    images that are squeezed; see `placed` for others.
+    """How one sample is augmented. cams: S names, the reference camera first. resize_wh (T,S,2), crop_ltrb (T,S,4): int
+    pixels, of images that are squeezed; see `placed` for others.
     """
 
     cams: tuple

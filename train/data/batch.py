@@ -106,7 +106,7 @@ class Batch:
     scenes: list  # B scene names
     cams: list  # B lists of S camera names in slot order
     facts: list  # B lists of T FrameFacts
-    indices: list  # B window numbers: what every random draw of the sample depends on, besides seed and epoch
+    indices: list  # B window numbers: what the sample's augmentation depends on, besides seed and epoch
     epoch: int = 0
     true_times: bool = False  # whether networks are to take cameras from where the car was at their own times
     layers: dict = field(

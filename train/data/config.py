@@ -150,7 +150,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class OrderConfig:
-    """Which samples make a batch. With `seed` and the epoch this decides every sample and draw.
+    """Which samples make a batch. With `seed` and the epoch this decides every sample and its augmentation.
 
     batch_size: samples over all ranks. is_train: augment, and drop the last partial batch; else every sample once.
     order: "shuffled", or "streams", in which every slot of the batch plays whole scenes in time order; see train.data.order.

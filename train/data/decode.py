@@ -106,7 +106,7 @@ def decode_frame(members, key, cams, config):
             **_boxes_and_maps(members, key, sample, ref_T_ego, config),
         )
     except (KeyError, IndexError, TypeError) as error:
-        raise RecordError(f"lacks {error}") from None
+        raise RecordError(f"its member {error} is missing") from None
 
 
 def _cameras(members, sample, cams):

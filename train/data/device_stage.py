@@ -26,12 +26,12 @@ AS_SENT = (
 class Loaded:
     """What the loader's threads made of one batch.
 
-    windows: B lists of T Frames. draws: their Augmentations. images: see images.py. is_real: B arrays (T,), see frames.py.
+    windows: B lists of T Frames. augmentations: theirs. images: see images.py. is_real: B arrays (T,), see frames.py.
     starts: B bools, whether a scene starts.
     """
 
     windows: list
-    draws: list
+    augmentations: list
     images: object
     indices: list
     epoch: int
@@ -125,7 +125,7 @@ class DeviceStage:
             layers=batched([f.layers for f in loaded.frames], loaded.shape, self.device),
             tokens=[[f.token for f in window] for window in loaded.windows],
             scenes=[window[0].facts.scene for window in loaded.windows],
-            cams=[list(d.cams) for d in loaded.draws],
+            cams=[list(d.cams) for d in loaded.augmentations],
             facts=[[f.facts for f in window] for window in loaded.windows],
             indices=loaded.indices,
             epoch=loaded.epoch,

@@ -43,7 +43,7 @@ def encoded_images(members, cams):
     try:
         return [members[image_member(camera)] for camera in cams]
     except KeyError as error:
-        raise RecordError(f"lacks {error}") from None
+        raise RecordError(f"its member {error} is missing") from None
 
 
 class ResampledImages:

@@ -29,7 +29,7 @@ BATCHES_AHEAD = 2  # being decoded while one is finished
 class Loader:
     """Finite epochs of batches: len() batches each; iter() starts the next epoch.
 
-    Order and draws are pure functions of (seed, epoch, sample). state_dict() says where the next batch is, and
+    Order and augmentation are pure functions of (seed, epoch, sample). state_dict() says where the next batch is, and
     load_state_dict() continues there without reading what came before. There is one place and so one live iterator: a new one
     ends the last, whose next batch raises RuntimeError.
 
@@ -202,7 +202,7 @@ class Loader:
 
     def _start(self, pool, samples, epoch, augment):
         """Begin loading one batch: a Loaded whose frames are functions that wait for them."""
-        draws, jobs, images = [], [], None
+        augmentations, jobs, images = [], [], None
         for sample in samples:
             window = self.windows[sample]
             chosen = self.draw(sample, epoch, augment)
@@ -212,9 +212,9 @@ class Loader:
             for t, number in enumerate(window):
                 arguments = (images, len(jobs) * len(window) + t, number, chosen, t)
                 own.append(pool.submit(self._load, *arguments).result if pool else lambda a=arguments: self._load(*a))
-            draws.append(chosen)
+            augmentations.append(chosen)
             jobs.append(own)
-        return Loaded(jobs, draws, images, samples, epoch, starts=[self._begins(sample) for sample in samples])
+        return Loaded(jobs, augmentations, images, samples, epoch, starts=[self._begins(sample) for sample in samples])
 
     def _load(self, images, place, number, chosen, t):
         """Keyframe `number`, at `t` of its window and `place` of its batch: a Frame; its images go to `images`."""

@@ -43,7 +43,9 @@ def differences(a, b, seed=0):
     """
     common = [scene for scene in a["scenes"] if scene in set(b["scenes"])]
     if not common:
-        raise ValueError("the two evaluations have no scene in common, so nothing can be compared")
+        raise ValueError(
+            "the two evaluations have no scene in common; evaluate both on the same val shards, with --val_shards"
+        )
     places = [[content["scenes"].index(scene) for scene in common] for content in (a, b)]
     draws = scene_draws(len(common), seed)
     others = {_identity(figure): figure for figure in b["figures"]}

@@ -132,14 +132,14 @@ def read_json(path):
     path = evaluation_file(path)
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path}: larger than {MAX_BYTES} bytes, not an evaluation")
+            raise ValueError(f"more than {MAX_BYTES} bytes")
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not an evaluation of train.evaluate ({error})") from None
+        raise ValueError(f"{path}: not an eval.json ({error}); {spelled('train.evaluate')} RUN writes one") from None
     if not isinstance(content, dict) or "figures" not in content:
-        raise ValueError(f"{path}: not an evaluation of train.evaluate")
+        raise ValueError(f"{path}: not an eval.json; {spelled('train.evaluate')} RUN writes one")
     if content.get("schema") != SCHEMA:
         raise ValueError(f"{path}: schema {content.get('schema')}, this version reads {SCHEMA}; evaluate again")
     return content

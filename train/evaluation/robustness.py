@@ -17,7 +17,7 @@ from train.data.order import sample_rng
 from train.evaluation.bins import both_predicted_true
 from train.evaluation.figures import bounds, keys_of, labels_of, ratios, scene_draws
 
-STREAM = 7  # of random numbers; order, draws and flips have theirs
+STREAM = 7  # of random numbers; order, augmentation and flips have theirs
 STRENGTHS = (1, 2, 3)
 FAR_PIXELS = -1e6
 OFF = ((0.5, 0.02), (1.0, 0.05), (2.0, 0.10), (5.0, 0.20))  # degrees and metres of a calibration error

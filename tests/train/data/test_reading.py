@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.retries import Retry
 from common.shard_index import ShardError, build_index, dump_index
 from common.shard_set import find_shards
+from common.stores.retries import Retry
 from tests.index_files import index_path
 from tests.test_schema2 import SCHEMA_2
 from tests.train.data.test_buffers import resident_mb

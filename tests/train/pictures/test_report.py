@@ -65,7 +65,7 @@ def test_pages_stay_small_whatever_pictures_there_are(jpeg):
 
 
 def test_robustness_and_calibration_are_on_the_page():
-    """Beside a run that an older version evaluated, which lacks intervals, and calibration among the figures."""
+    """Beside a run without intervals, as one of a single scene is, and without calibration among the figures."""
     one, other, worse = a_run("a"), a_run("b", 0.5), evaluation_of(-0.5)
     table = robustness(lambda _: worse, None, evaluation_of(), damages(("CAM_FRONT",), ("lidar",)))
     one.evaluation["robustness"] = json.loads(json.dumps(table))

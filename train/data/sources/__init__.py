@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 
 from common import addresses
 from common.errors import InputError
-from common.retries import Retry
 from common.shard_set import find_shards
+from common.stores.retries import Retry
 from train.data.sources.cache import Cache
 from train.data.sources.local import LocalSource
 from train.data.sources.ranges import RangeSource
@@ -41,7 +41,7 @@ class SourceConfig:
         cache_dir, cache_gb: where a node keeps what was read by range requests, and at most how much; None keeps nothing.
         store_options: of the stores, see common.stores.open_store; never printed.
         requests: in flight at once where the members are known ahead.
-        attempts, pause_s, stall_s, retry_minutes: see common.retries.Retry.
+        attempts, pause_s, stall_s, retry_minutes: see common.stores.retries.Retry.
     """
 
     reader: str = "auto"
@@ -61,7 +61,9 @@ class SourceConfig:
         if self.cache_gb < 0 or self.requests < 0:
             raise InputError(f"cache_gb {self.cache_gb} and requests {self.requests} must not be negative")
         if self.store_options is not None and not isinstance(self.store_options, dict):
-            raise InputError("store_options is not a JSON object")
+            raise InputError(
+                f"store_options is a {type(self.store_options).__name__}; it is a mapping, such as {{'endpoint': 'https://…'}}"
+            )
 
     @property
     def retry(self):

@@ -47,7 +47,9 @@ def open_stream(address, stores, stall_s, on_process=lambda process: None):
     try:
         yield stream
         if stream.read(1) == b"" and process.wait() != 0:
-            raise ShardError(f"{address}: the command ended with exit code {process.returncode}")
+            raise ShardError(
+                f"{address}: the command ended with exit code {process.returncode}; try it by itself, above is what it said"
+            )
     finally:
         _kill(process)
         process.stdout.close()

@@ -8,12 +8,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from common import addresses
-from common.aws_profile import ENDPOINTS, profile_options
-from common.connections import certificate_fault, innermost, proxy_of
 from common.errors import CannotList, Missing, Refused, StoreError
-from common.remote_store import RemoteStore, Stat, check_limit
-from common.retries import Pace, patience_s
-from common.retry_after import ask_retry_after
+from common.stores.connections import certificate_fault, innermost, proxy_of
+from common.stores.profiles import ENDPOINTS, profile_options
+from common.stores.remote import RemoteStore, Stat, check_limit
+from common.stores.retries import Pace, patience_s
+from common.stores.retry_after import ask_retry_after
 
 # Of a whole request: an upload of a large part over a thin line. What stalls is found by read_timeout long before.
 LONGEST_REQUEST_S = 15 * 60
@@ -245,7 +245,7 @@ class ObjectStore(RemoteStore):
                 f"{where}: cannot be listed, since keys with // are in it; name the shards or their manifest"
             ) from None
         if status == 416:
-            raise StoreError(f"{where}: is empty") from None
+            raise StoreError(f"{where}: is empty; copy it there anew") from None
         if isinstance(error, FileNotFoundError) and status in (None, 404, 410):
             raise Missing(f"{where}: is not there (404)") from None
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from common import addresses
 from common.errors import Missing, Refused, StoreError
-from common.remote_store import CHUNK_BYTES, RemoteStore, Stat, check_limit
-from common.retries import FIRST_ANSWER_S, patience_s
+from common.stores.remote import CHUNK_BYTES, RemoteStore, Stat, check_limit
+from common.stores.retries import FIRST_ANSWER_S, patience_s
 
 _ETAGS = ("ETag", "etag", "e_tag", "md5Hash", "mtime", "updated", "LastModified", "last_modified", "created")
 
@@ -33,7 +33,9 @@ class FsspecStore(RemoteStore):
     def _stat(self, name):
         info = self._in_time(self.fs.info, self._inside(name))
         if info.get("size") is None:
-            raise StoreError(f"{self.path(name)}: its store does not say its size")
+            raise StoreError(
+                f"{self.path(name)}: its store does not say how long it is; copy the shards to a disk, or to a store that does"
+            )
         return Stat(info["size"], next((str(info[k]) for k in _ETAGS if info.get(k)), ""))
 
     def _get(self, name, start=None, size=None, etag=None, limit=None):
@@ -99,5 +101,7 @@ class FsspecStore(RemoteStore):
         if isinstance(error, PermissionError):
             raise Refused(f"{self.path(name)}: access is refused ({self._clean(error)})") from None
         if isinstance(error, NotImplementedError):
-            raise StoreError(f"{self.path(name)}: its store cannot do this ({self._clean(error)})") from None
+            raise StoreError(
+                f"{self.path(name)}: its store refuses what was asked ({self._clean(error)}); copy the shards to a disk"
+            ) from None
         return self._clean(error)

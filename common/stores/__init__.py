@@ -15,8 +15,8 @@ from pathlib import Path
 from common import addresses
 from common.errors import InputError, Missing, StoreError
 from common.files import Busy, locked, new_file, write_atomically
-from common.remote_store import CHUNK_BYTES, Stat, check_limit, check_part
-from common.retries import Retry
+from common.stores.remote import CHUNK_BYTES, Stat, check_limit, check_part
+from common.stores.retries import Retry
 
 _MAGIC = re.compile(r"[*?\[]")
 OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https")
@@ -37,10 +37,10 @@ def open_store(address, options=None, retry=None):
     if scheme in ("", "file"):
         return LocalStore(address[len("file://") :] if scheme else address)
     if scheme in OBJECT_SCHEMES:
-        from common.object_store import ObjectStore
+        from common.stores.objects import ObjectStore
 
         return ObjectStore(address, options, retry or Retry())
-    from common.fsspec_store import FsspecStore
+    from common.stores.filesystems import FsspecStore
 
     return FsspecStore(address, options, retry or Retry())
 

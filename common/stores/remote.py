@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common import addresses
 from common.errors import Missing, StoreError
-from common.retries import FIRST_TRY_S, Contact, Retry
+from common.stores.retries import FIRST_TRY_S, Contact, Retry
 
 CHUNK_BYTES = 1 << 20
 
@@ -162,7 +162,9 @@ def _secrets(options):
 def check_limit(path, size, limit):
     """Raise StoreError for something longer than it may be."""
     if limit is not None and size > limit:
-        raise StoreError(f"{path}: {size} bytes, larger than the {limit} that it may have")
+        raise StoreError(
+            f"{path}: {size} bytes, and such a file has at most {limit}; it is another one, or damaged: copy it anew"
+        )
 
 
 def check_part(path, start, size, came, stat, etag):
