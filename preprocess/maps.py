@@ -19,7 +19,6 @@ from common.stores import parse_options
 from preprocess.errors import SourceError
 from preprocess.layer import write_layer
 from preprocess.layer_part import samples_of
-from preprocess.layers.maps import VectorMap
 from preprocess.workers import CORES
 
 CHECKED = 400  # keyframes whose ego is looked for on the drivable area
@@ -87,6 +86,10 @@ def _map_of(dataroot, location):
     """The VectorMap of a location, read once in each process."""
     if not location or scene_key(location) != location:  # a file's name is made of it
         raise SourceError(f"location {location!r:.60}: no map has such a name; the layer is made of shards of nuScenes")
+    try:
+        from preprocess.layers.maps import VectorMap
+    except ImportError:
+        raise SourceError("reading maps needs Shapely: pip install 'shapely>=2'") from None
     return VectorMap(Path(dataroot) / "maps" / "expansion" / f"{location}.json")
 
 

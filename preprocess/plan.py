@@ -53,8 +53,12 @@ DEFAULT_SHARDS = {"train": 100, "val": 20}
 
 def official_splits(version):
     """{"train": scene names, "val": scene names} of a nuScenes version. Raises SourceError for an unknown version."""
-    from nuscenes.utils.splits import create_splits_scenes
-
+    try:
+        from nuscenes.utils.splits import create_splits_scenes
+    except ImportError:
+        raise SourceError(
+            "the official splits come with nuscenes-devkit: pip install it, or give --split-file"
+        ) from None
     splits = create_splits_scenes()
     names = {
         "v1.0-trainval": {"train": "train", "val": "val"},

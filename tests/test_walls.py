@@ -13,25 +13,9 @@ FORBIDDEN = {
 }
 # What a module or folder of train/ must not know: everything that stands above it.
 COMMANDS = {
-    *(
-        "run",
-        "evaluate",
-        "compare",
-        "show",
-        "report",
-        "demo",
-        "command",
-        "launch",
-        "paths",
-        "setup",
-        "samples",
-        "gallery",
-        "doctor",
-        "device_check",
-        "examination",
-        "step_memory",
-    ),
-    *("training", "evaluating", "showing", "demo_run"),  # what the first ones do once torch is loaded
+    *("run", "evaluate", "compare", "show", "report", "demo", "doctor"),
+    "jobs",  # what these do once torch is loaded
+    *("command", "paths", "setup", "samples", "gallery"),
 }
 RUNNING = COMMANDS | {"loop", "monitor.console"}
 EVALUATING = {"evaluation", "step", "model.forward"}

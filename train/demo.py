@@ -145,10 +145,10 @@ def main(quick, maps, out, picture, shards, steps, precision, seed):
     given = {"precision": precision, "seed": seed} | ({"max_iters": steps} if steps else {})
     options = options_of(size, shards or out / "shards", out, **given)
     fail_in_one_line(lambda: _begin(size, out, shards, options))
-    from train import demo_run  # loads torch, which takes seconds
+    from train.jobs import demo  # loads torch, which takes seconds
 
     say("[3/3] training")
-    fail_in_one_line(lambda: demo_run.run(options, size.pictures, picture or f"{out}.png", out))
+    fail_in_one_line(lambda: demo.run(options, size.pictures, picture or f"{out}.png", out))
 
 
 def _begin(size, out, shards, options):

@@ -7,9 +7,9 @@ from common.addresses import is_pipe, is_remote
 from common.plain import one_line
 from common.progress import say
 from common.spelling import spelled
-from train import examination
 from train.command import fail_in_one_line, from_config, options_command
-from train.examination import Finding
+from train.jobs import examination
+from train.jobs.examination import Finding
 from train.options import Options
 from train.runs import find_run
 
@@ -79,7 +79,7 @@ def _findings(options, run, named):
     else:
         yield Finding("shards", "none named", f"{spelled('train.doctor')} SHARDS says what they hold")
     try:
-        from train import device_check  # loads torch, which takes seconds
+        from train.jobs import device_check  # loads torch, which takes seconds
     except (ImportError, OSError) as error:  # of a library that it is made of
         yield Finding("torch", f"does not load ({error})", "install it anew: make setup", True)
         return

@@ -32,7 +32,7 @@ def main(given, **choices):
     sensors, grid, image size, labels, shards) need not be said again. Options of training are taken and change nothing.
     """
     given = fail_in_one_line(lambda: _looked_up(given, choices["baseline"]))
-    from train import evaluating  # loads torch, which takes seconds
+    from train.jobs import evaluating  # loads torch, which takes seconds
 
     fail_in_one_line(lambda: evaluating.evaluate_run(given, choices))
 

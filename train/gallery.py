@@ -5,9 +5,9 @@ import numpy as np
 from common.files import write_atomically
 from common.progress import progress
 from train.evaluation.figures import keys_of
+from train.jobs.showing import sheet_of
 from train.pictures.layout import encode
 from train.samples import Network, Samples
-from train.showing import sheet_of
 
 WIDTH_PX = 1000
 

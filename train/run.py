@@ -15,7 +15,7 @@ def main(given):
     Names may have - for _. BOOL may be left out for True; lists are 0,1 or [0,1].
     """
     given = fail_in_one_line(lambda: _looked_up(given))
-    from train import training  # loads torch, which takes seconds
+    from train.jobs import training  # loads torch, which takes seconds
 
     fail_in_one_line(lambda: training.train(training.read_options(given)))
 
@@ -37,7 +37,7 @@ def train(options, build=None):
 
     Raises ValueError for wrong arguments, among them a factory that new processes cannot import.
     """
-    from train import training
+    from train.jobs import training
 
     return training.train(options, build)
 

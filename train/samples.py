@@ -91,7 +91,7 @@ class Samples:
 
 
 def _groups(shards):
-    """The parts of a ShardSet that belong together: where folders are named, one a split."""
+    """The parts of a ShardSet that belong together: where folders are named, one per split."""
     splits = {}
     for tar in shards:
         splits.setdefault(addresses.split(tar)[1].rpartition("-")[0], []).append(tar)

@@ -15,7 +15,7 @@ from train.paths import shard_sets
 from train.processes.precision import seed_all
 from train.processes.ranks import cores, say
 
-DEFAULT = Options().model  # which older runs, that record none, had
+DEFAULT = Options().model
 
 
 def make_network(options, build=None, device="cpu"):
@@ -53,9 +53,9 @@ def _named_after(build, options):
 def check_same_network(path, content, options):
     """Raise ValueError where the checkpoint `content`, read from `path`, records another network than the options'."""
     recorded = content.get("options")
-    if recorded is not None and recorded.get("model", DEFAULT) != options.model:
+    if recorded and recorded["model"] != options.model:
         raise ValueError(
-            f"{path}: a checkpoint of the network {recorded.get('model', DEFAULT)}, not of {options.model}; "
+            f"{path}: a checkpoint of the network {recorded['model']}, not of {options.model}; "
             "give its own --model, or another checkpoint"
         )
 

@@ -30,13 +30,13 @@ def main(shards, **values):
     WHAT is its key, its token, its number from 0 on, or the name of a scene, whose first keyframe is shown; without it, 0.
     """
     asked = fail_in_one_line(lambda: _looked_up(*_split(shards), **values))
-    from train.showing import show  # loads torch, which takes seconds
+    from train.jobs.showing import show  # loads torch, which takes seconds
 
     fail_in_one_line(lambda: show(*asked))
 
 
 def _looked_up(shards, what, run, device, store_options, **wanted):
-    """The arguments of train.showing.show, once shards and run are known to be there. Raises ValueError."""
+    """The arguments of train.jobs.showing.show, once shards and run are known to be there. Raises ValueError."""
     _check(wanted, run)
     shards = find_shards(shards, options=parse_options(store_options))
     return shards, what, find_run(run, what="--run") if run else run, device, wanted

@@ -9,8 +9,8 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.bench.measure import Row
+from train.jobs.training import train
 from train.options import Options
-from train.training import train
 
 WARM_UP = 3  # updates that are not counted
 CORES = 8  # loader threads at most

@@ -1,6 +1,7 @@
 """preprocess.maps on the generated world: its streets come back, and what is wrong is said in one line."""
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -49,6 +50,12 @@ def test_other_maps_are_said(mapped, small_world, tmp_path):
     assert "egos lie on the drivable area" in said.stderr
     said = call_module("preprocess.maps", "--shards", shards, "--dataroot", world, "--extent", 40, check=False)
     assert said.returncode == 1 and "--overwrite" in said.stderr
+
+
+def test_shapely_that_is_missing_is_said(small_shards, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "preprocess.layers.maps", None)
+    said = call_module("preprocess.maps", "--shards", small_shards, "--dataroot", tmp_path, "--workers", 1, check=False)
+    assert said.returncode == 1 and said.stderr == "error: reading maps needs Shapely: pip install 'shapely>=2'\n"
 
 
 def test_depth_is_what_the_lidar_gives(small_shards, tmp_path):

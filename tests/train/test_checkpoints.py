@@ -15,7 +15,8 @@ from tests.processes.client import run
 from tests.train.model.test_network import Points
 from tests.train.test_resume import arguments, run_folder
 from train import checkpoint
-from train.evaluating import read_options
+from train.jobs.evaluating import read_options
+from train.jobs.training import check_samples
 from train.loop import Trainer
 from train.model import Segnet
 from train.monitor import writers
@@ -23,7 +24,6 @@ from train.optim import fetch_optimizer, load_moments
 from train.options import Options, of_today
 from train.samples import network_of
 from train.setup import make_loaders, make_network
-from train.training import check_samples
 
 QUICK = ["--do_val", "False", "--save_freq", 1]
 

@@ -22,11 +22,12 @@ from efficientnet_pytorch.utils import url_map
 from tests.conftest import REPOSITORY, call_module, run_module
 from tests.train.test_resume import arguments, run_folder
 from tests.train.test_trainer import fails
-from train import checkpoint, demo, demo_run
+from train import checkpoint, demo
 from train.command import options_command
 from train.data import compile_data
 from train.data.categories import FEW, _spread, check_categories
 from train.evaluation.files import evaluation_file
+from train.jobs import demo as demo_job
 from train.model import Segnet
 from train.model.backbone import load_backbone
 from train.options import GROUPS, Options, as_dict, coerce
@@ -264,7 +265,7 @@ def test_folders_hold_a_date_where_that_is_asked_for(tmp_path):
 def test_the_demo_takes_one_device_of_many(monkeypatch, count):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    options = demo_run.on_one_device(demo.options_of(demo.WHOLE, "shards", "out"))
+    options = demo_job.on_one_device(demo.options_of(demo.WHOLE, "shards", "out"))
     assert options.device == "cuda:0" and count_processes(options.device, options.device_ids) == 1
     options.validate(count_processes(options.device, options.device_ids))
     assert count_processes("", ()) == count

@@ -9,8 +9,8 @@ import yaml
 
 from tests.conftest import call_module
 from tests.memory import peak_bytes
-from train import device_check, examination, step_memory
 from train.data import Grid, make_vox_util
+from train.jobs import device_check, examination, step_memory
 from train.model.interface import build_network, complete, find_network
 from train.options import Options, as_dict
 from train.step import LossStep

@@ -21,10 +21,10 @@ from tests.train.data.test_order import CONF, GRID, equal
 from tests.train.test_resume import SMALL, assert_same, run_folder, start, wait_for
 from train import checkpoint, show
 from train.data import compile_data
-from train.evaluating import read_options
+from train.jobs.evaluating import read_options
+from train.jobs.training import check_samples, note_other_order
 from train.options import Options
 from train.setup import make_loaders
-from train.training import check_samples, note_other_order
 
 TINY = [*SMALL, "--nsweeps", 2, "--val_freq", 5, "--max_iters", 10, "--save_freq", 2, "--keep_latest", 9]
 

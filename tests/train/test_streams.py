@@ -10,12 +10,12 @@ import torch
 from tests.conftest import call_module
 from train import checkpoint
 from train.data.config import OrderConfig
+from train.jobs.training import train as train_run
 from train.loop import Trainer
 from train.model import Needs
 from train.model.memory import METHODS, apart, has_memory, joined, load_memory, memory_of, share_of
 from train.options import Options
 from train.setup import make_loaders, make_network
-from train.training import train as train_run
 
 
 class Recurrent(torch.nn.Module):

@@ -10,7 +10,7 @@ import webdataset
 
 from common.shard_index import ShardError, build_index, dump_index
 from common.shard_set import expand_ranges
-from tests.conftest import call_module, preprocess, run_module
+from tests.conftest import call_module, preprocess, run_module, split_file
 from tests.index_files import index_path, load_index
 from train import checkpoint
 from train.command import join_words
@@ -169,9 +169,10 @@ def test_wrong_nuscenes_input_is_one_line(tmp_path, realframe):
     victim = sorted(root.glob("samples/CAM_FRONT/*.jpg"))[0]
     whole = victim.read_bytes()
     victim.write_bytes(whole[: len(whole) // 2])
-    assert victim.name in fails(*base, "v1.0-mini", "--dataroot", root, "--workers", 1)
+    words = [*base, "v1.0-mini", "--dataroot", root, "--workers", 1, *split_file(tmp_path, root)]
+    assert victim.name in fails(*words)
     victim.unlink()
-    assert victim.name in fails(*base, "v1.0-mini", "--dataroot", root, "--workers", 1)
+    assert victim.name in fails(*words)
     assert not list((tmp_path / "out").glob(".*.tmp"))
 
 

@@ -35,8 +35,8 @@ def compare(settings, rows):
 
 def time_blocks(settings, rows):
     """Rows of the benchmark's batch, with so many voxels a block."""
-    for voxels in (8, 16):
-        kernels.BLOCK_VOXELS = voxels
+    for voxels, registers in ((8, kernels.SCATTER_REGISTERS), (16, None)):
+        kernels.BLOCK_VOXELS, kernels.SCATTER_REGISTERS = voxels, registers
         _time(settings, rows)
 
 

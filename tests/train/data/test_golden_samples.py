@@ -106,24 +106,15 @@ def test_sensor_voxels_equal_simple_bev_but_for_its_padding(real_shards, golden)
     assert {tuple(v) for v in differing.tolist()} <= shared
 
 
-@pytest.mark.parametrize("temporal", [0, 1])
-@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("length, temporal", [(1, 0), (2, 0), (2, 1), (3, 1)])
 def test_windows_equal_simple_bev(real_shards, golden, length, temporal):
     arrays = golden("sequences.npz")
-    compared = 0
     for split in ("train", "val"):
-        name = f"{split}_L{length}_ta{temporal}"
-        if name not in arrays:
-            continue
         reader = LocalSource([f"{real_shards}/{split}-000.tar"])
         ours = [
             [reader.tokens[i] for i in w] for w in windows(reader.scene_of, length, bool(temporal) and split == "train")
         ]
-        assert ours == arrays[name].reshape(-1, length).tolist(), name
-        compared += 1
-    if not compared:
-        pytest.skip("no golden windows of this length")
-    assert compared
+        assert ours == arrays[f"{split}_L{length}_ta{temporal}"].reshape(-1, length).tolist(), split
 
 
 def test_track_ids_equal_simple_bev_over_a_window(real_shards, golden):

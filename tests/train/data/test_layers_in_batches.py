@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from common.map_shapes import MEMBERS, decode_shapes
+from common.map_layers import MAP_LAYERS
+from common.map_shapes import EXTERIOR, LINE, MEMBERS, RING_DTYPE, MapShapes, decode_shapes, encode_shapes
 from common.record import encode_array
 from preprocess.layer import write_layer
 from preprocess.layers import depth
-from tests.conftest import call_module
 from train.classes import PRESETS, ClassSpec, parse_classes
 from train.data import compile_data, layered, make_loader
 from train.data.config import DataConfig, Wanted
@@ -31,11 +31,21 @@ def numbers(sample):
     return {name: encode_array(array) for name, array in members.items()} | {"note.txt": sample.key.encode()}
 
 
+def streets(sample):
+    """A road ahead and behind that the car stands on, and its dividers: the members of layer map."""
+    index = [MAP_LAYERS.index(name) for name in ("drivable_area", "road_divider", "lane_divider")]
+    rings = np.array([(index[0], EXTERIOR, 4), (index[1], LINE, 2), (index[2], LINE, 3)], RING_DTYPE)
+    turn = sample.facts["index"]  # metres, so that no two samples have the same
+    road = [[-60, -9], [60, -9 - turn], [60, 8], [-60, 8]]
+    lines = [[-40, 3], [50, 3 + turn], [-70, -5], [0, -4], [70, -5]]
+    return encode_shapes(MapShapes(rings, np.array(road + lines, np.float32)))
+
+
 @pytest.fixture(scope="module")
-def shards(small_world, small_shards, tmp_path_factory):
+def shards(small_shards, tmp_path_factory):
     """A copy of the small shards, with layers map, depth and numbers."""
     out = shutil.copytree(small_shards, tmp_path_factory.mktemp("layered") / "shards")
-    call_module("preprocess.maps", "--shards", out, "--dataroot", small_world, "--workers", 1)
+    write_layer(out, "map", streets, options={"extent_m": 80})
     write_layer(out, "depth", depth.make)
     write_layer(out, "numbers", numbers)
     return out

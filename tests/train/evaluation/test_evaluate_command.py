@@ -17,11 +17,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import call_module, run_module
 from tests.train.test_resume import arguments, run_folder, start
-from train import checkpoint, evaluating
+from train import checkpoint
 from train import evaluate as evaluate_command
 from train.data import Grid, compile_data, make_vox_util
 from train.data.label_spec import LabelSpec
-from train.evaluating import _check_folders, read_options
 from train.evaluation.bins import BINS
 from train.evaluation.evaluator import evaluate
 from train.evaluation.robustness import (
@@ -36,7 +35,9 @@ from train.evaluation.robustness import (
 from train.evaluation.samples import Evaluation, SceneSums
 from train.evaluation.table import robustness_lines
 from train.gallery import chosen_rows
-from train.launch import launch
+from train.jobs import evaluating
+from train.jobs.evaluating import _check_folders, read_options
+from train.jobs.launch import launch
 from train.model.forward import with_voxels
 from train.model.interface import Needs
 from train.options import Options, as_dict

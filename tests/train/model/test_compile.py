@@ -9,9 +9,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.small_step import GRID, SmallStep, grid, inputs
 from train import checkpoint
-from train.evaluating import Evaluation, read_options
 from train.evaluation.files import read_json
-from train.launch import launch
+from train.jobs.evaluating import Evaluation, read_options
+from train.jobs.launch import launch
 from train.model import Needs
 from train.model.forward import with_voxels
 from train.options import Options

@@ -275,7 +275,8 @@ def compiled(name, dtype):
     sizes |= dict(BLOCK_V=kernels.BLOCK_VOXELS, BLOCK_C=kernels.BLOCK_CHANNELS)
     signature = {n: pointers.get(n, "constexpr") for n in kernel.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))}  # as of every tensor torch allocates
-    options = dict(num_warps=kernels.NUM_WARPS, enable_fp_fusion=True)
+    most = kernels.SCATTER_REGISTERS if name == "scatter_kernel" else None
+    options = dict(num_warps=kernels.NUM_WARPS, enable_fp_fusion=True, maxnreg=most)
     built = triton.compile(ASTSource(kernel, signature, sizes, aligned), GPUTarget("cuda", 90, 32), options)
     return built.asm["ptx"], built.asm["cubin"], disassembler
 

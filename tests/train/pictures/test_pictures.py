@@ -656,7 +656,7 @@ def test_preprocess_show_says_how_shards_were_made_and_what_was_left_out(synth_s
     options = json.loads((synth_shards / "val.manifest.json").read_bytes())["options"]
     left = [{"key": "scene-0103_0001", "token": "t", "why": "CAM_BACK: no such file"}]
     (tmp_path / skipped_name("val-000")).write_text(json.dumps({"skipped": left}))
-    got = json.loads(invoke(preprocess_show.main, tmp_path, "--json")[1])
+    got = json.loads(CliRunner().invoke(preprocess_show.main, [str(tmp_path), "--json"]).stdout)
     assert got["skipped"] == left and {n: [v] for n, v in options.items()}.items() <= got["options"].items()
     code, text = invoke(preprocess_show.main, tmp_path)
     assert code == 0 and "1 sample was left out" in text and "  scene-0103_0001: CAM_BACK: no such file" in text

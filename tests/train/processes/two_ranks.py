@@ -16,8 +16,8 @@ from common.errors import InputError
 from common.vox import VoxUtil
 from train.command import fail_in_one_line
 from train.errors import DataError
-from train.evaluating import Parts
 from train.evaluation.evaluator import evaluate
+from train.jobs.evaluating import Parts
 from train.loop import Trainer
 from train.model import Needs
 from train.options import Options

@@ -50,7 +50,8 @@ class HeightByHeight(torch.autograd.Function):
         for own, kernel in zip(_by_height(starts, kernels.shape[0]), kernels, strict=True):
             plane = _plane(gather_bags(table, pixels, weights, own), shape)
             total = F.conv2d(plane, kernel, padding=kernel.shape[-1] // 2).to(weights.dtype) + total
-        return total.to(table.dtype)
+        # Compiled by torch 2.11, a result that is another's alias, as .to(the same dtype) is, would get no gradient.
+        return total if total.dtype == table.dtype else total.to(table.dtype)
 
     @staticmethod
     def backward(ctx, grad):

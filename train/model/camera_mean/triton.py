@@ -16,11 +16,14 @@ import triton.language as tl
 from common.vox import DEPTH_FLOOR_M
 from train.model.camera_mean.reference import COUNT_FLOOR
 
-# For sm_90 the scatter then takes 55 registers a thread and the gather 48, so that 56 and 62 % of a multiprocessor's warps are
-# in flight; with 16 it takes 112 and 63, and 25 and 50 % are. What waits for memory hides behind other warps alone.
+# For sm_90 the scatter then takes 56 registers a thread at most and the gather 48, so that 56 and 62 % of a
+# multiprocessor's warps are in flight; with 16 it takes 112 and 63, and 25 and 50 % are. What waits for memory hides behind
+# other warps alone.
 BLOCK_VOXELS = 8
 BLOCK_CHANNELS = 128
 NUM_WARPS = 4
+# Said to the compiler, since Triton 3.6 would take 61 for half-precision gradients; with 56 nothing spills there either.
+SCATTER_REGISTERS = 56
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DEPTH_FLOOR = tl.constexpr(DEPTH_FLOOR_M)
 FLOOR = tl.constexpr(COUNT_FLOOR)
@@ -135,8 +138,8 @@ def scatter_kernel(
         taps = _taps(pix + image * 16, cam + image * 16, inside, x_ref, y_ref, z_ref, H, W)
         count += taps[6].to(tl.float32)
     place = grad + b.to(tl.int64) * (Z * Y * X * C) + voxel[:, None] * C + channels[None, :]
-    mine = tl.load(place, mask=(inside & (count > 0))[:, None] & own[None, :], other=0.0).to(tl.float32)
-    mine = mine / (count + FLOOR)[:, None]
+    mine = tl.load(place, mask=(inside & (count > 0))[:, None] & own[None, :], other=0.0)
+    count += FLOOR
     for s in range(S):
         image = b * S + s
         column, row, left, right, top, bottom, seen = _taps(
@@ -146,12 +149,11 @@ def scatter_kernel(
             flip = tl.load(flip_image + image) != 0
             base = out + image.to(tl.int64) * (H * W * C)
             for corner in tl.static_range(4):
-                weight = (right if corner % 2 else left) * (bottom if corner // 2 else top)
+                weight = (right if corner % 2 else left) * (bottom if corner // 2 else top) / count
                 pixel = _tap(column, row, corner % 2, corner // 2, flip, H, W)
                 give = (seen & (weight != 0))[:, None] & own[None, :]
-                tl.atomic_add(
-                    base + pixel[:, None] * C + channels[None, :], weight[:, None] * mine, mask=give, sem="relaxed"
-                )
+                values = weight[:, None] * mine.to(tl.float32)
+                tl.atomic_add(base + pixel[:, None] * C + channels[None, :], values, mask=give, sem="relaxed")
 
 
 def triton_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips=None):
@@ -189,7 +191,8 @@ def gather_voxels(
 ) -> torch.Tensor:
     """gather_kernel on all voxels; (B,Z,X,Y,C) in the features' dtype. All tensors are contiguous."""
     out = feats.new_empty(_volume_shape(feats, grid_shape))
-    _launch(gather_kernel, feats, (feats, pix, cam, affine, flip_image, flip_x, flip_z, out), feats.shape, grid_shape)
+    tensors = (feats, pix, cam, affine, flip_image, flip_x, flip_z, out)
+    _launch(gather_kernel, feats, tensors, feats.shape, grid_shape)
     return out
 
 
@@ -212,7 +215,8 @@ def scatter_voxels(
 ) -> torch.Tensor:
     """scatter_kernel on all voxels: the gradient of gather_voxels for its features, in the dtype of grad."""
     out = grad.new_zeros(feats_shape, dtype=torch.float32)
-    _launch(scatter_kernel, grad, (grad, pix, cam, affine, flip_image, flip_x, flip_z, out), feats_shape, grid_shape)
+    tensors = (grad, pix, cam, affine, flip_image, flip_x, flip_z, out)
+    _launch(scatter_kernel, grad, tensors, feats_shape, grid_shape, maxnreg=SCATTER_REGISTERS)
     return out.to(grad.dtype)
 
 
@@ -226,14 +230,14 @@ def _volume_shape(feats, grid_shape):
     return feats.shape[0], depth, width, height, feats.shape[4]
 
 
-def _launch(kernel, on, tensors, feats_shape, grid_shape):
+def _launch(kernel, on, tensors, feats_shape, grid_shape, maxnreg=None):
     batch, cameras, height, width, channels = feats_shape
     block = min(BLOCK_CHANNELS, triton.next_power_of_2(channels))
     voxels = grid_shape[0] * grid_shape[1] * grid_shape[2]
     blocks = (triton.cdiv(voxels, BLOCK_VOXELS), triton.cdiv(channels, block), batch)
     with torch.cuda.device(on.device) if on.is_cuda else torch.no_grad():  # on the CPU under Triton's interpreter
         sizes = (cameras, channels, height, width, *grid_shape, BLOCK_VOXELS, block)
-        kernel[blocks](*tensors, *sizes, num_warps=NUM_WARPS, enable_fp_fusion=True)
+        kernel[blocks](*tensors, *sizes, num_warps=NUM_WARPS, enable_fp_fusion=True, maxnreg=maxnreg)
 
 
 def _keep(ctx, inputs, output):

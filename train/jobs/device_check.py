@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from train.examination import Finding, memory_bytes, own_bytes
-from train.step_memory import training_bytes
+from train.jobs.examination import Finding, memory_bytes, own_bytes
+from train.jobs.step_memory import training_bytes
 
 WITHIN = 0.2  # share that the estimate may be off by
 _UNITS = ("avx512_bf16", "amx_bf16", "bf16")  # of processors: Intel's and AMD's, Intel's newer, Arm's

@@ -10,9 +10,11 @@ import torch
 from common.spelling import spelled
 from train import checkpoint
 from train.classes import MEAN
-from train.evaluating import Evaluation, read_options, shown
 from train.evaluation.files import read_json
-from train.launch import launch
+from train.jobs.evaluating import Evaluation, read_options, shown
+from train.jobs.launch import launch
+from train.jobs.showing import sheet_of, write_picture
+from train.jobs.training import from_run, train
 from train.metrics import iou
 from train.options import FREE_ON_RESUME, Options, as_dict
 from train.processes.distributed import World, own_device, pick_device
@@ -20,9 +22,7 @@ from train.processes.precision import full_float32
 from train.report import write_report
 from train.samples import Network, Samples
 from train.setup import make_loaders, make_network
-from train.showing import sheet_of, write_picture
 from train.step import LossStep, validate
-from train.training import from_run, train
 
 
 def run(options, pictures, picture, out):

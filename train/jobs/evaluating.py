@@ -25,7 +25,7 @@ from train.evaluation.files import read_json, write_collected, write_csv, write_
 from train.evaluation.robustness import damages, offsets, robustness
 from train.evaluation.table import lines_of, robustness_lines, scalars, score_lines
 from train.gallery import write_gallery
-from train.launch import launch
+from train.jobs.launch import launch
 from train.options import SHARDS, Options, as_dict
 from train.processes.precision import on_device, set_precision
 from train.processes.ranks import say

@@ -12,7 +12,7 @@ from common.files import write_atomically
 from common.spelling import spelled
 from train import checkpoint
 from train.command import commands_among, known_options
-from train.launch import launch
+from train.jobs.launch import launch
 from train.loop import Trainer
 from train.model.interface import name_of
 from train.model.memory import share_of
