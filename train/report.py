@@ -1,6 +1,7 @@
 """python -m train.report: runs and their evaluations -> one HTML page."""
 
 import platform
+import shlex
 from datetime import datetime
 from pathlib import Path
 
@@ -22,6 +23,9 @@ CURVES = ("stats", "pooled", "_")
 def main(runs, out, log_dir):
     """Write one self-contained page about RUNS, folders or names of runs that train.evaluate has evaluated."""
     fail_in_one_line(lambda: write_report(runs, out, log_dir))
+    several = " ".join(map(shlex.quote, runs[:2])) if len(runs) > 1 else f"{shlex.quote(runs[0])} ANOTHER_RUN"
+    click.echo("look at: IoU by distance and by weather, then the worst samples; any browser opens the page", err=True)
+    click.echo(f"next: {spelled('train.compare')} {several}", err=True)
 
 
 def write_report(runs, out, log_dir=None):
