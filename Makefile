@@ -14,7 +14,7 @@ ARGS     ?=
 # A folder as one word of the shell, whatever spaces and brackets are in it; ~/ stays outside the quotes, which would keep it.
 folder    = $(if $(filter ~/%,$(firstword $(1))),~/"$(subst ^~/,,^$(1))","$(1)")
 
-.PHONY: help setup demo demo-maps test lint format shards bench bench-gpu clean
+.PHONY: help setup demo demo-maps test test-slow lint format shards bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -69,8 +69,11 @@ demo: $(STAMP)  ## generated world -> shards -> training -> evaluation -> demo.p
 demo-maps: $(STAMP)  ## the same with five classes, three of them from the map
 	@$(PY) -m train.demo --maps $(ARGS)
 
-test: $(STAMP)  ## run the tests on the CPU, two at a time
-	$(PY) -m pytest -n 2 $(ARGS)
+test: $(STAMP)  ## run the tests on the CPU, two at a time; what was skipped, and why, comes last
+	$(PY) -m pytest -n 2 -rs -m 'not slow' $(ARGS)
+
+test-slow: $(STAMP)  ## run the longer proofs that make test leaves out
+	$(PY) -m pytest -n 2 -rs -m slow $(ARGS)
 
 lint: $(STAMP)  ## ruff: lint and format check
 	$(VENV)/bin/ruff check .

@@ -2,8 +2,16 @@
 
 
 class SourceError(ValueError):
-    """Something in the nuScenes folder cannot be used."""
+    """Something in the nuScenes folder cannot be used.
+
+    of_samples: whether only some samples need it, which --on-error skip leaves out.
+    """
+
+    of_samples = False
 
 
-class SampleError(SourceError):
-    """What cannot be used is needed by some samples alone, which --on-error skip leaves out."""
+def sample_error(text):
+    """The SourceError of what only some samples need."""
+    error = SourceError(text)
+    error.of_samples = True  # an instance's own, so that it comes along from other processes
+    return error

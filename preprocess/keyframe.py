@@ -24,7 +24,7 @@ from common.record import (
 )
 from common.rig import rig_of
 from common.rigid import rigid_inverse
-from preprocess.errors import SampleError, SourceError
+from preprocess.errors import SourceError, sample_error
 from preprocess.frames import rotation_matrix
 from preprocess.images import check_image, reencode
 from preprocess.nuscenes import LIDAR_FIELDS
@@ -75,7 +75,7 @@ def build_record(dataroot, recipe, facts, image_hw=None, jpeg_quality=90):
         decode_boxes(members[BOXES_MEMBER], sample)
     except (SourceError, RecordError) as error:
         text = str(error)
-        raise SampleError(text if recipe.key in text else f"{text} (sample {recipe.key})") from None
+        raise sample_error(text if recipe.key in text else f"{text} (sample {recipe.key})") from None
     return members, {"images": camera_in, "radar": radar_in, "lidar": lidar_in, **found}
 
 

@@ -18,7 +18,7 @@ from common.record import SCHEMA_VERSION
 from common.rig import NUSCENES, RigError
 from common.rigid import rigid_inverse
 from preprocess.annotations import Annotations
-from preprocess.errors import SampleError, SourceError
+from preprocess.errors import SourceError, sample_error
 from preprocess.frames import transform
 from preprocess.nuscenes import CAMERAS, LIDAR, MIN_DISTANCE_M, RADARS
 from preprocess.options import Options
@@ -239,7 +239,7 @@ class Planner:
             tokens = self._chain(scene)
         except SourceError as error:
             if not self.skips:
-                raise SampleError(str(error)) from None
+                raise sample_error(str(error)) from None
             skipped += self._whole_scene(scene, one_line(error))
             return []
         keys = [keyframe_key(scene["name"], i) for i in range(len(tokens))]
@@ -249,7 +249,7 @@ class Planner:
                 recipes.append(self._keyframe(scene, tokens, keys, i))
             except SourceError as error:
                 if not self.skips:
-                    raise SampleError(str(error)) from None
+                    raise sample_error(str(error)) from None
                 failed.append({"key": keys[i], "token": token, "why": one_line(error)})
         if failed and self.keep_sequences:
             why = failed[0]["why"]

@@ -16,7 +16,7 @@ from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
 from common.spelling import EITHER, parsed, spelled
 from common.stores import open_store, parse_options
-from preprocess.errors import SampleError, SourceError
+from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
 from preprocess.left_out import by_scene, missing_files
 from preprocess.manifest import read_skipped, write_manifests
@@ -69,10 +69,9 @@ def main(**values):
     """
     try:
         _run(**values)
-    except SampleError as error:
-        _fail(f"{error}; --on-error skip leaves out what needs it")
     except (SourceError, ShardError, ValueError) as error:
-        _fail(error)
+        skip = "; --on-error skip leaves out what needs it" if getattr(error, "of_samples", False) else ""
+        _fail(f"{error}{skip}")
     except OSError as error:
         _fail(f"{error.filename or values['out']}: {error.strerror or error}")
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from preprocess.errors import SourceError
+from preprocess.errors import SourceError, sample_error
 from preprocess.options import CANONICAL, channel_names
 from preprocess.plausible import check_intrinsics
 
@@ -28,7 +28,7 @@ class Faults:
     def met(self, error):
         """The SourceError, to be put in the row's place. Raises it unless faults are skipped."""
         if not self.skips:
-            raise error
+            raise sample_error(str(error)) from None
         self.found.append(str(error))
         return error
 

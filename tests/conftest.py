@@ -109,14 +109,13 @@ def made_once(tmp_path_factory):
 
     def folder_of(name, make):
         folder = root / f"session-{name}"
-        with open(root / f".{name}.lock", "w") as lock:
+        with open(root / f".{name}.lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the other worker waits, then finds it
-            if not folder.exists():
-                half = root / f"half-{name}"
-                shutil.rmtree(half, ignore_errors=True)
-                half.mkdir()
-                make(half)
-                half.rename(folder)
+            if not os.fstat(lock.fileno()).st_size:
+                shutil.rmtree(folder, ignore_errors=True)  # of one that failed half-way
+                folder.mkdir()
+                make(folder)
+                lock.write("made")
         return folder
 
     return folder_of

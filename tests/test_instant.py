@@ -58,6 +58,7 @@ WRONG = {
     ("evaluate", "nowhere"): "RUN nowhere: there is no such file or folder",
     ("evaluate",): "give a run's folder or a checkpoint file",
     ("compare", "nowhere", "nowhere"): "nowhere: there is no such file or folder",
+    ("doctor", "nowhere"): "WHAT nowhere: there are no such shards, and no run of this name in checkpoints",
     ("report", "nowhere"): "nowhere: there is no such file or folder",
     ("show", "nowhere"): "no shard matches 'nowhere'",
     ("show", "{shards}", "--out", "a.bmp"): "--out a.bmp: a picture ends in ",

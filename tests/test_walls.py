@@ -13,7 +13,7 @@ FORBIDDEN = {
 }
 # What a module or folder of train/ must not know: everything that stands above it.
 COMMANDS = {
-    *("run", "evaluate", "compare", "show", "report", "demo"),
+    *("run", "evaluate", "compare", "show", "report", "demo", "doctor"),
     "jobs",  # what these do once torch is loaded
     *("command", "paths", "setup", "samples"),
 }

@@ -2,6 +2,7 @@
 
 import csv
 import platform
+import shlex
 from datetime import datetime
 from pathlib import Path
 
@@ -28,12 +29,21 @@ CURVES = ("stats", "pooled", "_")
     help="large pictures of each run, of those that evaluate drew",
 )
 @click.option("--log_dir", help="TensorBoard folder of the runs, where the run's options name another place")
+<<<<<<< HEAD
 def main(runs, out, samples, log_dir):
     """Write one self-contained page about RUNS, folders or names of runs that train.evaluate has evaluated.
 
     It has thumbnails of every sample, to be filtered and clicked through, and needs no network.
     """
     fail_in_one_line(lambda: write_report(runs, out, log_dir, samples))
+=======
+def main(runs, out, log_dir):
+    """Write one self-contained page about RUNS, folders or names of runs that train.evaluate has evaluated."""
+    fail_in_one_line(lambda: write_report(runs, out, log_dir))
+    several = " ".join(map(shlex.quote, runs[:2])) if len(runs) > 1 else f"{shlex.quote(runs[0])} ANOTHER_RUN"
+    click.echo("look at: IoU by distance and by weather, then the worst samples; any browser opens the page", err=True)
+    click.echo(f"next: {spelled('train.compare')} {several}", err=True)
+>>>>>>> main
 
 
 def write_report(runs, out, log_dir=None, samples=9):

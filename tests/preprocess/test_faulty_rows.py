@@ -2,13 +2,14 @@
 
 import gzip
 import json
+import pickle
 
 import pytest
 
 from preprocess.errors import SourceError
 from preprocess.plan import Options, Planner
 from preprocess.tables import path_within
-from tests.preprocessing import rewrite, run_here, table
+from tests.preprocessing import rewrite, run_here, says_no, table
 
 SPLITS = {"train": ["scene-0061", "scene-0553", "scene-0655"], "val": ["scene-0103"]}
 SAMPLES = 12
@@ -85,6 +86,18 @@ def test_a_fault_costs_the_samples_that_need_the_row(tables, what):
     with pytest.raises(SourceError) as caught:
         planned(tables)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    assert pickle.loads(pickle.dumps(caught.value)).of_samples == caught.value.of_samples
+
+
+@pytest.mark.parametrize(("name", "change", "around"), [
+    ("ego_pose", lambda rows: rows[3].update(translation=NAN), True),
+    ("scene", lambda rows: rows[0].update(nbr_samples=9), True),
+    ("sensor", lambda rows: [row.pop("modality") for row in rows] and None, False),
+])  # fmt: skip
+def test_the_way_around_a_fault_is_named_where_there_is_one(tables, tmp_path, name, change, around):
+    rewrite(tables, name, change)
+    line = says_no(tables, tmp_path / "out")
+    assert line.endswith("--on-error skip leaves out what needs it") == around, line
 
 
 def test_a_neighbour_with_a_fault_leaves_a_box_without_velocity(tables):

@@ -158,7 +158,7 @@ def test_arrays_come_back(array):
 def test_arrays_of_objects_are_refused():
     with pytest.raises(ValueError):
         encode_array(np.array([{}], object))
-    with pytest.raises(RecordError, match="x: not a"):
+    with pytest.raises(RecordError, match="^x: "):
         decode_array(encode_array(np.zeros(3))[:-4], "x")
 
 

@@ -8,6 +8,7 @@ Only what others have written is imported here. The project's own modules are im
 set up is as fresh as it is in a process of its own.
 """
 
+import ctypes
 import importlib
 import json
 import os
@@ -34,6 +35,7 @@ IMPORTED = (
     *("tensorboard.backend.event_processing.event_accumulator", "obstore"),
 )
 LENGTH_BYTES = 4
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def import_all():
@@ -63,11 +65,13 @@ def serve(listener):
 def _fork_and_wait(connection):
     """The request in the new process. The one that stands between tells how it ends, and ends itself."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    end_with_parent()
     first, files, _, _ = socket.recv_fds(connection, LENGTH_BYTES, 3)
     with connection.makefile("rb") as stream:
         request = json.loads(stream.read(int.from_bytes(first, "little")))
     pid = os.fork()
     if pid == 0:
+        end_with_parent()
         return request | {"files": files}
     for file in files:
         os.close(file)
@@ -78,6 +82,11 @@ def _fork_and_wait(connection):
     except BrokenPipeError:  # nobody waits for it any more
         pass
     os._exit(0)
+
+
+def end_with_parent():
+    """Have the kernel kill this process when its parent ends: nothing outlives the tests that started it."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def become(request, path):

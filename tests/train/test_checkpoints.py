@@ -26,6 +26,7 @@ from train.samples import network_of
 from train.setup import make_loaders, make_network
 
 QUICK = ["--do_val", "False", "--save_freq", 1]
+HEAVY = ["--model", "tests.train.two_layers:Heavy"]
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def test_full_disk_names_path_and_reason_and_keeps_the_newest(tmp_path, floats):
 def test_a_run_on_a_full_disk_ends_in_one_line(synth_shards, tmp_path):
     """Two processes, one line; the run ends at the next update, not at the next checkpoint."""
     with small_disk(tmp_path / "ckpt", 60_000):
-        words = [*QUICK, "--keep_latest", 100, "--max_iters", 400, "--device_ids", "0,1"]
+        words = [*QUICK, *HEAVY, "--keep_latest", 100, "--max_iters", 400, "--device_ids", "0,1"]
         result = run_module(*arguments(synth_shards, tmp_path, *words), check=False)
         [line] = errors(result)
         folder = run_folder(tmp_path)
@@ -77,7 +78,7 @@ def test_a_run_on_a_full_disk_ends_in_one_line(synth_shards, tmp_path):
 
 def test_a_limit_on_the_size_of_files_is_told_like_a_full_disk(synth_shards, tmp_path):
     """As a quota tells it: with an error of its own kind. What TensorBoard gets of an update stays under this limit."""
-    words = arguments(synth_shards, tmp_path, *QUICK, "--max_iters", 3)
+    words = arguments(synth_shards, tmp_path, *QUICK, *HEAVY, "--max_iters", 3)
     result = run_module(*words, check=False, file_bytes=2_000_000)
     [line] = errors(result)
     assert f"model-000000001.pth: cannot be written ({os.strerror(errno.EFBIG)})" in line
@@ -135,7 +136,7 @@ writer.close()
 def run_of_three(synth_shards, tmp_path_factory):
     """Folder of a run with checkpoints of the steps 1, 2 and 3."""
     out = tmp_path_factory.mktemp("three")
-    call_module(*arguments(synth_shards, out, *QUICK, "--max_iters", 3, "--keep_latest", 9))
+    call_module(*arguments(synth_shards, out, *QUICK, *HEAVY, "--max_iters", 3, "--keep_latest", 9))
     return run_folder(out)
 
 

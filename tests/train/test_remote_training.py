@@ -18,7 +18,7 @@ from preprocess.verify import verify
 from tests.conftest import run_module, split_file
 from tests.faulty_server import FaultyServer
 from tests.train.data.test_order import CONF, GRID, equal
-from tests.train.test_resume import SMALL, assert_same, run_folder, start, wait_for
+from tests.train.test_resume import SMALL, UNHURRIED, assert_same, run_folder, start, wait_for
 from train import checkpoint, show
 from train.data import compile_data
 from train.jobs.evaluating import read_options
@@ -43,16 +43,14 @@ def killed(process, out, step):
 
 
 @pytest.fixture(scope="module")
-def local_run(synth_shards, tmp_path_factory):
+def local_run(synth_shards, made_once):
     """Folder of a run of 10 updates, two epochs, from the disk."""
-    out = tmp_path_factory.mktemp("local-run")
-    run_module(*words(f"{synth_shards}/train-*.tar", out))
-    return run_folder(out)
+    return run_folder(made_once("local-run", lambda out: run_module(*words(f"{synth_shards}/train-*.tar", out))))
 
 
 def test_a_run_from_a_bucket_is_the_one_from_the_disk_wherever_it_goes_on(local_run, s3_shards, synth_shards, tmp_path):
     """From the bucket, killed; from the bucket, killed; from the disk, killed; and from the bucket to its end."""
-    step = killed(start(*words(f"{s3_shards}/", tmp_path)), tmp_path, 2)
+    step = killed(start(*words(f"{s3_shards}/", tmp_path, *UNHURRIED)), tmp_path, 2)
     folder = run_folder(tmp_path)
     for where in ([], ["--shards", synth_shards], ["--shards", f"{s3_shards}/train-<000..099>.tar"]):
         resume = ["train.run", "--resume", folder, *where]

@@ -17,15 +17,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.vox import VoxUtil
 from tests.conftest import call_module, run_module
 from tests.index_files import load_index
-from tests.processes.client import Process
+from tests.processes.client import Process, run
+from tests.train.two_layers import TwoLayers
 from train import checkpoint
-from train.model import Segnet
 from train.model.simple_bev import SimpleBev
 from train.optim import fetch_optimizer
 from train.options import Options
@@ -34,10 +33,14 @@ from train.processes.gradients import Averaged
 from train.step import LossStep
 
 SMALL = (
-    "--encoder_type effb0 --no_pretrained --nworkers 2 --batch_size 2 --grad_acc 2 --res_scale 0.25 --rand_flip "
-    "--latent_dim 16 --use_radar --use_lidar --nsweeps 1 --bounds -25,25,-5,5,-25,25 --val_freq 4 --device cpu --deterministic "
+    "--model tests.train.two_layers:TwoLayers --nworkers 2 --batch_size 2 --grad_acc 2 --res_scale 0.25 --rand_flip "
+    "--use_radar --use_lidar --nsweeps 1 --bounds -25,25,-5,5,-25,25 --val_freq 4 --device cpu --deterministic "
     "--Z 24 --Y 2 --X 24"
 ).split()
+
+
+UNHURRIED = ["--model", "tests.train.two_layers:Unhurried"]
+VOX_CENTRE = torch.tensor([[0.0, 1.0, 0.0]])
 
 
 def arguments(shards, out, *more):
@@ -67,10 +70,10 @@ def wait_for(out, step, process, seconds=120):
 
 
 @pytest.fixture(scope="module")
-def straight(synth_shards, tmp_path_factory):
+def straight(synth_shards, made_once):
     """Folder, with one checkpoint per update, and TensorBoard curves of 8 updates without a break."""
-    out = tmp_path_factory.mktemp("straight")
-    run_module(*arguments(synth_shards, out, "--max_iters", 8, "--save_freq", 1, "--keep_latest", 8))
+    words = ["--max_iters", 8, "--save_freq", 1, "--keep_latest", 8]
+    out = made_once("straight", lambda out: run_module(*arguments(synth_shards, out, *words)))
     return run_folder(out), curves(out)
 
 
@@ -95,7 +98,7 @@ def assert_same(a, b):
 
 
 def test_killed_and_resumed_equals_straight(synth_shards, straight, tmp_path):
-    process = start(*arguments(synth_shards, tmp_path, "--max_iters", 8, "--save_freq", 3))
+    process = start(*arguments(synth_shards, tmp_path, *UNHURRIED, "--max_iters", 8, "--save_freq", 3))
     wait_for(tmp_path, 3, process)
     process.kill()
     process.wait()
@@ -109,13 +112,13 @@ def test_killed_and_resumed_equals_straight(synth_shards, straight, tmp_path):
 
 
 def small_net():
-    return Segnet(24, 2, 24, use_radar=True, use_lidar=True, latent_dim=16, encoder_type="effb0", rand_flip=True)
+    return TwoLayers(Options(use_radar=True, use_lidar=True), VoxUtil(24, 2, 24, VOX_CENTRE, Options.bounds))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_at_the_next_boundary(synth_shards, straight, tmp_path, number):
     """What it saves is what a run without the signal has there, from which a run goes on exactly."""
-    process = start(*arguments(synth_shards, tmp_path, "--max_iters", 8, "--save_freq", 2))
+    process = start(*arguments(synth_shards, tmp_path, *UNHURRIED, "--max_iters", 8, "--save_freq", 2))
     wait_for(tmp_path, 2, process)
     process.send_signal(number)
     assert process.wait(60) == 128 + number
@@ -281,7 +284,7 @@ def test_two_processes_stop_together(synth_shards, tmp_path, number):
     assert 3 <= checkpoint.load(run_folder(tmp_path), small_net()) < 900
 
 
-VOX = VoxUtil(16, 2, 16, torch.tensor([[0.0, 1.0, 0.0]]), (-16, 16, -4, 4, -16, 16))
+VOX = VoxUtil(16, 2, 16, VOX_CENTRE, (-16, 16, -4, 4, -16, 16))
 
 
 def random_batches(dtype, count=12):
@@ -324,16 +327,23 @@ def train_all_on(rank, size, port, folder):
         dist.init_process_group("gloo")
         world = World(rank, size, torch.device("cpu"))
     folder.mkdir(exist_ok=True)
-    for number, (dtype, updates, _) in enumerate(CASES):
-        train_on(rank, size, world, dtype, updates, folder / f"{number}.pth")
+    for number, case in enumerate(CASES):
+        train_on(rank, size, world, case, folder / f"{number}.pth")
     if size > 1:
         dist.destroy_process_group()
 
 
-def train_on(rank, size, world, dtype, updates, path):
-    """`updates` updates with flips and frozen batch norm; saves the first gradients and the weights."""
+def train_on(rank, size, world, case, path):
+    """Updates of one of CASES with flips and frozen batch norm; saves the first gradients and the weights."""
+    dtype, updates, _ = case
     torch.manual_seed(0)
-    net = SimpleBev(16, 2, 16, latent_dim=8, encoder_type="res50", rand_flip=True).to(dtype)
+    net = SimpleBev(16, 2, 16, latent_dim=8, encoder_type="res50", rand_flip=True)
+    if updates > 1:  # of many updates the optimizer's work on ten million weights would be most
+        net.encoder = torch.nn.Conv2d(3, 8, 8, stride=8)
+        net.encoder.multiple, net.encoder.strides = 8, (8,)
+        for level in ("layer1", "layer2", "layer3"):
+            setattr(net.decoder, level, getattr(net.decoder, level)[:1])
+    net = net.to(dtype)
     step = LossStep(net, VOX, None, world).to(dtype)
     averaged = Averaged(step)
     step.train()
@@ -359,7 +369,13 @@ def train_on(rank, size, world, dtype, updates, path):
 def test_two_processes_have_the_gradients_of_one(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(train_all_on, (2, port, tmp_path / "two"), nprocs=2)
+    code = f"""
+import torch.multiprocessing
+from pathlib import Path
+from tests.train.test_resume import train_all_on
+torch.multiprocessing.spawn(train_all_on, (2, {port}, Path({str(tmp_path / "two")!r})), nprocs=2)
+"""
+    run("-c", code, check=True)
     threads = torch.get_num_threads()
     train_all_on(0, 1, port, tmp_path / "one")
     torch.set_num_threads(threads)

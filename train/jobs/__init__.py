@@ -1,1 +1,1 @@
-"""What the commands do once torch is loaded: each from its options to its files."""
+"""What the commands do, each from its options to its files. All but `examination` load torch."""

@@ -1,5 +1,6 @@
 """Any sample of shards as a picture, a scene as a video or a recording: the work of train.show."""
 
+import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,8 +9,10 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import click
 import numpy as np
 
+from common import addresses
 from common.files import new_file, write_atomically
 from common.progress import counted, progress
+from common.spelling import spelled
 from train.data.config import Wanted
 from train.pictures.augmentation import DrawnSample, augmentation_sheet
 from train.pictures.formats import DRAWS, DRAWS_PX, SHEET_PX, check_picture
@@ -50,6 +53,22 @@ def show(shards, what, run, device, wanted):
     else:
         picture = sheet_of(samples, number, network, wanted["width"] or SHEET_PX, wanted["points"])
         write_picture(wanted["out"] or f"{samples.keys[number]}.png", picture)
+    for line in _next(shards, samples.keys[number], run, wanted):
+        click.echo(line, err=True)
+
+
+def _next(shards, key, run, wanted):
+    """Lines that say what to type next."""
+    folder = addresses.shown(addresses.split(shards.shards[0])[0]) or "."
+    this = f"{spelled('train.show')} {shlex.quote(folder)} {key}"
+    with_run = f" --run {shlex.quote(run)}" if run else ""
+    lines = []
+    if not wanted["video"]:
+        lines.append(f"{this}{with_run} --video {key.rpartition('_')[0]}.webm")
+    if not wanted["augment"]:
+        lines.append(f"{this}{with_run} --augment")
+    lines.append(f"{spelled('train.evaluate')} {shlex.quote(run)}" if run else f"{this} --run RUN")
+    yield from (f"{'next:' if n == 0 else '':<5} {line}" for n, line in enumerate(lines))
 
 
 def maps_of(samples, numbers, network=None):

@@ -98,8 +98,11 @@ def test_one_command_evaluates_compares_and_reports(run, tmp_path):
     assert f"IoU {by['iou', 'simple_bev']['value']:.4f}" in page.read_text() and page.stat().st_size < 5_000_000
     read = read_run(run)
     assert read.curves["t/stats/iou"][0] == [1]
-    assert [caption.split(":")[0] for caption, _ in read.pictures] == ["worst", "median", "best"]
-    assert all(re.fullmatch(r"\w+: \S+_\d+, IoU \d\.\d{3}", caption) for caption, _ in read.pictures)
+    assert [caption.split(":")[0] for caption, *_ in read.pictures] == ["worst", "median", "best"]
+    assert all(re.fullmatch(r"\w+: \S+_\d+, IoU \d\.\d{3}", caption) for caption, *_ in read.pictures)
+    assert len(read.samples) == 4 and all(
+        set(sample) >= {"errors", "cameras", "iou", "scene"} for sample in read.samples
+    )
 
 
 def test_ctrl_c_ends_an_evaluation_in_one_line(run):

@@ -90,7 +90,8 @@ def assert_narrow(text, *whole):
 
 def test_a_run_in_a_log(synth_shards, tmp_path):
     """Opening, a line for each of the first ten updates, ending; TensorBoard has every update."""
-    words = arguments(synth_shards, tmp_path, "--exp_name", LONG, "--max_iters", 12, "--grad_acc", 1)
+    built_in = "--model simple_bev --encoder_type effb0 --no_pretrained --latent_dim 8".split()
+    words = arguments(synth_shards, tmp_path, "--exp_name", LONG, "--max_iters", 12, "--grad_acc", 1, *built_in)
     out, err, code = in_log(tmp_path, *words)
     folder = run_folder(tmp_path)
     assert code == 0 and "\r" not in out + err and len(folder.name) > 80

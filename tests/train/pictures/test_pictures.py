@@ -339,7 +339,7 @@ def test_the_error_picture_says_its_iou():
 
 def test_the_error_picture_shows_every_cell_at_its_size(monkeypatch):
     maps = random_maps(np.random.default_rng(1))
-    for nothing in ("draw_rings", "draw_ego", "tag"):  # what lies over the cells
+    for nothing in ("draw_rings", "draw_ego"):  # what lies over the cells
         monkeypatch.setattr(map_pictures, nothing, lambda *_, **__: None)
     image = draw_errors(maps, Ground(200, 20.0))
     codes = error_codes(maps.truth, maps.valid, maps.prediction)
