@@ -29,21 +29,15 @@ CURVES = ("stats", "pooled", "_")
     help="large pictures of each run, of those that evaluate drew",
 )
 @click.option("--log_dir", help="TensorBoard folder of the runs, where the run's options name another place")
-<<<<<<< HEAD
 def main(runs, out, samples, log_dir):
     """Write one self-contained page about RUNS, folders or names of runs that train.evaluate has evaluated.
 
     It has thumbnails of every sample, to be filtered and clicked through, and needs no network.
     """
     fail_in_one_line(lambda: write_report(runs, out, log_dir, samples))
-=======
-def main(runs, out, log_dir):
-    """Write one self-contained page about RUNS, folders or names of runs that train.evaluate has evaluated."""
-    fail_in_one_line(lambda: write_report(runs, out, log_dir))
     several = " ".join(map(shlex.quote, runs[:2])) if len(runs) > 1 else f"{shlex.quote(runs[0])} ANOTHER_RUN"
     click.echo("look at: IoU by distance and by weather, then the worst samples; any browser opens the page", err=True)
     click.echo(f"next: {spelled('train.compare')} {several}", err=True)
->>>>>>> main
 
 
 def write_report(runs, out, log_dir=None, samples=9):
@@ -58,10 +52,11 @@ def write_report(runs, out, log_dir=None, samples=9):
 def _pictures(folder, most):
     """(caption, JPEG bytes, key) of at most so many pictures of train.evaluate: the first of each kind, then the second."""
     found = {}
-    for path in sorted(folder.glob("[0-9][0-9]_*.jpg")):
-        _, kind, _, iou, key = path.stem.split("_", 4)
+    named = [(path.stem.split("_", 4), path) for path in folder.glob("[0-9][0-9]*_*_IoU_*_*.jpg")]
+    for (_, kind, _, iou, key), path in sorted(named, key=lambda one: int(one[0][0])):
         found.setdefault(kind, []).append((path, f"{kind}: {key}, IoU {iou}", key))
-    turns = sorted((turn, path) for own in found.values() for turn, (path, *_) in enumerate(own))
+    turns = [(turn, path) for own in found.values() for turn, (path, *_) in enumerate(own)]
+    turns.sort(key=lambda one: one[0])
     chosen = {path for _, path in turns[:most]}
     return tuple(
         (caption, path.read_bytes(), key) for own in found.values() for path, caption, key in own if path in chosen

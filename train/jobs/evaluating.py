@@ -202,7 +202,7 @@ def _write_gallery(out, whole, label, parts, count):
     out: folder; pictures of earlier evaluations in it are replaced. whole: Evaluation. label: whose IoU counts. Samples in
     which nothing was predicted or true are not among them.
     """
-    for old in out.glob("[0-9][0-9]_*.jpg"):
+    for old in out.glob("[0-9][0-9]*_*_IoU_*_*.jpg"):
         old.unlink()
     chosen = chosen_rows(whole.rows, label, count)
     if not chosen or parts.loader.reader.is_stream:
