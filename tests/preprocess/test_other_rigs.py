@@ -248,8 +248,12 @@ WRONG = {
     "more points than a number holds": (
         "sample_annotation", lambda rows: rows[0].update(num_lidar_pts=2**31), "num_lidar_pts"),
     "a box turned inside out": ("sample_annotation", lambda rows: rows[0].update(size=[1, -2, 3]), "negative side"),
-    "numbers as texts": ("ego_pose", lambda rows: rows[0].update(translation=["1", "2", "3"]), "not numeric"),
-    "an image of no pixels": ("calibrated_sensor", lambda rows: rows[0].update(camera_intrinsic=[[0.0] * 3] * 3), "focal"),
+    "numbers as texts": ("ego_pose", lambda rows: rows[0].update(translation=["1", "2", "3"]), "no number"),
+    "an image of no pixels": (
+        "calibrated_sensor",
+        lambda rows: rows[0].update(camera_intrinsic=[[0.0] * 3] * 3),
+        "fx and fy positive",
+    ),
     "a track that leads nowhere": ("sample_annotation", lambda rows: rows[0].update(next="gone"), "'gone'"),
     "a track that stands still": (
         "sample_annotation", lambda rows: rows[0].update(next=rows[0]["token"]), "is not later"),

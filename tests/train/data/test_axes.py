@@ -222,7 +222,7 @@ def test_classes_come_from_python_and_from_files():
     for wrong, told in (
         ([{"name": "car"}], "it has a name, categories"),
         ([specs[0], specs[0]], "different names"),
-        ("car", "a list of classes"),
+        ("car", "name=category"),
         ([{"name": "a/b", "categories": ["x"]}], "without /"),
         ([{"name": "car", "categories": []}], "names no category"),
         ([{"name": "car", "categories": ["x"], "weight": 0}], "positive number"),

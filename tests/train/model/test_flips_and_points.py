@@ -119,7 +119,7 @@ def test_the_last_point_of_a_voxel_wins_and_padding_is_no_point():
 def test_grid_around_a_centroid_and_cubes():
     with pytest.raises(ValueError, match="not cubes"):
         VoxUtil(10, 2, 10, torch.zeros(1, 3), (-5, 5, -5, 5, -5, 5), assert_cube=True)
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="has none; give 1 of each"):
         VoxUtil(10, 2, 10, torch.zeros(1, 3), (5, -5, -5, 5, -5, 5))
     vox = VoxUtil(10, 10, 10, torch.tensor([[3.0, -2.0, 7.0]]), (-5, 5, -5, 5, -5, 5), assert_cube=True)
     torch.testing.assert_close(vox.ref_to_mem(torch.tensor([[[3.0, -2.0, 7.0]]])), torch.full((1, 1, 3), 4.5))

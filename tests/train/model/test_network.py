@@ -522,6 +522,9 @@ def test_the_command_works_where_a_train_py_lies(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(tmp_path / "site")])}
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert shown.stdout.strip() == str(REPOSITORY / "train" / "model" / "__init__.py"), shown.stderr
+    (tmp_path / "shards").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "shards" / f"{split}-000.tar").touch()  # a path that is not there would be told first
     code = """
 import sys, bevshards
 for words in (["show_shards", "--help"], ["evaluate"], ["train", "--model", "absent:build"]):

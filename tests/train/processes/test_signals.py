@@ -160,7 +160,8 @@ def endless(*_, **__):
 
 train.setup.make_network = endless
 if __name__ == "__main__":
-    from train import run, training
+    from train import run
+    from train.jobs import training
     training.make_network = endless
     run.main()
 """
