@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common import addresses
-from common.errors import Missing, ShardError
+from common.errors import InputError, Missing, ShardError
 from common.record import RecordError, decode_json, encode_json
 from common.shard_index import file_sha256, index_of, open_index
 from common.stores import open_store
@@ -45,7 +45,7 @@ class LayerFacts:
     def __post_init__(self):
         check_name(self.layer)
         if self.missing not in MISSING:
-            raise ValueError(f"missing {self.missing!r}; it is one of {', '.join(MISSING)}")
+            raise InputError(f"missing {self.missing!r}; it is one of {', '.join(MISSING)}")
 
     def as_dict(self):
         """What an index has as its facts."""
@@ -69,7 +69,7 @@ class LayerFacts:
 def check_name(name):
     """Raise ValueError for a name that no layer can have."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"layer {name!r}: a name has up to 64 letters, digits, - and _")
+        raise InputError(f"layer {name!r}: a name has up to 64 letters, digits, - and _")
 
 
 def layer_folder(folder, name):

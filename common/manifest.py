@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
-from common.errors import ShardError
+from common.errors import InputError, ShardError
 from common.record import SCHEMA_VERSION
 from common.rig import Rig, parse_rig
 from common.shard_index import check_schema, dump_sealed
@@ -83,7 +83,7 @@ def parse_manifest(raw, where):
         body = json.loads(raw)
         check_schema(body["schema"], where)
         if bytes(raw) != dump_sealed(body):  # byte for byte, so that no flipped one goes unseen
-            raise ValueError("it was changed after it was written")
+            raise InputError("it was changed after it was written")
         shards = tuple(
             ManifestShard(s["name"], int(s["keyframes"]), list(s["scenes"]), int(s["bytes"]), str(s["sha256"]))
             for s in body["shards"]
@@ -99,9 +99,9 @@ def parse_manifest(raw, where):
             parse_rig(body["rig"]) if "rig" in body else None,
         )
         if body["keyframes"] != manifest.keyframes:
-            raise ValueError("its keyframes are not the sum of its shards'")
+            raise InputError("its keyframes are not the sum of its shards'")
         if len(manifest.by_name) != len(shards) or any("/" in s.name or "\\" in s.name for s in shards):
-            raise ValueError("it names a shard twice, or one in another folder")
+            raise InputError("it names a shard twice, or one in another folder")
     except ShardError:
         raise
     except (ValueError, KeyError, TypeError) as error:

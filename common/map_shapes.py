@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.errors import InputError
 from common.map_layers import MAP_LAYERS
 from common.record import RecordError, decode_points, decode_rows, encode_points, encode_rows
 
@@ -38,11 +39,11 @@ class MapShapes:
 
     def __post_init__(self):
         if int(self.rings["points"].sum()) != len(self.xy):
-            raise ValueError(f"{len(self.xy)} points where the rings name {self.rings['points'].sum()}")
+            raise InputError(f"{len(self.xy)} points where the rings name {self.rings['points'].sum()}")
         if (self.rings["layer"] >= len(MAP_LAYERS)).any() or (self.rings["kind"] > LINE).any():
-            raise ValueError("a ring of an unknown layer or kind")
+            raise InputError("a ring of an unknown layer or kind")
         if (self.rings["points"] == 0).any():
-            raise ValueError("a ring without points")
+            raise InputError("a ring without points")
 
     def of_layers(self, names):
         """The MapShapes of these map layers alone."""

@@ -17,6 +17,7 @@ import numpy as np
 import zstandard
 
 from common.conditions import conditions_of
+from common.errors import InputError
 from common.rig import RigError, rig_of
 from common.spelling import spelled
 
@@ -66,7 +67,7 @@ BOX_DTYPE = np.dtype(
 )
 
 
-class RecordError(ValueError):
+class RecordError(InputError):
     """A member whose bytes do not decode; the message says which and why."""
 
 
@@ -294,7 +295,7 @@ def decode_array(data, what):
     try:
         out = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False, max_header_size=MAX_HEADER_CHARACTERS)
         if out.dtype.kind not in "biuf":
-            raise ValueError(f"its type is {out.dtype}")
+            raise InputError(f"its type is {out.dtype}")
         return out
     except (ValueError, TypeError, SyntaxError, EOFError, MemoryError) as error:
         raise RecordError(f"{what}: not an .npy array of numbers ({str(error)[:100]})") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from common import addresses
-from common.errors import Missing, ShardError
+from common.errors import InputError, Missing, ShardError
 from common.record import SAMPLE, SCHEMA_VERSION, RecordError, parse_sample, schema_problem
 from common.rig import rig_of
 from common.spelling import spelled
@@ -171,10 +171,10 @@ def _parse(tar, body):
         schema=body["schema"],
     )
     if len(index.tokens) != shape[0] or sum(rows for _, _, rows in index.scenes) != shape[0]:
-        raise ValueError("it has not as many tokens, or keyframes of scenes, as keys")
+        raise InputError("it has not as many tokens, or keyframes of scenes, as keys")
     present = index.sizes != ABSENT
     if ((index.offsets < 0) | (index.offsets + index.sizes > index.tar_bytes))[present].any():
-        raise ValueError("it places a member beyond the end of the tar")
+        raise InputError("it places a member beyond the end of the tar")
     if "layer" not in index.facts:  # a layer's rig is its shard's
         rig_of(index.facts, index.schema)  # raises RigError, a ValueError, for one that cannot be
     return index

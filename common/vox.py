@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from common.errors import InputError
+
 ORIGIN_RADIUS_CELLS = 0.1  # points this close to the reference camera are none
 DEPTH_FLOOR_M = 1e-6
 
@@ -37,13 +39,13 @@ class VoxUtil:
         )
         cells = np.array([X, Y, Z])
         if (cells < 1).any() or not (low < high).all():
-            raise ValueError(
+            raise InputError(
                 f"a grid of {Z}, {Y}, {X} cells (Z, Y, X) over bounds {tuple(bounds)} has none; give 1 of each at least, and "
                 "bounds whose lower number comes first"
             )
         size = (high - low) / cells
         if assert_cube and not np.allclose(size, size[0]):
-            raise ValueError(f"voxels of {size.round(4).tolist()} m (x, y, z) are not cubes; change bounds or Z, Y, X")
+            raise InputError(f"voxels of {size.round(4).tolist()} m (x, y, z) are not cubes; change bounds or Z, Y, X")
         if pad is not None:
             margin = size * np.array(pad[::-1])
             low, high = low - margin, high + margin

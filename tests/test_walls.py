@@ -118,3 +118,14 @@ def test_no_modules_import_each_other_in_a_circle(folder):
         return seen
 
     assert not [module for module in graph if module in reach(module)]
+
+
+@pytest.mark.parametrize("folder", ["common", "train"])
+def test_no_plain_value_error_is_raised(folder):
+    """What is said on purpose is an InputError, by which a command tells it from a fault; a bare one is caught beside it."""
+    found = []
+    for module, path in modules(folder).items():
+        raised = [node.exc for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Raise)]
+        calls = [e for e in raised if isinstance(e, ast.Call) and isinstance(e.func, ast.Name)]
+        found += [f"{module}:{call.lineno}" for call in calls if call.func.id == "ValueError"]
+    assert not found

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import torch
 
+from common.errors import InputError
+
 INTERPOLATIONS = ("bilinear", "nearest")
 
 
@@ -29,12 +31,12 @@ def crop_and_resize(images, intrins, resize_wh, crop_ltrb, final_hw, interpolati
         ValueError: another interpolation, or a crop of another size than final_hw.
     """
     if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"interpolation {interpolation!r}; it is one of {', '.join(INTERPOLATIONS)}")
+        raise InputError(f"interpolation {interpolation!r}; it is one of {', '.join(INTERPOLATIONS)}")
     # Sizes stay on the host: they decide shapes, and reading them from a GPU would wait for it.
     resize_wh, crop_ltrb = np.asarray(resize_wh), np.asarray(crop_ltrb)
     height, width = final_hw
     if (crop_ltrb[:, 2:] - crop_ltrb[:, :2] != np.array([width, height])).any():
-        raise ValueError(f"every crop must be {width}x{height} pixels, final_hw is {height}x{width}")
+        raise InputError(f"every crop must be {width}x{height} pixels, final_hw is {height}x{width}")
     sizes_hw = np.array([image.shape[:2] for image in images])
     moved = moved_intrinsics(intrins, sizes_hw, resize_wh, crop_ltrb)
     if images[0].device.type == "cpu":

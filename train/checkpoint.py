@@ -96,7 +96,7 @@ def write(ckpt_dir, step, content, keep_latest, name=None, tell=lambda note: Non
         CheckpointError: it cannot be written; the ones before are still there.
     """
     if keep_latest < 1:
-        raise ValueError(f"keep_latest is {keep_latest}; it must be at least 1")
+        raise InputError(f"keep_latest is {keep_latest}; it must be at least 1")
     folder = Path(ckpt_dir)
     path = folder / (name or f"model-{step:09d}.pth")
     sink = None
@@ -252,7 +252,7 @@ def _read(path, check=True):
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
             if damaged:
-                raise ValueError(f"the file is corrupt, the checksum of {damaged} in it is wrong")
+                raise InputError(f"the file is corrupt, the checksum of {damaged} in it is wrong")
         return content
     except Exception as error:  # torch raises many kinds for damaged files
         reason = str(error).partition("\n")[0]

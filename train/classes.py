@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from common.errors import InputError
 from common.map_layers import MAP_LAYERS
 
 MAX_CLASSES = 64
@@ -42,14 +43,14 @@ class ClassSpec:
         object.__setattr__(self, "categories", tuple(self.categories))
         object.__setattr__(self, "weight", float(self.weight))
         if not (isinstance(self.name, str) and self.name and self.name.isprintable() and "/" not in self.name):
-            raise ValueError(f"class {self.name!r}: a name is a text without / and line breaks")
+            raise InputError(f"class {self.name!r}: a name is a text without / and line breaks")
         if not self.categories or not all(isinstance(prefix, str) and prefix for prefix in self.categories):
-            raise ValueError(f"class {self.name} names no category; give one, such as vehicle")
+            raise InputError(f"class {self.name} names no category; give one, such as vehicle")
         for layer in self.maps:
             if layer not in MAP_LAYERS:
-                raise ValueError(f"class {self.name}: there is no map layer {layer}; there are {', '.join(MAP_LAYERS)}")
+                raise InputError(f"class {self.name}: there is no map layer {layer}; there are {', '.join(MAP_LAYERS)}")
         if not (0 < self.weight < math.inf):
-            raise ValueError(f"class {self.name} has weight {self.weight}; it is a positive number")
+            raise InputError(f"class {self.name} has weight {self.weight}; it is a positive number")
 
     @property
     def boxes(self):
@@ -80,9 +81,9 @@ def parse_classes(text):
         try:
             weight = float(weight) if at else 1.0
         except ValueError:
-            raise ValueError(f"class {name.strip()}: the weight after @ is no number: {weight.strip()!r}") from None
+            raise InputError(f"class {name.strip()}: the weight after @ is no number: {weight.strip()!r}") from None
         if not equals:
-            raise ValueError(
+            raise InputError(
                 f"--classes {part.strip()!r}: it is name=category,…; …, as in 'vehicle=vehicle; road=map:lane,road_segment', "
                 f"or one of {', '.join(PRESETS)}"
             )
@@ -100,11 +101,11 @@ def class_specs(given):
     if isinstance(given, str):
         return parse_classes(given)
     if isinstance(given, Mapping) or not hasattr(given, "__iter__"):
-        raise ValueError(f"classes {given!r}: a list of classes, each with name and categories")
+        raise InputError(f"classes {given!r}: a list of classes, each with name and categories")
     specs = tuple(_spec(one) for one in given)
     names = [spec.name for spec in specs]
     if len(set(names)) != len(names) or len(names) > MAX_CLASSES:
-        raise ValueError(f"classes {', '.join(names)}: they have different names, and there are at most {MAX_CLASSES}")
+        raise InputError(f"classes {', '.join(names)}: they have different names, and there are at most {MAX_CLASSES}")
     return specs
 
 
@@ -116,14 +117,14 @@ def _spec(one):
         or set(one) - {"name", "categories", "weight"}
         or not {"name", "categories"} <= set(one)
     ):
-        raise ValueError(f"class {one!r}: it has a name, categories and, if it is not 1, a weight")
+        raise InputError(f"class {one!r}: it has a name, categories and, if it is not 1, a weight")
     categories = one["categories"]
     if isinstance(categories, str):
         categories = [part.strip() for part in categories.split(",")]
     try:
         return ClassSpec(one["name"], tuple(categories), one.get("weight", 1.0))
     except TypeError:
-        raise ValueError(f"class {one['name']}: its categories are a list, its weight is a number") from None
+        raise InputError(f"class {one['name']}: its categories are a list, its weight is a number") from None
 
 
 def key_of(protocol, of_class=""):

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import yaml
 
+from common.errors import InputError
 from common.plain import one_line
 from common.spelling import EITHER, Command, spelled
 from train.errors import Interrupted, NotFinite, PeerFailed, Stopped
@@ -124,7 +125,7 @@ def _given(values, argument=None):
         name, option = argument
         word = values.pop(name.lower())
         if word is not None and values[option] not in (None, word):
-            raise ValueError(f"{name} is {word} and --{option} {values[option]}; leave one out")
+            raise InputError(f"{name} is {word} and --{option} {values[option]}; leave one out")
         values[option] = word or values[option]
     given = {name: coerce(name, value) for name, value in values.items() if value is not None and value != ()}
     if "min_visibility" in given and "protocol" not in given:
@@ -167,14 +168,14 @@ def from_config(given, called=None):
         try:
             recorded = yaml.safe_load(Path(path).read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"{path}: not a readable YAML or JSON file ({error})") from None
+            raise InputError(f"{path}: not a readable YAML or JSON file ({error})") from None
         if not isinstance(recorded, dict):
-            raise ValueError(f"{path}: not a mapping of option names to values")
+            raise InputError(f"{path}: not a mapping of option names to values")
         given = {**known_options(recorded, path, strict=True), **given}
     for name in ("exp_name", "run_name"):
         if "/" in given.get(name, ""):
             word = given[name].strip("/").replace("/", "_")
-            raise ValueError(
+            raise InputError(
                 f"--{name} {given[name]}: it names one folder, no path; write --{name} {word}, and --ckpt_dir for a path"
             )
     runs = given.get("ckpt_dir", Options.ckpt_dir)
@@ -197,7 +198,7 @@ def known_options(recorded, source, strict):
     try:
         known, notes = of_today(recorded, strict)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        raise InputError(f"{source}: {error}") from None
     for note in notes:
         say(f"note: {source}: {note}")
     return known

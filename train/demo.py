@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from common.errors import InputError
 from common.files import write_atomically
 from common.progress import say
 from common.spelling import EITHER, Command, spelled
@@ -162,7 +163,7 @@ def _begin(size, out, shards, options):
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{out}: cannot be made ({error.strerror}); give another --out") from None
+        raise InputError(f"{out}: cannot be made ({error.strerror}); give another --out") from None
     splits = out / "splits.json"
     val = size.scenes // 5
     names = [f"scene-{number:04d}" for number in range(1, size.scenes + 1)]

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from common.addresses import is_pipe, is_remote
+from common.errors import InputError
 from common.plain import one_line
 from common.progress import say
 from common.spelling import spelled
@@ -37,12 +38,12 @@ def _looked_up(given):
     runs = given.get("ckpt_dir", Options.ckpt_dir)
     if not _is_run(word, runs):
         if not (is_remote(word) or is_pipe(word) or any(c in word for c in "*?[{<,") or Path(word).exists()):
-            raise ValueError(f"WHAT {word}: there are no such shards, and no run of this name in {runs}")
+            raise InputError(f"WHAT {word}: there are no such shards, and no run of this name in {runs}")
         return Options(**from_config({**given, "shards": (word,)})), None, True
     found = Path(find_run(word, runs, "WHAT"))
     folder = found.parent if found.is_file() else found
     if not (folder / "config.yaml").is_file():
-        raise ValueError(
+        raise InputError(
             f"{folder}: no config.yaml, which says a run's options; give --config, or the options themselves"
         )
     recorded = {"init_dir": "", "resume": "", "config": str(folder / "config.yaml")}

@@ -2,6 +2,7 @@
 
 import click
 
+from common.errors import InputError
 from common.spelling import spelled
 from train.command import fail_in_one_line, from_config, options_command
 from train.evaluation.files import evaluation_file
@@ -41,7 +42,7 @@ def _looked_up(given, baseline):
     """The given options with those of --config, once all paths that they name are known to be there. Raises ValueError."""
     given = from_config(given, {"init_dir": "RUN"})
     if given.get("resume") or not given.get("init_dir"):
-        raise ValueError(f"give a run's folder or a checkpoint file: {spelled('train.evaluate')} RUN")
+        raise InputError(f"give a run's folder or a checkpoint file: {spelled('train.evaluate')} RUN")
     if any(name in given for name in SHARDS):
         check_paths(Options(**{**given, "do_val": True}), want_train=False)
     if baseline:

@@ -17,10 +17,8 @@ _INSTALLED = ("/site-packages/", "/dist-packages/")
 
 def told_in_a_line(error):
     """Whether an error's message is all that its reader needs."""
-    passed = list(_places(error.__traceback__))
-    places = set(passed)
-    on_purpose = isinstance(error, ValueError) and passed[-1] == "ours"
-    if on_purpose or isinstance(error, (InputError, DataError, NotFinite, PeersLost)):
+    places = set(_places(error.__traceback__))
+    if isinstance(error, (InputError, DataError, NotFinite, PeersLost)):
         return "theirs" not in places
     return isinstance(error, OSError) and places <= {"ours", "standard"}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from common.errors import InputError
 from common.progress import Progress
 from train import checkpoint
 from train.data.buffers import passed
@@ -373,7 +374,7 @@ class Trainer:
             return False
         name, figures = self.options.keep_best, self.pools["v"].last()
         if name not in figures:
-            raise ValueError(f"--keep_best {name}: validation gives {', '.join(figures)}")
+            raise InputError(f"--keep_best {name}: validation gives {', '.join(figures)}")
         higher = self.step.higher_is_better(name)
         best = self.best["value"] if self.best and self.best["figure"] == name else None
         better = is_better(figures[name], best, higher)
@@ -429,12 +430,12 @@ def _on_its_way(sums):
 
 def _check_arguments(options, network, loaders):
     if not isinstance(options, Options):
-        raise ValueError(f"Trainer(options, network, loaders): options is a {type(options).__name__}, not Options")
+        raise InputError(f"Trainer(options, network, loaders): options is a {type(options).__name__}, not Options")
     options.validate()  # of which some may have been changed since they were built
     check_network(network)
     if not (isinstance(loaders, tuple) and len(loaders) == 3):
-        raise ValueError(
+        raise InputError(
             "Trainer(options, network, loaders): loaders is (train, val or None, grid), as make_loaders gives"
         )
     if options.keep_best and loaders[1] is None:
-        raise ValueError(f"--keep_best {options.keep_best} needs a validation; give --do_val True and val shards")
+        raise InputError(f"--keep_best {options.keep_best} needs a validation; give --do_val True and val shards")

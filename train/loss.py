@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.errors import InputError
+
 COUNT_FLOOR = 1e-6
 CE_FACTOR = 10.0
 POS_WEIGHT = 2.13
@@ -95,13 +97,13 @@ def benchmark_terms(outputs, batch, normaliser):
 
 def _check_shapes(outputs, labels):
     if not labels:
-        raise ValueError(
+        raise InputError(
             f"the network returned {', '.join(outputs) or 'nothing'}, and none of {', '.join(TERMS)}; "
             "return one of these, or give it a loss of its own"
         )
     for name, label in labels.items():
         if outputs[name].shape != label.shape:
-            raise ValueError(
+            raise InputError(
                 f"the network's {name} is {tuple(outputs[name].shape)}, the labels are {tuple(label.shape)}"
             )
 

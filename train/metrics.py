@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import torch
 
+from common.errors import InputError
+
 METHODS = ("update", "merge", "figures")
 
 
@@ -113,11 +115,11 @@ def metrics_of(network):
     name = type(network).__name__
     own = own() if callable(own) else copy.deepcopy(own)
     if not isinstance(own, (list, tuple)):
-        raise ValueError(f"{name}.metrics is {own!r}; it is a list of metrics, or a method that gives new ones")
+        raise InputError(f"{name}.metrics is {own!r}; it is a list of metrics, or a method that gives new ones")
     for metric in own:
         missing = [method for method in METHODS if not callable(getattr(metric, method, None))]
         if missing:
-            raise ValueError(f"{name}.metrics hold a {type(metric).__name__}, which has no {' and no '.join(missing)}")
+            raise InputError(f"{name}.metrics hold a {type(metric).__name__}, which has no {' and no '.join(missing)}")
     return list(own)
 
 
@@ -139,7 +141,7 @@ def read(metrics):
     for metric in metrics:
         scores = metric.figures()
         if twice := sorted(out.keys() & scores.keys()):
-            raise ValueError(f"two metrics give {', '.join(twice)}; names are a metric's own")
+            raise InputError(f"two metrics give {', '.join(twice)}; names are a metric's own")
         out |= {
             name: Score(*score) if isinstance(score, tuple) else Score(float(score)) for name, score in scores.items()
         }

@@ -4,6 +4,8 @@ import warnings
 
 import torch
 
+from common.errors import InputError
+
 SCHEDULE_MARGIN = 100  # steps past max_iters, so that the rate never reaches zero
 
 
@@ -47,7 +49,7 @@ def parameter_groups(network):
     held = {id(p) for group in groups for p in group["params"]}
     missing = [name for name, p in network.named_parameters() if p.requires_grad and id(p) not in held]
     if missing:
-        raise ValueError(f"{type(network).__name__}.parameter_groups() leaves out {', '.join(missing[:5])}")
+        raise InputError(f"{type(network).__name__}.parameter_groups() leaves out {', '.join(missing[:5])}")
     return groups
 
 
@@ -67,7 +69,7 @@ def load_moments(optimizer, state):
     """
     own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     if len(own) != len(state["param_groups"]):
-        raise ValueError(
+        raise InputError(
             f"the checkpoint's optimizer has {len(state['param_groups'])} groups of parameters, not {len(own)}"
         )
     groups = [{**theirs, **ours} for theirs, ours in zip(state["param_groups"], own, strict=True)]

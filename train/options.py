@@ -5,6 +5,7 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 
 from common.addresses import recordable
+from common.errors import InputError
 from common.record import MOST_VISIBLE
 from common.stores import parse_options
 from train.classes import class_specs
@@ -166,56 +167,56 @@ class Options:
     def validate(self, world_size=1):
         """Raise ValueError, naming the remedy, for values that cannot work together."""
         if self.batch_size < 1 or self.batch_size % world_size:
-            raise ValueError(
+            raise InputError(
                 f"--batch_size {self.batch_size} is not a positive multiple of the {world_size} device(s); "
                 "change it, or name other --device_ids"
             )
         if self.use_metaradar and not self.use_radar:
-            raise ValueError("--use_metaradar needs --use_radar")
+            raise InputError("--use_metaradar needs --use_radar")
         if self.encoder_type not in ENCODERS:
-            raise ValueError(f"--encoder_type {self.encoder_type}: it is one of {', '.join(ENCODERS)}")
+            raise InputError(f"--encoder_type {self.encoder_type}: it is one of {', '.join(ENCODERS)}")
         if self.precision not in ("", "bf16", "fp32", "tf32"):
-            raise ValueError(f"--precision {self.precision}: it is bf16 or fp32, or tf32 on CUDA")
+            raise InputError(f"--precision {self.precision}: it is bf16 or fp32, or tf32 on CUDA")
         if self.wandb not in ("", "offline", "online"):
-            raise ValueError(f"--wandb {self.wandb}: it is offline or online")
+            raise InputError(f"--wandb {self.wandb}: it is offline or online")
         if self.decode not in ("auto", "host", "device"):
-            raise ValueError(f"--decode {self.decode}: it is auto, host or device")
+            raise InputError(f"--decode {self.decode}: it is auto, host or device")
         if self.dset not in ("", "trainval", "mini"):
-            raise ValueError(f"--dset {self.dset}: it is trainval or mini")
+            raise InputError(f"--dset {self.dset}: it is trainval or mini")
         if self.val_batches != "all" and not (self.val_batches.isdigit() and int(self.val_batches)):
-            raise ValueError(f"--val_batches {self.val_batches}: it is a positive number or all")
+            raise InputError(f"--val_batches {self.val_batches}: it is a positive number or all")
         if not self.do_rgbcompress and (self.use_radar or self.use_lidar):
-            raise ValueError("--do_rgbcompress False works with cameras alone; leave out --use_radar and --use_lidar")
+            raise InputError("--do_rgbcompress False works with cameras alone; leave out --use_radar and --use_lidar")
         for item in fields(self):
             value, least = getattr(self, item.name), item.metadata["least"]
             if least is not None and not value >= least:  # NaN too
-                raise ValueError(f"--{item.name} {value} must be at least {least}")
+                raise InputError(f"--{item.name} {value} must be at least {least}")
         check_visibility(self.protocol, self.min_visibility)
         for name in ("exp_name", "run_name"):  # of folders, curves and pages
             if not getattr(self, name).isprintable() or len(getattr(self, name)) > 200:
-                raise ValueError(
+                raise InputError(
                     f"--{name} {getattr(self, name)!r:.50}: it is at most 200 characters that can be printed"
                 )
         if self.no_pretrained and self.backbone_weights:
-            raise ValueError("--no_pretrained and --backbone_weights FILE contradict each other; leave one out")
+            raise InputError("--no_pretrained and --backbone_weights FILE contradict each other; leave one out")
         if self.seed >= 2**64:
-            raise ValueError(f"--seed {self.seed}: it has 64 bits at most")
+            raise InputError(f"--seed {self.seed}: it has 64 bits at most")
         if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"--lr {self.lr} must be positive")
+            raise InputError(f"--lr {self.lr} must be positive")
         if self.order not in ("shuffled", "streams"):
-            raise ValueError(f"--order {self.order}: it is shuffled or streams")
+            raise InputError(f"--order {self.order}: it is shuffled or streams")
         if self.crop not in ("", "bottom", "centre"):
-            raise ValueError(f"--crop {self.crop}: it is bottom or centre")
+            raise InputError(f"--crop {self.crop}: it is bottom or centre")
         if self.image_size and self.image_hw and self.res_scale != Options.res_scale:
-            raise ValueError(f"--image_size {self.image_size} and --res_scale {self.res_scale}; leave one out")
+            raise InputError(f"--image_size {self.image_size} and --res_scale {self.res_scale}; leave one out")
         if self.frame not in ("cam0", "ego"):
-            raise ValueError(f"--frame {self.frame}: it is cam0 or ego")
+            raise InputError(f"--frame {self.frame}: it is cam0 or ego")
         if class_specs(self.classes) and self.target_categories != Options.target_categories:
-            raise ValueError("--target_categories makes one class, and classes are given; leave one out")
+            raise InputError("--target_categories makes one class, and classes are given; leave one out")
         if len(self.bounds) != 6 or len(self.centroid) not in (0, 3):
-            raise ValueError("--bounds takes 6 numbers, --centroid 3")
+            raise InputError("--bounds takes 6 numbers, --centroid 3")
         if any(low >= high for low, high in zip(self.bounds[::2], self.bounds[1::2], strict=True)):
-            raise ValueError("--bounds takes a lower and a higher number for each axis")
+            raise InputError("--bounds takes a lower and a higher number for each axis")
 
     def data_aug_conf(self):
         """Simple-BEV's data_aug_conf of this res_scale or image_size."""
@@ -236,18 +237,18 @@ class Options:
             return tuple(int(n * self.res_scale) for n in BASE_HW)
         found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", self.image_size)
         if not found:
-            raise ValueError(f"--image_size {self.image_size}: it is height x width in pixels, such as 256x704")
+            raise InputError(f"--image_size {self.image_size}: it is height x width in pixels, such as 256x704")
         return int(found[1]), int(found[2])
 
 
 def check_visibility(protocol, min_visibility):
     """Raise ValueError for a --min_visibility that its protocol does not look at, or that leaves every box out."""
     if protocol == "simple_bev" and min_visibility != 1:
-        raise ValueError(
+        raise InputError(
             f"--min_visibility {min_visibility} belongs to --protocol min_visibility, not simple_bev; leave one out"
         )
     if min_visibility > MOST_VISIBLE:
-        raise ValueError(
+        raise InputError(
             f"--min_visibility {min_visibility}: it is 1 to {MOST_VISIBLE}, nuScenes' levels, no percentage"
         )
 
@@ -271,7 +272,7 @@ def of_today(recorded, strict):
     known = {item.name for item in fields(Options)}
     others = [name for name in recorded if name not in known]
     if strict and others:
-        raise ValueError(f"{others[0]} is not an option; see --help")
+        raise InputError(f"{others[0]} is not an option; see --help")
     out = {name: coerce(name, value) for name, value in recorded.items() if name in known}
     return out, [f"{name} is no option of this version and is left out" for name in others]
 
@@ -303,7 +304,7 @@ def coerce(name, value):
     except (TypeError, ValueError, KeyError):
         kinds = {bool: "True or False", tuple: "a list", int: "a whole number", float: "a number", str: "a text"}
         shown = "" if item.metadata["secret"] else f" {value!r}"
-        raise ValueError(f"--{name}{shown} is not {kinds[item.type]}") from None
+        raise InputError(f"--{name}{shown} is not {kinds[item.type]}") from None
 
 
 def _patterns(text):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from common.addresses import is_pipe, is_remote, join
+from common.errors import InputError
 from common.shard_set import find_beside, find_shards
 from train.options import SHARDS
 
@@ -23,7 +24,7 @@ def shard_sets(options, want_train=True):
         else:
             val = find_shards(options.shards or (join(options.data_dir, "val-*.tar"),), "val", options.stores)
         if not val:
-            raise ValueError("no val shards beside the train shards; give --val_shards or --do_val False")
+            raise InputError("no val shards beside the train shards; give --val_shards or --do_val False")
     return train, val
 
 
@@ -33,10 +34,10 @@ def check_paths(options, want_train=True):
     if not any(is_remote(word) or is_pipe(word.strip()) for word in words):
         shard_sets(options, want_train)
     if options.backbone_weights and not Path(options.backbone_weights).is_file():
-        raise ValueError(f"--backbone_weights {options.backbone_weights}: there is no such file")
+        raise InputError(f"--backbone_weights {options.backbone_weights}: there is no such file")
     arguments = options.model_args.strip()
     if arguments and not arguments.startswith("{") and not Path(arguments).is_file():
-        raise ValueError(f"--model_args {arguments}: neither a JSON object nor a file with one")
+        raise InputError(f"--model_args {arguments}: neither a JSON object nor a file with one")
 
 
 def _words(value):

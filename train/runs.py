@@ -6,6 +6,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from common.errors import InputError
 from train.processes.ranks import say
 
 CKPT_DIR = "checkpoints"  # the default of --ckpt_dir
@@ -26,10 +27,10 @@ def find_run(text, ckpt_dir=CKPT_DIR, what="RUN"):
     if not path.is_dir():
         runs = _runs_in(ckpt_dir)
         newest = f"; the newest run is {runs[-1]}" if runs else ""
-        raise ValueError(f"{what} {text}: there is no such file or folder{newest}")
+        raise InputError(f"{what} {text}: there is no such file or folder{newest}")
     if (path / "config.yaml").is_file():
         remedy = f"begin it again with --config {path}/config.yaml"
-        raise ValueError(f"{path}: ended before its first checkpoint; {remedy}")
+        raise InputError(f"{path}: ended before its first checkpoint; {remedy}")
     if any(path.glob("[tv]/events*")):
         name = path.absolute().name
         beside = path.absolute().parent.parent.glob(f"*/{glob.escape(name)}")
@@ -39,9 +40,9 @@ def find_run(text, ckpt_dir=CKPT_DIR, what="RUN"):
     else:
         runs, where = _runs_in(path), "a run's folder, which holds model-*.pth"
     if len(runs) > 1:
-        raise ValueError(f"{what} {text}: {len(runs)} runs are there; name one, the newest is {runs[-1]}")
+        raise InputError(f"{what} {text}: {len(runs)} runs are there; name one, the newest is {runs[-1]}")
     if not runs:
-        raise ValueError(f"{what} {text}: no checkpoint is there; give {where}")
+        raise InputError(f"{what} {text}: no checkpoint is there; give {where}")
     say(f"note: {what} {runs[0]}, which {text} stands for")
     return str(runs[0])
 
@@ -68,7 +69,7 @@ def model_name(batch_size, grad_acc, lr, use_scheduler, exp_name, now):
 def new_folder(options):
     """Make the folder of a new run; names hold the time of day alone, and no two runs share one."""
     if options.run_name in (".", "..") or "/" in options.run_name:
-        raise ValueError(f"--run_name {options.run_name}: it names one folder in --ckpt_dir; give another name")
+        raise InputError(f"--run_name {options.run_name}: it names one folder in --ckpt_dir; give another name")
     while True:
         folder = Path(options.ckpt_dir) / folder_name(options, datetime.now())
         try:
@@ -80,13 +81,13 @@ def new_folder(options):
             if folder.name == options.run_name:
                 if not any(folder.glob("*model-*.pth")):
                     return folder  # of a run that ended before its first checkpoint
-                raise ValueError(f"{folder} is there already; --resume it, or give another --run_name") from None
+                raise InputError(f"{folder} is there already; --resume it, or give another --run_name") from None
             time.sleep(1)
         except OSError as error:
             remedy = "give another --ckpt_dir"
             if error.errno in (errno.EINVAL, errno.EPROTO) and ":" in folder.name:
                 remedy = "this file system may take no colon: add --run_name dated"
-            raise ValueError(f"{folder}: cannot be made ({error.strerror}); {remedy}") from None
+            raise InputError(f"{folder}: cannot be made ({error.strerror}); {remedy}") from None
 
 
 def folder_name(options, now):

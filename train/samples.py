@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from common import addresses
+from common.errors import InputError
 from common.keys import scene_key
 from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, RecordError, image_member, lidar_member, radar_member
 from common.shard_set import find_shards
@@ -59,7 +60,7 @@ class Samples:
             return scene
         if name.isdigit() and int(name) < len(self):
             return [int(name)]
-        raise ValueError(
+        raise InputError(
             f"{name}: no key, token, scene or number of these {len(self)} keyframes; "
             f"the first is {self.keys[0]}, the last {self.keys[-1]}"
         )
@@ -88,7 +89,7 @@ class Samples:
         try:
             return decode()
         except RecordError as error:
-            raise ValueError(
+            raise InputError(
                 f"{self.where(number)}: {error}; check the shard with {spelled('preprocess.verify')}"
             ) from None
 
@@ -117,7 +118,7 @@ def network_of(run, device):
     content = checkpoint.read(path, command=f"{spelled('train.show')} … --run")
     recorded = content.get("options")
     if not recorded:
-        raise ValueError(f"{path}: records no options, so there is no telling which network it is of")
+        raise InputError(f"{path}: records no options, so there is no telling which network it is of")
     recorded = known_options(recorded, path, strict=False)
     options = Options(**{**recorded, "interpolation": checkpoint.interpolation(content)})
     model, options = make_network(options, device=device)
@@ -146,14 +147,14 @@ def batch_of(samples, number, options, device="cpu", epoch=None, wanted=PRESENT)
     loader = _loader_of(source, dataclasses.replace(options, batch_size=1), device, is_train, wanted)
     sample = next((n for n, window in enumerate(loader.windows) if window[0] == own), None)
     if sample is None:
-        raise ValueError(
+        raise InputError(
             f"{samples.where(number)}: fewer than {options.seqlen} keyframes from here on; name an earlier one"
         )
     loader.load_state_dict({"epoch": epoch or 0, "position": 0})
     try:
         batch = loader.batch_of([sample], augment=is_train)
     except DataError as error:
-        raise ValueError(str(error)) from None
+        raise InputError(str(error)) from None
     return batch, loader.draw(sample, epoch or 0, is_train), loader.stage.vox_util
 
 
@@ -173,7 +174,7 @@ def batches_of(samples, numbers, options, device="cpu", wanted=PRESENT):
             for batch in loader.batches_of([windows[place] for (_, place), _ in group]):
                 yield list(itertools.islice(left, len(batch))), batch, loader.stage.vox_util
         except DataError as error:
-            raise ValueError(str(error)) from None
+            raise InputError(str(error)) from None
 
 
 def _loader_of(source, options, device, is_train, wanted, threads=0):

@@ -34,7 +34,7 @@ def make_network(options, build=None, device="cpu"):
         try:
             network.needs = needs
         except AttributeError:  # of a property
-            raise ValueError(
+            raise InputError(
                 f"{type(network).__name__}.needs leaves lidar or radar to the options, and cannot be set: name both there"
             ) from None
     return network.to(device), options
@@ -44,7 +44,7 @@ def _named_after(build, options):
     if build is not None:
         name = name_of(build)
         if options.model not in (name, DEFAULT):
-            raise ValueError(f"--model {options.model}, but build is {name}; leave one out")
+            raise InputError(f"--model {options.model}, but build is {name}; leave one out")
         options = dataclasses.replace(options, model=name)
     arguments = model_arguments(options.model_args)  # a file's content is recorded, not its name
     return dataclasses.replace(options, model_args=json.dumps(arguments) if arguments else "")
@@ -54,7 +54,7 @@ def check_same_network(path, content, options):
     """Raise ValueError where the checkpoint `content`, read from `path`, records another network than the options'."""
     recorded = content.get("options")
     if recorded and recorded["model"] != options.model:
-        raise ValueError(
+        raise InputError(
             f"{path}: a checkpoint of the network {recorded['model']}, not of {options.model}; "
             "give its own --model, or another checkpoint"
         )
@@ -110,5 +110,5 @@ def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras
     for loader in loaders:
         version = loader.reader.facts["version"] if loader is not None else ""
         if options.dset and version and version != f"v1.0-{options.dset}":
-            raise ValueError(f"--dset {options.dset}, but the shards are of {version}; leave it out or give others")
+            raise InputError(f"--dset {options.dset}, but the shards are of {version}; leave it out or give others")
     return *loaders, make_vox_util(Grid.of(options), device)

@@ -5,6 +5,7 @@ import os
 import click
 
 from common.addresses import is_remote
+from common.errors import InputError
 from common.shard_set import find_shards
 from common.spelling import EITHER, Command, spelled
 from common.stores import parse_options
@@ -56,16 +57,16 @@ def _check(wanted, run):
     """Take --points apart. Raises ValueError for options that exclude one another."""
     files = [f"--{name}" for name in ("out", "video", "mcap", "predictions") if wanted[name]]
     if len(files) > 1:
-        raise ValueError(f"{' and '.join(files)} are one file each; give one of them")
+        raise InputError(f"{' and '.join(files)} are one file each; give one of them")
     if wanted["augment"] and files not in ([], ["--out"]):
-        raise ValueError(f"--augment draws one sample; leave out {files[0]}")
+        raise InputError(f"--augment draws one sample; leave out {files[0]}")
     wanted["points"] = points_of(wanted["points"])
     if wanted["points"] and (wanted["augment"] or wanted["mcap"] or wanted["predictions"]):
-        raise ValueError(
+        raise InputError(
             "--points draws into the pictures of a sample or a video; leave out --augment, --mcap, --predictions"
         )
     if wanted["predictions"] and not (run and wanted["predictions"].endswith(".npz")):
-        raise ValueError(f"--predictions {wanted['predictions']}: name a .npz, and with --run whose predictions")
+        raise InputError(f"--predictions {wanted['predictions']}: name a .npz, and with --run whose predictions")
     if wanted["out"]:
         check_picture(wanted["out"])
 

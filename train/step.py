@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.errors import InputError
 from train.data.order import FLIP_STREAM, sample_rng
 from train.loss import Normaliser, default_loss
 from train.metrics import Segmentation, Sums, merged, metrics_of, read
@@ -106,16 +107,16 @@ class LossStep(nn.Module):
     def _check(self, loss, terms):
         names = self._names.setdefault(self.training, (TOTAL, *terms))
         if taken := [name for name in terms if name in RESERVED]:
-            raise ValueError(
+            raise InputError(
                 f"a term of the loss is named {taken[0]}, which is a figure of the trainer's; name it otherwise"
             )
         if names != (TOTAL, *terms):
-            raise ValueError(f"the loss gave {', '.join(terms)}; before it were {', '.join(names[1:])}; they must stay")
+            raise InputError(f"the loss gave {', '.join(terms)}; before it were {', '.join(names[1:])}; they must stay")
         if loss.dim():
-            raise ValueError(f"the loss is {tuple(loss.shape)}; it is a scalar, and its terms are")
+            raise InputError(f"the loss is {tuple(loss.shape)}; it is a scalar, and its terms are")
         for name, value in terms.items():
             if isinstance(value, torch.Tensor) and value.numel() != 1:
-                raise ValueError(f"the loss's term {name} is {tuple(value.shape)}; it is a scalar")
+                raise InputError(f"the loss's term {name} is {tuple(value.shape)}; it is a scalar")
 
     def _flips(self, batch):
         if not (self.training and self.flips):
@@ -144,7 +145,7 @@ def validate(step, batches, world):
     # A rank may have had no batch at all: it learns from the others how many figures there are, and of what.
     length = world.any(0 if sums is None else len(sums))
     if not length:
-        raise ValueError("no sample to evaluate")
+        raise InputError("no sample to evaluate")
     if sums is None:
         sums = torch.zeros(length, dtype=torch.float64, device=world.device)
     sums = world.sum(sums).cpu()

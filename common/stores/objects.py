@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from common import addresses
-from common.errors import CannotList, Missing, Refused, StoreError
+from common.errors import CannotList, InputError, Missing, Refused, StoreError
 from common.stores.connections import certificate_fault, innermost, proxy_of
 from common.stores.profiles import ENDPOINTS, profile_options
 from common.stores.remote import RemoteStore, Stat, check_limit
@@ -115,7 +115,7 @@ class ObjectStore(RemoteStore):
         from obstore.store import HTTPStore
 
         if config:
-            raise ValueError(f"an http server knows no options but {_CLIENT_OPTIONS}")
+            raise InputError(f"an http server knows no options but {_CLIENT_OPTIONS}")
         client = shared["client_options"]
         client.setdefault("allow_http", self.scheme == "http")
         client["default_headers"] = self._authorization() | client.get("default_headers", {})

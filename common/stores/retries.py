@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 
 from common import progress
-from common.errors import StoreError
+from common.errors import InputError, StoreError
 
 LONGEST_PAUSE_S = 20.0
 FIRST_ANSWER_S = 30.0  # that a store has for its first answer, all tries together
@@ -71,7 +71,7 @@ class Retry:
 
     def __post_init__(self):
         if self.attempts < 1 or self.pause_s < 0 or self.stall_s <= 0 or self.minutes < 0:
-            raise ValueError(
+            raise InputError(
                 f"{self}: attempts must be at least 1, pauses and minutes not negative, the stall time positive"
             )
 

@@ -123,17 +123,17 @@ def loaders_of(shards, val_shards, config, nworkers, nworkers_val):
         train = make_loader(open_source(shards, config.source, "train"), config, nworkers)
         if not len(train):
             if config.order.order == "streams":
-                raise ValueError(
+                raise InputError(
                     f"{len(train.reader.scene_names)} training scenes are fewer than the {config.order.batch_size} slots of a "
                     "batch, each of which plays scenes of its own; lower batch_size"
                 )
-            raise ValueError(
+            raise InputError(
                 f"{len(train.windows)} training samples do not fill one batch of {config.order.batch_size}; lower batch_size"
             )
     if val_shards is not None:
         val = make_loader(open_source(val_shards, config.source, "val"), config.of_evaluation, nworkers_val)
         if not val.windows:
-            raise ValueError(
+            raise InputError(
                 f"the val shards hold no sample of {config.order.seqlen} keyframes; lower seqlen or give other val_shards"
             )
     for loader in (train, val) if config.order.rank == 0 else ():
@@ -146,11 +146,11 @@ def make_loader(reader, config, nworkers):
     """The Loader of a source and a DataConfig. Raises ValueError where the shards lack what is asked for."""
     reader = layered(reader, config)
     if reader.facts.get("annotated") is False:
-        raise ValueError(
+        raise InputError(
             f"{reader.facts['version']} shards have no annotations, so nothing to train on or compare with"
         )
     if reader.is_stream and config.order.order == "streams":
-        raise ValueError(
+        raise InputError(
             "order streams plays scenes side by side, which shards that are read from front to back cannot; give shards that "
             "can be read anywhere, or order shuffled"
         )
@@ -179,13 +179,13 @@ def _check_modalities(reader, config):
     for name, member in wanted:
         tar = reader.lacks(member)
         if tar is not None:
-            raise ValueError(
+            raise InputError(
                 f"{tar}: holds no {name}; leave out use_{name}, take a network that does without {name}, "
                 "or make shards from data that has it"
             )
     held = reader.facts["sweeps"]
     if wanted and config.nsweeps > held:
-        raise ValueError(
+        raise InputError(
             f"nsweeps is {config.nsweeps}, as given or as the network needs, the shards hold {held}; "
             f"lower it, take another network, or make shards with SWEEPS={config.nsweeps}"
         )

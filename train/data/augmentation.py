@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.errors import InputError
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -36,7 +38,7 @@ def draw_augmentation(rng, conf, seqlen, past=0):
     if rng is not None and conf.shuffle_cams:
         reference = int(rng.integers(1, len(cams))) if len(cams) > 1 else 0
     if not 0 <= reference < len(cams):
-        raise ValueError(f"refcam_id {reference} is not one of the {len(cams)} camera slots")
+        raise InputError(f"refcam_id {reference} is not one of the {len(cams)} camera slots")
     shape = (seqlen + past, len(cams))
     if rng is not None:
         parts = [_draw_crops(rng, conf, (count, len(cams))) for count in (seqlen, *[1] * past)]

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 
+from common.errors import InputError
 from common.record import SAMPLE, RecordError, decode_json
 
 FEW = 8  # keyframes that are looked at one by one; where these do not do, the rest is fetched ahead
@@ -35,7 +36,7 @@ def check_met(there, wanted, all_of_them, where):
     """Raise ValueError where `wanted` match none of `there`, the categories of all boxes of `where`; see check_categories."""
     missing = _missing(there, wanted, all_of_them)
     if missing:
-        raise ValueError(
+        raise InputError(
             f"--target_categories {','.join(missing)}: no box of {where} is of such a category; "
             f"they have {', '.join(sorted(there)) or 'no boxes at all'}"
         )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 
+from common.errors import InputError
 from common.map_shapes import MAP_LAYER
 from common.map_shapes import MEMBERS as MAP_MEMBERS
 from common.record import BOXES_MEMBER, CAMERAS_MEMBER, SAMPLE, image_member, lidar_member, radar_member
@@ -40,10 +41,10 @@ class DecodeConfig:
     def __post_init__(self):
         object.__setattr__(self, "box_categories", tuple(self.box_categories))
         if self.nsweeps < 1:
-            raise ValueError(f"nsweeps is {self.nsweeps}; it counts the keyframe, so it is at least 1")
+            raise InputError(f"nsweeps is {self.nsweeps}; it counts the keyframe, so it is at least 1")
         names = [spec.name for spec in self.labels]
         if not names or len(set(names)) != len(names):
-            raise ValueError(f"labels {names} must be at least one, of different names")
+            raise InputError(f"labels {names} must be at least one, of different names")
 
     @property
     def categories(self):
@@ -94,22 +95,22 @@ class AugmentConfig:
 
     def __post_init__(self):
         if len(set(self.cams)) != len(self.cams):
-            raise ValueError(f"cams {list(self.cams)} must be different cameras")
+            raise InputError(f"cams {list(self.cams)} must be different cameras")
         if self.ncams < 0:
-            raise ValueError(f"ncams is {self.ncams}; it must be at least 1, or 0 for all")
+            raise InputError(f"ncams is {self.ncams}; it must be at least 1, or 0 for all")
         if self.crop not in CROPS:
-            raise ValueError(f"crop {self.crop!r}; it is bottom or centre, or empty")
+            raise InputError(f"crop {self.crop!r}; it is bottom or centre, or empty")
         if min(self.final_hw) < 1:
-            raise ValueError(f"final_dim {tuple(self.final_hw)} must be positive")
+            raise InputError(f"final_dim {tuple(self.final_hw)} must be positive")
         if not 0 < self.resize_lim[0] <= self.resize_lim[1]:
-            raise ValueError(f"resize_lim {list(self.resize_lim)} must be two positive numbers in order")
+            raise InputError(f"resize_lim {list(self.resize_lim)} must be two positive numbers in order")
 
     @classmethod
     def from_dict(cls, conf, **chosen):
         """From Simple-BEV's dict; `chosen` are further fields. Raises ValueError for a missing or unknown entry."""
         known = {"crop", "crop_offset", "resize_lim", "resize_scale", "final_dim", "H", "W", "cams", "ncams"}
         if set(conf) - known or "final_dim" not in conf:
-            raise ValueError(f"data_aug_conf needs final_dim and knows {sorted(known)}, but has {sorted(conf)}")
+            raise InputError(f"data_aug_conf needs final_dim and knows {sorted(known)}, but has {sorted(conf)}")
         limits = conf.get("resize_lim")
         if limits is None:
             limits = [conf.get("resize_scale", 1.0)] * 2
@@ -132,9 +133,9 @@ class AugmentConfig:
         cams = tuple(self.cams or names)
         unknown = [c for c in cams if c not in names]
         if unknown:
-            raise ValueError(f"cams: the shards have no camera {unknown[0]}; they have {', '.join(names)}")
+            raise InputError(f"cams: the shards have no camera {unknown[0]}; they have {', '.join(names)}")
         if self.ncams > len(cams):
-            raise ValueError(f"ncams is {self.ncams}, but there are {len(cams)} cameras; lower it, or give 0 for all")
+            raise InputError(f"ncams is {self.ncams}, but there are {len(cams)} cameras; lower it, or give 0 for all")
         reference = self.refcam_id
         if reference < 0:
             own = names[rig.reference_slot]
@@ -145,7 +146,7 @@ class AugmentConfig:
         """Raise ValueError where refcam_id is used and is no slot."""
         slots = min(self.ncams, len(self.cams)) if is_train else len(self.cams)
         if not (is_train and self.shuffle_cams) and not 0 <= self.refcam_id < slots:
-            raise ValueError(f"refcam_id {self.refcam_id} is not one of the {slots} camera slots")
+            raise InputError(f"refcam_id {self.refcam_id} is not one of the {slots} camera slots")
 
 
 @dataclass(frozen=True)
@@ -172,22 +173,22 @@ class OrderConfig:
 
     def __post_init__(self):
         if self.order not in ORDERS:
-            raise ValueError(f"order {self.order!r}; it is one of {', '.join(ORDERS)}")
+            raise InputError(f"order {self.order!r}; it is one of {', '.join(ORDERS)}")
         if self.order == "streams" and (self.seqlen > 1 or self.temporal_aug):
-            raise ValueError("order streams plays scenes keyframe by keyframe; leave out seqlen and temporal_aug")
+            raise InputError("order streams plays scenes keyframe by keyframe; leave out seqlen and temporal_aug")
         if self.past < 0:
-            raise ValueError(f"past is {self.past}; it counts the keyframes before the present, so it is at least 0")
+            raise InputError(f"past is {self.past}; it counts the keyframes before the present, so it is at least 0")
         if self.past and (self.seqlen > 1 or self.temporal_aug):
-            raise ValueError(
+            raise InputError(
                 f"past {self.past} beside seqlen {self.seqlen}: seqlen's windows run into the future, as Simple-BEV's, past's "
                 "back from the present; leave out seqlen and temporal_aug"
             )
         if self.batch_size < 1 or self.batch_size % self.world_size:
-            raise ValueError(
+            raise InputError(
                 f"batch_size {self.batch_size} must be a positive multiple of the {self.world_size} devices"
             )
         if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank {self.rank} is not one of {self.world_size}")
+            raise InputError(f"rank {self.rank} is not one of {self.world_size}")
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,9 @@ class StageConfig:
     def __post_init__(self):
         object.__setattr__(self, "device", torch.device(self.device))
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation {self.interpolation!r}; it is one of {', '.join(INTERPOLATIONS)}")
+            raise InputError(f"interpolation {self.interpolation!r}; it is one of {', '.join(INTERPOLATIONS)}")
         if self.decode not in DECODERS:
-            raise ValueError(f"decode {self.decode!r}; it is one of {', '.join(DECODERS)}")
+            raise InputError(f"decode {self.decode!r}; it is one of {', '.join(DECODERS)}")
 
     @property
     def on_cuda(self):

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from common.errors import InputError
 from common.geometry import rigid_inverse
 from common.vox import VoxUtil
 
@@ -40,7 +41,7 @@ class Grid:
         for name, cast in (("centroid", float), ("bounds", float), ("zyx", int)):
             object.__setattr__(self, name, tuple(cast(v) for v in np.asarray(getattr(self, name)).reshape(-1)))
         if self.frame not in CENTROIDS_M:
-            raise ValueError(f"frame {self.frame!r}; the grid's is one of {', '.join(CENTROIDS_M)}")
+            raise InputError(f"frame {self.frame!r}; the grid's is one of {', '.join(CENTROIDS_M)}")
 
     @property
     def zx(self):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from common.errors import InputError
 from common.record import MOST_VISIBLE
 from train.classes import class_specs, one_class
 
@@ -36,17 +37,17 @@ class LabelSpec:
 
     def __post_init__(self):
         if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol {self.protocol!r}; it is one of {', '.join(PROTOCOLS)}")
+            raise InputError(f"protocol {self.protocol!r}; it is one of {', '.join(PROTOCOLS)}")
         if not 0 <= self.min_visibility <= MOST_VISIBLE:
-            raise ValueError(f"min_visibility {self.min_visibility}; it is 0 to {MOST_VISIBLE}, nuScenes' levels")
+            raise InputError(f"min_visibility {self.min_visibility}; it is 0 to {MOST_VISIBLE}, nuScenes' levels")
         if self.protocol == "simple_bev" and self.min_visibility > 1:
-            raise ValueError(
+            raise InputError(
                 f"min_visibility {self.min_visibility} belongs to the protocol min_visibility, not simple_bev"
             )
         if self.source not in LABEL_SOURCES:
-            raise ValueError(f"labels {self.name} from {self.source!r}; they come from {', '.join(LABEL_SOURCES)}")
+            raise InputError(f"labels {self.name} from {self.source!r}; they come from {', '.join(LABEL_SOURCES)}")
         if not (self.classes or self.categories):
-            raise ValueError(f"labels {self.name} name no category; give one, such as vehicle")
+            raise InputError(f"labels {self.name} name no category; give one, such as vehicle")
         classes = class_specs(self.classes) or (one_class(self.categories),)
         object.__setattr__(self, "classes", classes)
         prefixes = dict.fromkeys(prefix for spec in classes for prefix in spec.boxes)

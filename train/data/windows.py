@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from common.errors import InputError
+
 TEMPORAL_PATTERNS = {
     1: [[0]],
     2: [[0, 1], [0, 2]],
@@ -42,9 +44,9 @@ def windows(scene_of, seqlen=1, temporal_aug=False):
         ValueError: a seqlen that is not positive, or that has no patterns for temporal_aug.
     """
     if seqlen < 1:
-        raise ValueError(f"seqlen is {seqlen}; it must be at least 1")
+        raise InputError(f"seqlen is {seqlen}; it must be at least 1")
     if temporal_aug and seqlen not in TEMPORAL_PATTERNS:
-        raise ValueError(f"temporal_aug has patterns for seqlen 1, 2, 3 and 5, not {seqlen}")
+        raise InputError(f"temporal_aug has patterns for seqlen 1, 2, 3 and 5, not {seqlen}")
     patterns = TEMPORAL_PATTERNS[seqlen] if temporal_aug else [list(range(seqlen))]
     out = []
     for start in range(len(scene_of)):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.errors import InputError
 from train.evaluation.figures import bounds, ratios, scene_draws
 
 
@@ -43,7 +44,7 @@ def differences(a, b, seed=0):
     """
     common = [scene for scene in a["scenes"] if scene in set(b["scenes"])]
     if not common:
-        raise ValueError(
+        raise InputError(
             "the two evaluations have no scene in common; evaluate both on the same val shards, with --val_shards"
         )
     places = [[content["scenes"].index(scene) for scene in common] for content in (a, b)]

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import torch
 
+from common.errors import InputError
 from train.data.order import sample_rng
 
 STREAM = 7  # of random numbers; order, draws and flips have theirs
@@ -260,7 +261,7 @@ CORRUPTIONS = (*list(_OF_IMAGES)[:-1], CRASH, "frame lost")
 def corrupted(batch, name, strength, seed=0):
     """The batch with its images corrupted. name: of CORRUPTIONS. strength: 1, 2 or 3. Raises ValueError for others."""
     if name not in CORRUPTIONS or strength not in STRENGTHS:
-        raise ValueError(
+        raise InputError(
             f"corruption {name!r} of strength {strength}; there are {', '.join(CORRUPTIONS)}, of 1, 2 and 3"
         )
     imgs = torch.empty_like(batch.imgs)

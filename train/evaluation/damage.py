@@ -9,6 +9,7 @@ import math
 import numpy as np
 import torch
 
+from common.errors import InputError
 from train.data.order import sample_rng
 from train.evaluation.corruptions import CORRUPTIONS, STREAM, STRENGTHS, corrupted
 
@@ -76,7 +77,7 @@ def offsets(degrees, centimetres):
     try:
         pairs = list(zip(*([float(v) for v in text.split(",")] for text in (degrees, centimetres)), strict=True))
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"--off_degrees {degrees}, --off_cm {centimetres}: two lists of as many numbers, such as 1,2 and 5,10 ({error})"
         ) from None
     return tuple((turn, move / 100) for turn, move in pairs)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from common.errors import InputError
 from train.evaluation.counting import ring_map
 from train.evaluation.measure import measure
 from train.evaluation.samples import Evaluation
@@ -77,12 +78,12 @@ def _checked(network, collected, samples):
     """What collect gave. Raises ValueError where it is no mapping of file names to a value per sample."""
     what = f"{type(network).__name__}.collect"
     if not isinstance(collected, Mapping):
-        raise ValueError(f"{what} gave a {type(collected).__name__}; it is a mapping of names to a value per sample")
+        raise InputError(f"{what} gave a {type(collected).__name__}; it is a mapping of names to a value per sample")
     for name, values in collected.items():
         if not (isinstance(name, str) and re.fullmatch(r"[\w-]{1,64}", name)) or name in RESERVED:
-            raise ValueError(f"{what}: {name!r} cannot be a file's name; letters, digits, _ and - can")
+            raise InputError(f"{what}: {name!r} cannot be a file's name; letters, digits, _ and - can")
         if not hasattr(values, "__len__") or len(values) != samples:
-            raise ValueError(f"{what}: {name} has not one value for each of the {samples} samples")
+            raise InputError(f"{what}: {name} has not one value for each of the {samples} samples")
     return collected
 
 

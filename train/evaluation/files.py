@@ -7,6 +7,7 @@ import math
 import zipfile
 from pathlib import Path
 
+from common.errors import InputError
 from common.files import new_file, write_atomically
 from common.spelling import spelled
 from train.evaluation.bins import ring_names
@@ -104,7 +105,7 @@ def write_collected(folder, evaluation):
         try:
             text = json.dumps({"about": evaluation.about, "samples": samples}, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"collect: {name} holds what JSON does not know ({error}); NaN is None there") from None
+            raise InputError(f"collect: {name} holds what JSON does not know ({error}); NaN is None there") from None
         write_atomically(Path(folder) / f"{name}.json", text.encode() + b"\n")
         paths.append(Path(folder) / f"{name}.json")
     return paths
@@ -126,12 +127,12 @@ def read_thumbnails(path):
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
-                raise ValueError(f"{path}: more than {MAX_BYTES} bytes of pictures; evaluate again")
+                raise InputError(f"{path}: more than {MAX_BYTES} bytes of pictures; evaluate again")
             for info in archive.infolist():
                 key, _, name = info.filename.rpartition("/")
                 out.setdefault(key, {})[name.removesuffix(".webp")] = archive.read(info)
     except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not the pictures of an evaluation ({error}); evaluate again") from None
+        raise InputError(f"{path}: not the pictures of an evaluation ({error}); evaluate again") from None
     return out
 
 
@@ -146,7 +147,7 @@ def evaluation_file(path):
     run = Path(find_run(str(path)))
     if found := _evaluation_in(run.parent if run.is_file() else run):
         return found
-    raise ValueError(f"{run}: holds no evaluation; {spelled('train.evaluate')} {run} makes it")
+    raise InputError(f"{run}: holds no evaluation; {spelled('train.evaluate')} {run} makes it")
 
 
 def _evaluation_in(path):
@@ -159,16 +160,16 @@ def read_json(path):
     path = evaluation_file(path)
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES} bytes")
+            raise InputError(f"more than {MAX_BYTES} bytes")
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not an eval.json ({error}); {spelled('train.evaluate')} RUN writes one") from None
+        raise InputError(f"{path}: not an eval.json ({error}); {spelled('train.evaluate')} RUN writes one") from None
     if not isinstance(content, dict) or "figures" not in content:
-        raise ValueError(f"{path}: not an eval.json; {spelled('train.evaluate')} RUN writes one")
+        raise InputError(f"{path}: not an eval.json; {spelled('train.evaluate')} RUN writes one")
     if content.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: schema {content.get('schema')}, this version reads {SCHEMA}; evaluate again")
+        raise InputError(f"{path}: schema {content.get('schema')}, this version reads {SCHEMA}; evaluate again")
     return content
 
 

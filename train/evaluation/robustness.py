@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from common.errors import InputError
 from common.progress import counted
 from train.evaluation.bins import both_predicted_true
 from train.evaluation.corruptions import CORRUPTIONS, STRENGTHS
@@ -129,15 +130,15 @@ def baseline_ious(baseline):
     errors could be relative to.
     """
     if "robustness" not in baseline:
-        raise ValueError("--baseline: it was evaluated without --robustness, so there are no corruptions in it")
+        raise InputError("--baseline: it was evaluated without --robustness, so there are no corruptions in it")
     found = {row["name"]: row["iou"] for row in baseline["robustness"]["rows"]}
     for name in (_corruption(name, s) for name in CORRUPTIONS for s in STRENGTHS):
         if name not in found:
-            raise ValueError(f"--baseline: it has no {name}; evaluate it again with --robustness")
+            raise InputError(f"--baseline: it has no {name}; evaluate it again with --robustness")
     ious = {name: [found[_corruption(name, s)] for s in STRENGTHS] for name in CORRUPTIONS}
     for name, values in ious.items():
         if min(values) >= 1:
-            raise ValueError(f"--baseline: its IoU is 1 under {name}, so no error is relative to it; give another")
+            raise InputError(f"--baseline: its IoU is 1 under {name}, so no error is relative to it; give another")
     return ious
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import torch
 
+from common.errors import InputError
 from common.spelling import spelled
 from train import checkpoint
 from train.classes import MEAN
@@ -61,7 +62,7 @@ def _trained(options):
     recorded = checkpoint.read(path).get("options") or {}
     for name, value in as_dict(options).items():
         if name not in FREE_ON_RESUME and recorded.get(name, value) != value:
-            raise ValueError(
+            raise InputError(
                 f"{folder}: is a demo with --{name} {recorded[name]}, not {value}; remove {folder.parents[1]}, or give "
                 "another --out"
             )

@@ -11,6 +11,7 @@ import click
 import torch
 
 from common import addresses
+from common.errors import InputError
 from common.files import write_atomically
 from common.progress import Progress, clock, counted, progress
 from common.shard_set import find_beside, find_shards
@@ -106,7 +107,7 @@ def _listed(patterns):
 def _val_shards_of(run, recorded, access):
     """{"val_shards": those of the run}, or {} where it records none; access: options of the stores. Raises ValueError."""
     if commands := commands_among(recorded):
-        raise ValueError(
+        raise InputError(
             f"{run}: a checkpoint may not say which commands to run; if {commands[0]!r} is meant, name it: --val_shards …"
         )
     if recorded.get("val_shards") or not recorded.get("shards"):
@@ -114,7 +115,7 @@ def _val_shards_of(run, recorded, access):
     found = find_beside(find_shards(recorded["shards"], "train", access), "val")
     if not found:
         beside = ", ".join(map(addresses.shown, recorded["shards"]))
-        raise ValueError(f"{run}: no val shards beside {beside}; give --val_shards")
+        raise InputError(f"{run}: no val shards beside {beside}; give --val_shards")
     return {"shards": (), "val_shards": found.shards}
 
 
@@ -154,7 +155,7 @@ class Evaluation:
         if not self.choices["baseline"]:
             return None
         if not self.choices["robustness"]:
-            raise ValueError("--baseline is what corruptions are compared with; give --robustness too")
+            raise InputError("--baseline is what corruptions are compared with; give --robustness too")
         baseline = read_json(self.choices["baseline"])
         baseline_ious(baseline)
         return baseline
@@ -168,7 +169,7 @@ class Evaluation:
             first, cells = headline_of(figures, "iou", headline), labelled_cells(whole, headline)
             click.echo(f"{start}; IoU {iou_of(first):.4f}; {cells} labelled cells")
             if not cells:
-                raise ValueError(
+                raise InputError(
                     "no cell of these samples is labelled, so the IoU says nothing; see --target_categories, --bounds"
                 )
         else:
@@ -327,7 +328,7 @@ def _check_folders(out, curves):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
-            raise ValueError(f"{folder}: cannot be written ({error.strerror}); give another {option}") from None
+            raise InputError(f"{folder}: cannot be written ({error.strerror}); give another {option}") from None
 
 
 def _curves(parts):
@@ -337,7 +338,7 @@ def _curves(parts):
 def _check_counts(whole):
     """Raise ValueError where there is no IoU that damage could change."""
     if not keys_of(whole.rows):
-        raise ValueError("--robustness compares IoUs, and the network gives no seg; leave it out")
+        raise InputError("--robustness compares IoUs, and the network gives no seg; leave it out")
 
 
 def _write_scalars(parts, values):

@@ -10,6 +10,7 @@ import click
 import numpy as np
 
 from common import addresses
+from common.errors import InputError
 from common.files import new_file, write_atomically
 from common.progress import counted, progress
 from common.spelling import spelled
@@ -103,7 +104,7 @@ def sheets(samples, numbers, network=None, width=SHEET_PX, points=()):
     for view in views(samples, numbers, network, width // 3):
         for name in points:
             if getattr(view, name) is None:
-                raise ValueError(f"--points {name}: {view.key} has no {name}; leave it out")
+                raise InputError(f"--points {name}: {view.key} has no {name}; leave it out")
         yield sheet(view, width, note, points)
 
 
@@ -116,7 +117,7 @@ def sheet_of(samples, number, network=None, width=SHEET_PX, points=()):
 def _draws(samples, number, network, width):
     """The sheet of DRAWS epochs' draws of one sample. Raises ValueError for a network that gets no images."""
     if network is not None and not network.model.needs.cameras:
-        raise ValueError("--augment draws a network's images, and the run's takes none; leave out --run")
+        raise InputError("--augment draws a network's images, and the run's takes none; leave out --run")
     members = samples.members(number)
     view = samples.decoded(number, lambda: view_of_record(samples.keys[number], members, width // 6))
     options = network.options if network else options_without_run()
@@ -173,7 +174,7 @@ def _write_predictions(path, samples, numbers, network):
             np.lib.format.write_array_header_1_0(member, {"descr": "<f2", "fortran_order": False, "shape": shape})
             for maps in progress(maps_of(samples, numbers, network), "keyframes", "predictions", len(numbers)):
                 if maps.prediction is None:
-                    raise ValueError(
+                    raise InputError(
                         f"--predictions: {type(network.model).__name__} gives no seg, so there is no map to write"
                     )
                 member.write(maps.prediction.astype("<f2").tobytes())

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from common.errors import InputError
 from common.files import write_atomically
 from common.spelling import spelled
 from train import checkpoint
@@ -44,17 +45,17 @@ def from_run(given):
     run = Path(given["resume"])
     recorded = checkpoint.peek(run, command=f"{spelled('train.run')} --resume").get("options")
     if recorded is None:
-        raise ValueError(f"{run}: its checkpoint records no options; use --init_dir")
+        raise InputError(f"{run}: its checkpoint records no options; use --init_dir")
     recorded = known_options(recorded, run, strict=False)
     for name in ("shards", "val_shards", "data_dir"):
         commands = commands_among({name: recorded.get(name, ())})
         if commands and name not in given:
-            raise ValueError(
+            raise InputError(
                 f"{run}: a checkpoint may not say which commands to run; if {commands[0]!r} is meant, name it again: --{name} …"
             )
     for name, value in given.items():
         if name not in FREE_ON_RESUME and recorded.get(name, value) != value:
-            raise ValueError(
+            raise InputError(
                 f"--{name} {value}: the run to resume has {recorded[name]}; leave it out, or begin another run with "
                 "--init_dir and --load_step"
             )
@@ -69,7 +70,7 @@ def train(options, build=None):
     Raises ValueError for wrong arguments, among them a factory that new processes cannot import.
     """
     if not isinstance(options, Options):
-        raise ValueError(f"train(options, build=…): options is a {type(options).__name__}, not Options")
+        raise InputError(f"train(options, build=…): options is a {type(options).__name__}, not Options")
     if build is not None and len(options.device_ids) > 1:
         _check_importable(build)
     return launch(partial(train_rank, build=build), options)
@@ -79,7 +80,7 @@ def _check_importable(build):
     try:
         pickle.dumps(build)
     except Exception:  # pickle raises many kinds
-        raise ValueError(f"build: {name_of(build)} cannot be imported by new processes; define it in a file") from None
+        raise InputError(f"build: {name_of(build)} cannot be imported by new processes; define it in a file") from None
 
 
 def train_rank(options, world, build=None):
@@ -191,9 +192,9 @@ def check_samples(run, content, loader, prefix):
     remedy = "give the same ones, or begin another run with --init_dir and --load_step"
     there, here = content[f"{prefix}samples"], len(loader.windows)
     if there != here:
-        raise ValueError(f"{run} was trained on {there} samples, these shards have {here}; {remedy}")
+        raise InputError(f"{run} was trained on {there} samples, these shards have {here}; {remedy}")
     if content.get(f"{prefix}samples_sha256") != loader.reader.samples_sha256:
-        raise ValueError(f"{run} was trained on other samples than these shards', although as many; {remedy}")
+        raise InputError(f"{run} was trained on other samples than these shards', although as many; {remedy}")
 
 
 def _load_init(options, network, optimizer, world):
@@ -205,6 +206,6 @@ def _load_init(options, network, optimizer, world):
     step = checkpoint.load_weights(path, content, network, options.ignore_load)
     if options.load_optimizer:
         if "optimizer_state_dict" not in content:
-            raise ValueError(f"{path}: holds no optimizer; leave out --load_optimizer")
+            raise InputError(f"{path}: holds no optimizer; leave out --load_optimizer")
         load_moments(optimizer, content["optimizer_state_dict"])
     return step if options.load_step else 0

@@ -12,6 +12,8 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 
+from common.errors import InputError
+
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 
 
@@ -36,9 +38,9 @@ def model_arguments(given):
             text = Path(text).read_text()
         values = json.loads(text)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--model_args {given}: neither JSON nor a file of it ({error})") from None
+        raise InputError(f"--model_args {given}: neither JSON nor a file of it ({error})") from None
     if not isinstance(values, dict):
-        raise ValueError(f"--model_args {given}: not a mapping of names to values")
+        raise InputError(f"--model_args {given}: not a mapping of names to values")
     return values
 
 
@@ -47,7 +49,7 @@ def declared_by(build):
     declared = getattr(build, "options_class", None)
     if declared is not None and not (isinstance(declared, type) and dataclasses.is_dataclass(declared)):
         name = getattr(build, "__name__", type(build).__name__)
-        raise ValueError(f"{name}.options_class is {declared!r}; it is a dataclass")
+        raise InputError(f"{name}.options_class is {declared!r}; it is a dataclass")
     return declared
 
 
@@ -82,18 +84,18 @@ def _built(declared, values):
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(
+            raise InputError(
                 f"--model_args {name}: no option of this network; {hint}it has {', '.join(known) or 'none'}"
             )
     missing = [name for name, field in known.items() if name not in values and _default(field) == "required"]
     if missing:
-        raise ValueError(f"--model_args: the network needs {', '.join(missing)}")
+        raise InputError(f"--model_args: the network needs {', '.join(missing)}")
     kinds = typing.get_type_hints(declared)
     values = {name: _read(name, value, kinds[name]) for name, value in values.items()}
     try:
         return declared(**values)
     except ValueError as error:
-        raise ValueError(f"--model_args: {error}") from None
+        raise InputError(f"--model_args: {error}") from None
 
 
 def _read(name, value, kind):
@@ -116,7 +118,7 @@ def _read(name, value, kind):
         return float(value)
     elif kind not in _KINDS or type(value) is kind:
         return value
-    raise ValueError(f"--model_args {name}: {value!r} is not {_words(kind)}")
+    raise InputError(f"--model_args {name}: {value!r} is not {_words(kind)}")
 
 
 def _words(kind):

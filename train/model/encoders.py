@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet50, resnet101
 
+from common.errors import InputError
 from train.model.norm import InstanceNorm
 
 ENCODERS = ("res101", "res50", "effb0", "effb4")
@@ -96,4 +97,4 @@ def make_encoder(encoder_type, channels):
         return ResNetEncoder(resnet50(weights=None), channels)
     if encoder_type in ("effb0", "effb4"):
         return EfficientNetEncoder(encoder_type[3:], channels)
-    raise ValueError(f"encoder_type {encoder_type!r}; it is one of {', '.join(ENCODERS)}")
+    raise InputError(f"encoder_type {encoder_type!r}; it is one of {', '.join(ENCODERS)}")

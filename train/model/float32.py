@@ -4,6 +4,8 @@ import inspect
 
 import torch
 
+from common.errors import InputError
+
 
 def in_float32(network):
     """Have the modules that network.float32_modules names (itself or their names) compute in float32 under autocast too."""
@@ -11,7 +13,7 @@ def in_float32(network):
     for item in getattr(network, "float32_modules", ()):
         module = modules.get(item) if isinstance(item, str) else item
         if module is None:
-            raise ValueError(f"float32_modules: {type(network).__name__} has no module {item}")
+            raise InputError(f"float32_modules: {type(network).__name__} has no module {item}")
         if not isinstance(module.forward, _Float32):
             module.forward = _Float32(module.forward)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
+from common.errors import InputError
 from train.model.memory import begin
 from train.model.points import lidar_places, radar_points
 
@@ -31,17 +32,17 @@ def run_on_voxels(network, batch, grid, flips=None, autocast=None):
     with torch.autocast(batch.rots.device.type, dtype=autocast, enabled=autocast is not None):
         outputs = network(batch, grid) if flips is None else network(batch, grid, flips=flips)
     if not isinstance(outputs, Mapping):
-        raise ValueError(
+        raise InputError(
             f"{type(network).__name__} returned a {type(outputs).__name__}; it is a mapping of names to tensors"
         )
     outputs = {name: value for name, value in outputs.items() if value is not None}
     if not isinstance(outputs.get("seg", batch.rots), torch.Tensor):
-        raise ValueError(
+        raise InputError(
             f"{type(network).__name__} returned a seg that is a {type(outputs['seg']).__name__}, no tensor"
         )
     # Here, since losses and counts would stretch a map of another shape over the labels in silence.
     if "seg" in outputs and tuple(outputs["seg"].shape[1:]) != (batch.seg_bev.shape[2], grid.Z, grid.X):
-        raise ValueError(
+        raise InputError(
             f"{type(network).__name__} returned a seg of {tuple(outputs['seg'].shape)}; "
             f"it is (B, {batch.seg_bev.shape[2]}, {grid.Z}, {grid.X}), logits of each class that labels have"
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from common.errors import InputError
 from train.model.arguments import arguments_of
 from train.model.memory import has_memory
 
@@ -70,18 +71,18 @@ class Needs:
         for name, known in (("cameras", (True, False)), ("lidar", LIDAR), ("radar", RADAR)):
             value = getattr(self, name)
             if not any(value is k or (isinstance(k, str) and value == k) for k in known):
-                raise ValueError(f"Needs: {name}={value!r}; it is one of {', '.join(map(repr, known))}")
+                raise InputError(f"Needs: {name}={value!r}; it is one of {', '.join(map(repr, known))}")
         for name, least in (("sweeps", 1), ("past", 0)):
             value = getattr(self, name)
             if value is not None and not (type(value) is int and value >= least):
-                raise ValueError(f"Needs: {name}={value!r}; it is a number of at least {least}, or None")
+                raise InputError(f"Needs: {name}={value!r}; it is a number of at least {least}, or None")
         if self.frames is not None:
-            raise ValueError(
+            raise InputError(
                 f"Needs: frames={self.frames!r}: its windows ran into the future, and what a network said of its last keyframe "
                 "was held against the first; past=K gives the K keyframes before the present, which is t = 0"
             )
         if not (isinstance(self.train_only, tuple) and set(self.train_only) <= set(SENSORS)):
-            raise ValueError(f"Needs: train_only={self.train_only!r}; it is a tuple of {', '.join(SENSORS)}")
+            raise InputError(f"Needs: train_only={self.train_only!r}; it is a tuple of {', '.join(SENSORS)}")
         sound = isinstance(self.layers, dict) and all(
             isinstance(name, str)
             and isinstance(members, tuple)
@@ -90,9 +91,9 @@ class Needs:
             for name, members in self.layers.items()
         )
         if not sound:
-            raise ValueError(f"Needs: layers={self.layers!r}; it is a dict such as {{'depth': ('depth.npy.zst',)}}")
+            raise InputError(f"Needs: layers={self.layers!r}; it is a dict such as {{'depth': ('depth.npy.zst',)}}")
         if not isinstance(self.track_ids, bool):
-            raise ValueError(f"Needs: track_ids={self.track_ids!r}; it is True or False")
+            raise InputError(f"Needs: track_ids={self.track_ids!r}; it is True or False")
 
 
 def find_network(name):
@@ -100,19 +101,19 @@ def find_network(name):
     place = NAMES.get(name, name)
     module, colon, attribute = place.partition(":")
     if not (module and colon and attribute):
-        raise ValueError(f"--model {name}: it is one of {', '.join(NAMES)}, or package.module:factory")
+        raise InputError(f"--model {name}: it is one of {', '.join(NAMES)}, or package.module:factory")
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # a module that the network's own file imports
-        raise ValueError(
+        raise InputError(
             f"--model {name}: there is no module {module}; run in the folder that holds it, or put that on PYTHONPATH"
         ) from None
     for part in attribute.split("."):
         found = getattr(found, part, None)
     if not callable(found):
-        raise ValueError(f"--model {name}: {module} has no function or class {attribute}")
+        raise InputError(f"--model {name}: {module} has no function or class {attribute}")
     return found
 
 
@@ -128,7 +129,7 @@ def _place(build):
 def build_network(build, options, grid):
     """What the factory gives, checked to be a network; it finds --model_args in options.model_args, see arguments_of."""
     if not _binds(build, 2):
-        raise ValueError(
+        raise InputError(
             f"{name_of(build)} takes {inspect.signature(build)}; a network's factory is build(options, grid)"
         )
     network = build(dataclasses.replace(options, model_args=arguments_of(build, options.model_args)), grid)
@@ -140,20 +141,20 @@ def check_network(network):
     """Give a network without `needs` its default, cameras alone. Raise ValueError for what is no network: it says why."""
     name = type(network).__name__
     if not isinstance(network, nn.Module):
-        raise ValueError(f"{name} is no torch.nn.Module; a factory build(options, grid) returns one")
+        raise InputError(f"{name} is no torch.nn.Module; a factory build(options, grid) returns one")
     if not hasattr(network, "needs"):
         network.needs = Needs(lidar=False, radar=False)
     if not isinstance(network.needs, Needs):
-        raise ValueError(f"{name} has no `needs = Needs(…)`; see train/model/README.md")
+        raise InputError(f"{name} has no `needs = Needs(…)`; see train/model/README.md")
     has_memory(network)
     for part, value in (*network.named_parameters(), *network.named_buffers()):
         if nn.parameter.is_lazy(value):
-            raise ValueError(
+            raise InputError(
                 f"{name}.{part} has no shape yet; give its layer sizes, or let build() run the network once"
             )
     taken = inspect.signature(network.forward).parameters
     if len(taken) < 2:
-        raise ValueError(f"{name}.forward takes ({', '.join(taken)}); it is forward(batch, grid, flips=None)")
+        raise InputError(f"{name}.forward takes ({', '.join(taken)}); it is forward(batch, grid, flips=None)")
     if (loss := getattr(network, "loss", None)) is not None:
         _check_loss(name, loss)
 
@@ -163,11 +164,11 @@ def _check_loss(name, loss):
     hook = "loss(outputs, batch, normaliser[, grid]) -> (total, terms)"
     remedy = f"{name}.loss is the hook {hook}; name yours otherwise, such as self.criterion, and call it from there"
     if isinstance(loss, nn.Module):
-        raise ValueError(f"{remedy}: it is a {type(loss).__name__}")
+        raise InputError(f"{remedy}: it is a {type(loss).__name__}")
     if not callable(loss):
-        raise ValueError(f"{remedy}: it is {loss!r}")
+        raise InputError(f"{remedy}: it is {loss!r}")
     if not _binds(loss, 3) and not _binds(loss, 4):
-        raise ValueError(f"{remedy}: it takes other arguments")
+        raise InputError(f"{remedy}: it takes other arguments")
 
 
 def _binds(function, count):
@@ -203,7 +204,7 @@ def complete(needs, options):
     if needs.radar is None and metaradar:
         radar = "metaradar"
     if metaradar and needs.radar not in (None, "metaradar"):
-        raise ValueError(f"--use_metaradar: the network takes radar as {needs.radar}; leave it out")
+        raise InputError(f"--use_metaradar: the network takes radar as {needs.radar}; leave it out")
     changes = {
         "use_lidar": use_lidar,
         "use_radar": use_radar,
@@ -218,7 +219,7 @@ def complete(needs, options):
 def _sensor(name, need, use, default):
     """(how the network takes it, whether it is loaded)."""
     if need is False and use:
-        raise ValueError(f"--use_{name}: the network takes no {name}; leave it out")
+        raise InputError(f"--use_{name}: the network takes no {name}; leave it out")
     if need is None:
         need = default if use else False
     return need, need is not False
@@ -230,5 +231,5 @@ def _number(name, need, options):
     if need is None or given == need:
         return given
     if given != default:
-        raise ValueError(f"--{name} {given}: the network needs {need}; leave it out")
+        raise InputError(f"--{name} {given}: the network needs {need}; leave it out")
     return need

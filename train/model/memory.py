@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from common.errors import InputError
+
 METHODS = ("reset", "stream_state", "load_stream_state")
 
 
@@ -15,7 +17,7 @@ def has_memory(network):
     """Whether the network has the methods of one. Raises ValueError where it has some of them alone."""
     missing = [name for name in METHODS if not callable(getattr(network, name, None))]
     if missing and len(missing) < len(METHODS):
-        raise ValueError(
+        raise InputError(
             f"{type(network).__name__} has {', '.join(name for name in METHODS if name not in missing)} and no "
             f"{', '.join(missing)}; a network with a memory has all of {', '.join(METHODS)}"
         )

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.errors import InputError
 from common.geometry import scale_intrinsics, similarity_inverse
 from train.model.bev_flips import flip_where, unflipped
 from train.model.camera_mean import UNPROJECTIONS, camera_mean, convolved_mean
@@ -90,9 +91,9 @@ class Segnet(nn.Module):
     ):
         super().__init__()
         if use_metaradar and not use_radar:
-            raise ValueError("use_metaradar needs use_radar")
+            raise InputError("use_metaradar needs use_radar")
         if unprojection not in UNPROJECTIONS:
-            raise ValueError(f"unprojection {unprojection!r}; it is one of {', '.join(UNPROJECTIONS)}")
+            raise InputError(f"unprojection {unprojection!r}; it is one of {', '.join(UNPROJECTIONS)}")
         self.Z, self.Y, self.X, self.vox_util = Z, Y, X, vox_util
         self.use_radar, self.use_lidar, self.use_metaradar = use_radar, use_lidar, use_metaradar
         self.rand_flip, self.latent_dim, self.encoder_type = rand_flip, latent_dim, encoder_type
@@ -168,7 +169,7 @@ class Segnet(nn.Module):
         if given == own:
             return features
         if any(n not in sizes for n, sizes in zip(given, zip(own, padded, strict=True), strict=True)):
-            raise ValueError(
+            raise InputError(
                 f"{type(self.encoder).__name__} gives features of {given} for images of {tuple(image_hw)}; at its stride of "
                 f"{fine} they are {own}; mend its strides or its multiple"
             )
@@ -211,7 +212,7 @@ class Segnet(nn.Module):
         wanted = self.use_radar * (METARADAR_CHANNELS if self.use_metaradar else 1) + int(self.use_lidar)
         given = 0 if voxels is None else voxels.shape[1]
         if wanted and given != wanted:
-            raise ValueError(f"rad_occ_mem0 has {given} channels, the sensors in use need {wanted}")
+            raise InputError(f"rad_occ_mem0 has {given} channels, the sensors in use need {wanted}")
 
     def _other_channels(self, voxels):
         """The other sensors' voxels (B,D,Z,Y,X) as channels, a list of (B,n,Z,X)."""

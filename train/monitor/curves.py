@@ -2,6 +2,7 @@
 
 from collections import deque
 
+from common.errors import InputError
 from train.monitor.writers import Recorder
 from train.pictures.tensorboard import pictures_of
 
@@ -25,7 +26,7 @@ class Pool:
         """
         scores = {name: score.value for name, score in self.read(counts).items()}
         if twice := sorted(figures.keys() & scores.keys()):
-            raise ValueError(f"{', '.join(twice)} is a figure of a metric; give the loss's term another name")
+            raise InputError(f"{', '.join(twice)} is a figure of a metric; give the loss's term another name")
         self.entries.append((figures | scores, counts))
 
     def last(self):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from common.errors import InputError
+
 FLUSH_S = 30.0  # until what is held back is written: so long a full disk is not noticed
 
 
@@ -46,7 +48,7 @@ def open_wandb(mode, name, log_dir, config, first_step=1):
     try:
         import wandb
     except ImportError:
-        raise ValueError("--wandb needs Weights & Biases: pip install 'bevshards[wandb]'") from None
+        raise InputError("--wandb needs Weights & Biases: pip install 'bevshards[wandb]'") from None
     Path(log_dir).mkdir(parents=True, exist_ok=True)
     same = {"id": board_id(name), "resume": "allow"}
     try:
@@ -54,7 +56,7 @@ def open_wandb(mode, name, log_dir, config, first_step=1):
             wandb.init(project="bevshards", name=name, dir=str(log_dir), config=config, mode=mode, **same), first_step
         )
     except wandb.Error as error:
-        raise ValueError(f"--wandb {mode}: {error}; log in with `wandb login`, or write --wandb offline") from None
+        raise InputError(f"--wandb {mode}: {error}; log in with `wandb login`, or write --wandb offline") from None
 
 
 def board_id(name):

@@ -11,6 +11,7 @@ import warnings
 
 import numpy as np
 
+from common.errors import InputError
 from common.plain import one_line
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito's, told apart by everyone
@@ -27,7 +28,7 @@ def _figure(inches=CHART_INCHES):
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError("train.report needs matplotlib and jinja2") from None
+        raise InputError("train.report needs matplotlib and jinja2") from None
     figure = Figure(inches, layout="constrained", facecolor="none")
     FigureCanvasSVG(figure)
     return figure

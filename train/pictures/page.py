@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from common.errors import InputError
 from common.plain import one_line, plain
 from train.classes import MEAN, key_of, parts_of
 from train.pictures import charts
@@ -63,7 +64,7 @@ def page(runs, made):
     try:
         from jinja2 import Environment
     except ImportError:
-        raise ValueError("train.report needs matplotlib and jinja2") from None
+        raise InputError("train.report needs matplotlib and jinja2") from None
     template = Environment(autoescape=True).from_string(Path(__file__).with_name("page.html").read_text())
     runs = [replace(run, name=one_line(run.name, MOST_NAME), evaluation=_plain(run.evaluation)) for run in runs]
     label = _headline_label(runs[0])
@@ -81,7 +82,7 @@ def page(runs, made):
     samples.samples, errors, cameras = _listed(runs)
     needed = len(rendered().encode())
     if needed > MOST_BYTES:
-        raise ValueError(
+        raise InputError(
             f"a page of {len(runs)} runs has {needed / 1e6:.1f} MB without any picture; give fewer at once"
         )
     room = MOST_BYTES - needed - _add_pictures(samples, runs, MOST_BYTES - needed)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import InputError
 from common.files import new_file
 from common.record import CAMERAS_MEMBER, SAMPLE, decode_cameras, image_member, parse_sample
 from train.pictures.layout import encode, panels
@@ -30,13 +31,13 @@ def write_recording(path, frames):
     """
     path = Path(path)
     if path.suffix.lower() != ".mcap":
-        raise ValueError(f"{path}: a recording ends in .mcap")
+        raise InputError(f"{path}: a recording ends in .mcap")
     try:
         from mcap_protobuf.writer import Writer
 
         messages = _Messages()
     except ImportError as error:
-        raise ValueError(f"a recording needs the mcap extra ({error}): pip install 'bevshards[mcap]'") from None
+        raise InputError(f"a recording needs the mcap extra ({error}): pip install 'bevshards[mcap]'") from None
     count = 0
     with new_file(path) as file, Writer(file) as writer:
         for members, view in frames:

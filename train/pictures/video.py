@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from common.errors import InputError
 from common.files import new_path
 from train.pictures import palette
 
@@ -24,7 +25,7 @@ def write_video(path, pictures, frames_per_s):
     path = Path(path)
     write = {".webm": _write_webm, ".gif": _write_gif}.get(path.suffix.lower())
     if write is None:
-        raise ValueError(f"{path}: a video ends in {' or '.join(SUFFIXES)}")
+        raise InputError(f"{path}: a video ends in {' or '.join(SUFFIXES)}")
     with new_path(path) as temporary:
         return write(temporary, pictures, frames_per_s)
 
@@ -51,7 +52,7 @@ def _open_webm(path, frames_per_s, shape):
             writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), frames_per_s, (shape[1], shape[0]))
         if writer.isOpened():
             return writer
-    raise ValueError("this OpenCV has no VP8 or VP9 encoder for WebM: name a .gif, or install opencv-python-headless")
+    raise InputError("this OpenCV has no VP8 or VP9 encoder for WebM: name a .gif, or install opencv-python-headless")
 
 
 @contextlib.contextmanager

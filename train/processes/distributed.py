@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from common.errors import InputError
 from train.errors import NotFinite, PeerFailed, PeersLost, Stopped
 from train.processes import ranks, signals
 from train.processes.first_error import FirstError
@@ -138,12 +139,12 @@ def pick_device(name, device_ids=()):
     except RuntimeError:
         device = torch.device("meta")
     if device.type != "cuda":
-        raise ValueError(f"--device {name}: it is cuda or cpu")
+        raise InputError(f"--device {name}: it is cuda or cpu")
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     wanted = device_ids or ((local,) if device.index is None else (device.index,))
     if max(wanted) >= there or min(wanted) < 0:
         shown = ",".join(map(str, wanted))
-        raise ValueError(f"--device_ids {shown}: this machine has {there} CUDA devices; name fewer, or --device cpu")
+        raise InputError(f"--device_ids {shown}: this machine has {there} CUDA devices; name fewer, or --device cpu")
     return torch.device("cuda", wanted[local % len(wanted)])
 
 

@@ -6,6 +6,8 @@ from contextlib import nullcontext
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from common.errors import InputError
+
 
 class Averaged:
     """A step whose gradients are averaged over the processes of its world; in one process the step alone.
@@ -76,7 +78,7 @@ class Averaged:
         left_out = [name for name, p in self._trained.items() if id(p) not in found]
         if left_out:
             more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
-            raise ValueError(
+            raise InputError(
                 f"{left_out[0]}{more} got no gradient in this update, as it did in the first: in several processes, a network "
                 "that leaves layers out of some updates needs --find_unused"
             )

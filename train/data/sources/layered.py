@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from common import addresses
-from common.errors import ShardError
+from common.errors import InputError, ShardError
 from common.layers import FOLDER, LayerFacts, layer_folder, rows_in
 from common.spelling import spelled
 
@@ -130,7 +130,7 @@ def with_layers(source, layers, config, opened):
         return source
     if source.is_stream:
         names = ", ".join(layers)
-        raise ValueError(
+        raise InputError(
             f"layer {names}: streams are read front to back and have no layers; give reader auto or indexed"
         )
     return LayeredSource(
