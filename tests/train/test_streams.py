@@ -10,11 +10,13 @@ import torch
 from tests.conftest import call_module
 from train import checkpoint
 from train.data.config import OrderConfig
+from train.evaluation.robustness import evaluate_damaged
 from train.jobs.training import train as train_run
 from train.loop import Trainer
 from train.model import Needs
 from train.model.memory import METHODS, apart, has_memory, joined, load_memory, memory_of, share_of
 from train.options import Options
+from train.processes.distributed import World
 from train.setup import make_loaders, make_network
 
 
@@ -184,3 +186,22 @@ def test_evaluation_plays_scenes_too(small_shards, straight, tmp_path):
     )
     curves = [json.loads((out / "eval.json").read_text())["figures"] for out in (tmp_path, tmp_path / "o")]
     assert curves[0] != curves[1] and "3 samples" in other.stdout
+
+
+def test_every_change_of_robustness_has_a_memory_of_its_own(small_shards, tmp_path):
+    """What is seen under one change leaves no trace in what is seen under another."""
+    options = options_of(small_shards, tmp_path, batch_size=1, max_iters=1)
+    network, options = make_network(options, Recurrent)
+    _, loader, grid = make_loaders(options, "cpu")
+    batches, world = list(loader), World(0, 1, torch.device("cpu"))
+
+    def dark(batch):
+        return dataclasses.replace(batch, imgs=batch.imgs * 0)
+
+    changes = {"none": lambda batch: batch, "dark": dark}
+    together = evaluate_damaged(network, batches, grid, world, changes)
+    for name, change in changes.items():
+        network.memory = {}
+        [alone] = evaluate_damaged(network, batches, grid, world, {name: change}).values()
+        assert len(batches) > 1 and alone.keys() == together[name].keys()
+        assert all((alone[scene] == together[name][scene]).all() for scene in alone)

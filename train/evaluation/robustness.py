@@ -12,13 +12,15 @@ from train.evaluation.corruptions import CORRUPTIONS, STRENGTHS
 from train.evaluation.figures import bounds, keys_of, labels_of, ratios, scene_draws
 from train.model.finite import finite_outputs
 from train.model.forward import run_network
+from train.model.memory import apart
 from train.processes.ranks import say
 
 
 def evaluate_damaged(network, batches, grid, world, changes, autocast=None):
     """Name of a change -> scene -> (K, 3) int64 cells predicted and true, predicted, true; on rank 0, None on the others.
 
-    Every batch is loaded once and looked at under all changes in turn. Cells are those of the first label, that count.
+    Every batch is loaded once and looked at under all changes in turn; of each change a network with a memory has one of its
+    own. Cells are those of the first label, that count.
 
     Args:
         network: see train/model/README.md; left in evaluation mode. batches: iterable of this rank's Batch objects, None where
@@ -27,9 +29,10 @@ def evaluate_damaged(network, batches, grid, world, changes, autocast=None):
     """
     network.eval()
     own, wrong = {name: {} for name in changes}, dict.fromkeys(changes, 0)
+    memories = {name: {} for name in changes}
     for batch in (batch for batch in batches if batch is not None):
         for name, change in changes.items():
-            with torch.no_grad():
+            with torch.no_grad(), apart(network, memories[name], world.device):
                 outputs, not_finite = finite_outputs(run_network(network, change(batch), grid, autocast=autocast))
                 found = _scene_counts(outputs["seg"], batch)
             _add(own[name], found)
