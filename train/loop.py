@@ -81,7 +81,7 @@ class Trainer:
         options: Options. network: see train/model/README.md. loaders: (train, val or None, VoxUtil) of make_loaders.
         name: of the run and its folders; without it the experiment's.
         optimizer, scheduler: without them those of the options. world: distributed.World; without it this process alone.
-        pools, best: as a checkpoint kept them.
+        pools: as a checkpoint kept them. best: the figure of --keep_best so far: its name, whether higher is better, value.
     Raises:
         ValueError: what is wrong with an argument.
     """
@@ -345,7 +345,8 @@ class Trainer:
             "pools": {w: list(pool.entries) for w, pool in self.pools.items()},
         }
         if self.best is not None:
-            state["best"] = self.best
+            by = dict(self.best)
+            state |= {"best": by.pop("value"), "best_by": by}
         for prefix, loader in (("", self.train_loader), ("val_", self.val_loader)):
             if loader is not None:
                 state |= {f"{prefix}loader": loader.state_dict(), f"{prefix}samples": len(loader.windows)}

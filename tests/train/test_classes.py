@@ -146,8 +146,8 @@ def test_three_classes_from_training_to_predictions(small_shards, tmp_path):
         **dict(nsweeps=1, Z=24, Y=2, X=24, device="cpu", classes=CLASSES, run_name="classes", keep_best="iou_person"),
     )
     path = train(options, build=Cells)
-    best = checkpoint.read(path.parent / "model-best.pth")["best"]
-    assert best["figure"] == "iou_person" and best["higher_is_better"]
+    best = checkpoint.read(path.parent / "model-best.pth")
+    assert best["best_by"] == {"figure": "iou_person", "higher_is_better": True}
     events = EventAccumulator(str(tmp_path / "logs" / "classes" / "v")).Reload()
     curves = {name: events.Scalars(f"stats/{name}")[-1].value for name in ("iou", *(f"iou_{c.name}" for c in CLASSES))}
     assert {"outputs/segmentation", "outputs/offset"} <= set(events.Tags()["images"])

@@ -163,7 +163,9 @@ def _resume(options, network, optimizer, loaders, world):
     note_other_order(content, loaders[0])
     step = checkpoint.load_weights(path, content, network)
     load_moments(optimizer, content["optimizer_state_dict"])
-    kept = {name: content[name] for name in ("pools", "best") if name in content}
+    kept = {"pools": content["pools"]} if "pools" in content else {}
+    if "best_by" in content:
+        kept["best"] = content["best_by"] | {"value": content["best"]}
     named = content["name"]
     if named != path.parent.name:
         where = f"{options.log_dir}/{named}"

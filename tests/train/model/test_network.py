@@ -83,22 +83,18 @@ def test_a_network_outside_the_checkout(synth_shards, outside, monkeypatch):
     best = checkpoint.read(one / "model-best.pth")
     validated = dict(dict(curves_of(outside / "logs" / one.name, "v"))["stats/total_loss"])
     assert sorted(validated) == [1, 2, 4] and best["step"] == min(validated, key=validated.get)
-    assert best["best"] == {
-        "figure": "total_loss",
-        "higher_is_better": False,
-        "value": pytest.approx(validated[best["step"]], rel=1e-6),
-    }
+    assert best["best_by"] == {"figure": "total_loss", "higher_is_better": False}
+    assert best["best"] == pytest.approx(validated[best["step"]], rel=1e-6)
 
     interrupted = shutil.copytree(one, outside / "interrupted" / one.name)
     (interrupted / "model-000000004.pth").unlink()
     (interrupted / "model-best.pth").unlink()
     second = interrupted / "model-000000002.pth"
-    unbeaten = {"figure": "total_loss", "higher_is_better": False, "value": 0.0}
-    torch.save(checkpoint.read(second) | {"best": unbeaten}, second)
+    torch.save(checkpoint.read(second) | {"best": 0.0}, second)
     run_outside(outside, "train.run", "--resume", interrupted)
     whole, resumed = checkpoint.read(one), checkpoint.read(interrupted)
     assert resumed["step"] == 4 and resumed["options"]["model"] == "mynet:spare"
-    assert resumed["best"] == unbeaten and not (interrupted / "model-best.pth").exists()
+    assert resumed["best"] == 0.0 and not (interrupted / "model-best.pth").exists()
     for name, value in whole["model_state_dict"].items():
         assert torch.equal(value, resumed["model_state_dict"][name]), name
 

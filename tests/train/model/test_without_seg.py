@@ -98,9 +98,9 @@ def test_a_network_without_a_map(small_shards, tmp_path):
     content = checkpoint.read(path)
     last, _ = content["pools"]["v"][-1]
     assert {"mean_error", "median_error", "within_3", "squared_error", "total_loss"} <= set(last) and "iou" not in last
-    best = checkpoint.read(path.parent / "model-best.pth")["best"]
-    assert best["figure"] == "median_error" and not best["higher_is_better"]
-    assert best["value"] == min(figures["median_error"] for figures, _ in content["pools"]["v"])
+    best = checkpoint.read(path.parent / "model-best.pth")
+    assert best["best_by"] == {"figure": "median_error", "higher_is_better": False}
+    assert best["best"] == min(figures["median_error"] for figures, _ in content["pools"]["v"])
 
     shown = call_module("train.evaluate", path.parent, "--device", "cpu", "--nworkers", 0)
     assert re.search(r"step 3; \d+ samples; the network gives no seg, so there is no IoU", shown.stdout)
