@@ -1,5 +1,7 @@
 """What a precision means: TF32, cuDNN's choice of kernels, the order of weights in memory, bfloat16 where it pays."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -53,6 +55,7 @@ class Asks(torch.nn.Module):
 def test_predictions_from_python_are_fp32_and_leave_the_process_as_it_was():
     """As from a notebook and train.show, which set nothing up before."""
     network, (batch, _) = Asks(), inputs()
+    batch.facts = [[SimpleNamespace(key="one")] for _ in batch.seg_bev]
     assert (
         predict(Network(Options(), network, 1, torch.device("cpu")), batch, grid())[0].shape == batch.seg_bev.shape[3:]
     )
