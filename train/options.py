@@ -124,11 +124,14 @@ class Options:
     true_times: bool = _option(False, "cameras see from where the car was when each took its picture", "sensors")
     model: str = _option("simple_bev", "the network: simple_bev or package.module:factory", "model")
     model_args: str = _option("", "its own arguments: JSON, or a file of it", "model")
-    encoder_type: str = _option("res101", f"one of {', '.join(ENCODERS)}", "model", also=("backbone",))
+    encoder_type: str = _option(
+        "res101", f"{', '.join(ENCODERS)}, or timm:NAME of the package timm", "model", also=("backbone",)
+    )
     do_rgbcompress: bool = _option(True, "compress height by convolution, else by sum", "model")
     latent_dim: int = _option(128, "channels of the features", "model", least=1)
     no_pretrained: bool = _option(False, "random backbone weights", "model")
     backbone_weights: str = _option("", "local file with ImageNet weights", "model")
+    freeze_encoder: bool = _option(False, "the encoder's backbone stays as its weights are", "model")
     protocol: str = _option("simple_bev", "simple_bev or min_visibility", "labels")
     min_visibility: int = _option(1, "with min_visibility: boxes under it are left out", "labels", least=1)
     target_categories: tuple = _option(("vehicle",), "comma list of category prefixes", "labels")
@@ -173,8 +176,8 @@ class Options:
             )
         if self.use_metaradar and not self.use_radar:
             raise InputError("--use_metaradar needs --use_radar")
-        if self.encoder_type not in ENCODERS:
-            raise InputError(f"--encoder_type {self.encoder_type}: it is one of {', '.join(ENCODERS)}")
+        if self.encoder_type not in ENCODERS and not self.encoder_type.startswith("timm:"):
+            raise InputError(f"--encoder_type {self.encoder_type}: it is one of {', '.join(ENCODERS)}, or timm:NAME")
         if self.precision not in ("", "bf16", "fp32", "tf32"):
             raise InputError(f"--precision {self.precision}: it is bf16 or fp32, or tf32 on CUDA")
         if self.wandb not in ("", "offline", "online"):

@@ -2,8 +2,10 @@
 
 An encoder says what it takes and gives, and nobody else assumes it. multiple: height and width of its images are multiples of
 it. mean, std: colours that images in [0, 1] are normalised by. strides: pixels of the image per pixel of the features that it
-works with, the finest first, which is the stride of what it gives.
+works with, the finest first, which is the stride of what it gives. pretrained: the modules that ImageNet's weights are for.
 """
+
+from types import MethodType
 
 import torch
 from torch import nn
@@ -49,6 +51,10 @@ class ResNetEncoder(nn.Module):
         self.depth_layer = nn.Conv2d(512, channels, kernel_size=1)
         self.upsampling_layer = UpsamplingConcat(1536, 512)
 
+    @property
+    def pretrained(self):
+        return self.backbone, self.layer3
+
     def forward(self, x):
         fine = self.backbone(x)
         return self.depth_layer(self.upsampling_layer(self.layer3(fine), fine))
@@ -76,6 +82,10 @@ class EfficientNetEncoder(nn.Module):
         self.upsampling_layer = UpsamplingConcat(fine + coarse, 128)
         self.depth_layer = nn.Conv2d(128, channels, kernel_size=1)
 
+    @property
+    def pretrained(self):
+        return (self.backbone,)
+
     def forward(self, x):
         net = self.backbone
         x = net._swish(net._bn0(net._conv_stem(x)))
@@ -89,6 +99,16 @@ class EfficientNetEncoder(nn.Module):
         return self.depth_layer(self.upsampling_layer(x, levels[2]))
 
 
+def freeze(module):
+    """Keep a module as it is: its parameters get no gradient, and it stays in evaluation mode whatever its parent does."""
+    module.requires_grad_(False).eval()
+    module.train = MethodType(_stays, module)
+
+
+def _stays(module, mode=True):
+    return module
+
+
 def make_encoder(encoder_type, channels):
     """The encoder of that name, with random weights. Raises ValueError for another name."""
     if encoder_type == "res101":
@@ -97,4 +117,8 @@ def make_encoder(encoder_type, channels):
         return ResNetEncoder(resnet50(weights=None), channels)
     if encoder_type in ("effb0", "effb4"):
         return EfficientNetEncoder(encoder_type[3:], channels)
-    raise InputError(f"encoder_type {encoder_type!r}; it is one of {', '.join(ENCODERS)}")
+    if encoder_type.startswith("timm:"):
+        from train.model.timm_encoders import make_timm_encoder
+
+        return make_timm_encoder(encoder_type.removeprefix("timm:"), channels)
+    raise InputError(f"encoder_type {encoder_type!r}; it is one of {', '.join(ENCODERS)}, or timm:NAME")

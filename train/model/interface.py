@@ -15,10 +15,13 @@ from common.errors import InputError
 from train.model.arguments import arguments_of
 from train.model.memory import has_memory
 
-NAMES = {"simple_bev": "train.model.simple_bev:build"}  # networks that go by a short name
+NAMES = {  # networks that go by a short name
+    "simple_bev": "train.model.simple_bev:build",
+    "lift_splat": "train.model.lift_splat:build",
+}
 LIDAR = (None, False, "points", "voxels")
 RADAR = (*LIDAR, "metaradar")
-SENSORS = ("cameras", "lidar", "radar")
+TRAIN_ONLY = ("cameras", "lidar", "radar", "layers")
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ class Needs:
     cameras: their images. lidar: "points" (Batch.lidar_data), "voxels" (Batch.lidar_voxels besides) or False; None: voxels
     with --use_lidar. radar: the same, and "metaradar" for voxels with the radars' 16 features; None: as --use_radar and
     --use_metaradar say. sweeps: of lidar and radar, keyframe included; None: --nsweeps. past: K, the keyframes before the
-    present that a sample holds besides it; None: --past. train_only: of "cameras", "lidar", "radar" those that evaluation
-    does without; their fields of the batch are None there. track_ids: Batch.tidlist. layers: name of a layer -> names of the
-    members of it that Batch.layers holds; "map" need not be named for classes that are drawn from it.
+    present that a sample holds besides it; None: --past. train_only: of "cameras", "lidar", "radar", "layers" those that
+    evaluation does without; their fields of the batch are None there, or empty. track_ids: Batch.tidlist. layers: name of
+    a layer -> names of the members of it that Batch.layers holds; "map" need not be named for classes drawn from it.
 
     Raises:
         ValueError: another value.
@@ -81,8 +84,8 @@ class Needs:
                 f"Needs: frames={self.frames!r}: its windows ran into the future, and what a network said of its last keyframe "
                 "was held against the first; past=K gives the K keyframes before the present, which is t = 0"
             )
-        if not (isinstance(self.train_only, tuple) and set(self.train_only) <= set(SENSORS)):
-            raise InputError(f"Needs: train_only={self.train_only!r}; it is a tuple of {', '.join(SENSORS)}")
+        if not (isinstance(self.train_only, tuple) and set(self.train_only) <= set(TRAIN_ONLY)):
+            raise InputError(f"Needs: train_only={self.train_only!r}; it is a tuple of {', '.join(TRAIN_ONLY)}")
         sound = isinstance(self.layers, dict) and all(
             isinstance(name, str)
             and isinstance(members, tuple)
