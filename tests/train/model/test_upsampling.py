@@ -20,10 +20,13 @@ def test_on_the_cpu_it_is_torch_s():
     assert torch.equal(doubled(coarse, fine), torch.cat([fine, large], 1))
 
 
-INTERPRETED = """
+# On a GPU where there is one; else under Triton's interpreter, which is chosen before its first import.
+KERNELS_AGAINST_TORCH = """
 import torch
-from train.model.upsampling import doubled
+from torch.nn import functional as F
 from train.model.upsampling.triton import join
+
+device = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 for shape, more, dtype in (
     ((2, 5, 3, 4), 3, torch.float32),
@@ -31,12 +34,14 @@ for shape, more, dtype in (
     ((2, 4, 2, 7), 0, torch.float32),
     ((1, 8, 5, 2), 140, torch.bfloat16),
 ):
-    coarse, fine = torch.randn(shape), torch.randn(shape[0], more, 2 * shape[2], 2 * shape[3])
+    coarse, fine = (torch.randn(s).to(device) for s in (shape, (shape[0], more, 2 * shape[2], 2 * shape[3])))
     given = [t.to(dtype).contiguous(memory_format=torch.channels_last) for t in ([coarse, fine] if more else [coarse])]
     ours, theirs = ([t.detach().to(d).requires_grad_() for t in given] for d in (dtype, torch.float32))
-    out, wanted = join(ours[0], ours[1] if more else None), doubled(*theirs)
+    out = join(ours[0], ours[1] if more else None)
+    wanted = F.interpolate(theirs[0], scale_factor=2, mode="bilinear", align_corners=False)
+    wanted = torch.cat([theirs[1], wanted], 1) if more else wanted
     assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(wanted.shape).to(dtype)
+    weight = torch.randn_like(wanted).to(dtype)
     grads = torch.autograd.grad((out * weight).sum(), ours), torch.autograd.grad((wanted * weight).sum(), theirs)
     for one, two in zip((out, *grads[0]), (wanted, *grads[1])):
         torch.testing.assert_close(one, two.to(dtype), rtol=1e-5 if dtype == torch.float32 else 0.01, atol=1e-5)
@@ -46,9 +51,10 @@ print("equal")
 
 def test_kernels_give_what_torch_gives():
     pytest.importorskip("triton", reason="Triton is not installed")
+    interpreter = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     result = subprocess.run(
-        [sys.executable, "-c", INTERPRETED],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", KERNELS_AGAINST_TORCH],
+        env={**os.environ, **interpreter, "OMP_NUM_THREADS": "1"},
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -69,19 +75,3 @@ def test_kernels_compile_for_sm_90_without_spilling_and_with_wide_loads(name, tm
     ptx, used = compiled(kernel, pointers, constants, tmp_path, kernels.NUM_WARPS)
     assert used["STACK"] == used["LOCAL"] == 0 and used["REG"] <= 128
     assert "ld.global.v4.b32" in ptx
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kernels_on_the_device_are_torch_s(dtype):
-    shapes = (3, 96, 9, 20), (3, 40, 18, 40)
-    given = [torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype) for shape in shapes]
-    results = []
-    for device in ("cpu", "cuda"):
-        leaves = [t.to(device, dtype if device == "cuda" else torch.float32, copy=True).requires_grad_() for t in given]
-        out = doubled(*leaves)
-        grads = torch.autograd.grad((out * torch.arange(40, device=device)).sum(), leaves)
-        results.append([t.float().cpu() for t in (out, *grads)])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5 if dtype == torch.float32 else 0.01, atol=1e-4)

@@ -50,17 +50,13 @@ class BatchNorm(Fused, nn.BatchNorm2d):
             done = self._in_one_go(x, residual, relu, by_item=False)
         if done is None:
             return _followed(super().forward(x), residual, relu)
-        y, mean, rstd = done
-        self._follow(mean[0], rstd[0], x.numel() // x.shape[1])
-        return y
+        from train.model.norm.triton import follow_statistics
 
-    @torch.no_grad()
-    def _follow(self, mean, rstd, count):
-        """Move the running statistics: an exponential mean, of the variance over count - 1."""
+        y, mean, rstd = done
         self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        variance = (rstd.pow(-2) - self.eps) * (count / max(count - 1, 1))
-        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+        count = x.numel() // x.shape[1]
+        follow_statistics(self.running_mean, self.running_var, mean, rstd, count, self.eps, self.momentum)
+        return y
 
 
 class InstanceNorm(Fused, nn.InstanceNorm2d):

@@ -96,6 +96,21 @@ def statistics_kernel(x, sums, mean, rstd, R, C, parts, eps, BLOCK_P: tl.constex
 
 
 @triton.jit
+def follow_kernel(mean, rstd, running_mean, running_var, C, R, eps, momentum, BLOCK_C: tl.constexpr):
+    """Move the running statistics towards those of one group of R rows; their variance is over R - 1."""
+    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    own = channels < C
+    rate = tl.load(rstd + channels, mask=own, other=1.0)
+    variance = (1.0 / (rate * rate) - eps) * R / tl.maximum(R - 1, 1)
+    for_mean = tl.load(running_mean + channels, mask=own, other=0.0).to(tl.float32)
+    for_var = tl.load(running_var + channels, mask=own, other=0.0).to(tl.float32)
+    for_mean += momentum * (tl.load(mean + channels, mask=own, other=0.0) - for_mean)
+    for_var += momentum * (variance - for_var)
+    tl.store(running_mean + channels, for_mean.to(running_mean.dtype.element_ty), mask=own)
+    tl.store(running_var + channels, for_var.to(running_var.dtype.element_ty), mask=own)
+
+
+@triton.jit
 def apply_kernel(
     x, mean, rstd, weight, bias, residual, y, R, C,
     AFFINE: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
@@ -286,6 +301,29 @@ def _(grad, x, y, mean, rstd, weight, bias, by_item, relu):
     like = torch.empty_like(x, memory_format=torch.channels_last)
     totals = x.new_empty((mean.shape[0], 2, mean.shape[1]), dtype=torch.float32)
     return like, x.new_empty(0) if y is None else torch.empty_like(like), totals
+
+
+@torch.library.custom_op("bevshards::follow_statistics", mutates_args=("running_mean", "running_var"))
+def follow_statistics(
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    count: int,
+    eps: float,
+    momentum: float,
+) -> None:
+    """Move (C,) running statistics, in place, as nn.BatchNorm2d does; mean, rstd: (1,C) of normalise, over `count` values."""
+    channels = len(running_mean)
+    tensors = mean, rstd, running_mean, running_var
+    with _device_of(mean):
+        blocks = (triton.cdiv(channels, BLOCK_CHANNELS),)
+        follow_kernel[blocks](*tensors, channels, count, eps, momentum, BLOCK_CHANNELS, num_warps=NUM_WARPS)
+
+
+@follow_statistics.register_fake
+def _(running_mean, running_var, mean, rstd, count, eps, momentum):
+    return None
 
 
 class _Rows:
