@@ -3,9 +3,10 @@
 import torch
 from efficientnet_pytorch import EfficientNet
 from torch import nn
-from torchvision.models import resnet18
 
 from train.model.decoder import pad_to_multiple
+from train.model.norm import normed
+from train.model.resnet import resnet18
 
 CHANNELS = {4: 112, 5: 320}  # of the trunk's levels at 1/16 and 1/32
 BEV_STRIDE = 8  # coarsest level of the BEV encoder
@@ -65,9 +66,9 @@ class BevEncode(nn.Module):
 
     def __init__(self, inC, outC):
         super().__init__()
-        trunk = resnet18(weights=None, zero_init_residual=True)
+        trunk = resnet18(zero_init_residual=True)
         self.conv1 = nn.Conv2d(inC, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1, self.relu = trunk.bn1, trunk.relu
+        self.bn1 = trunk.bn1
         self.layer1, self.layer2, self.layer3 = trunk.layer1, trunk.layer2, trunk.layer3
         self.up1 = Up(64 + 256, 256, scale_factor=4)
         self.up2 = nn.Sequential(
@@ -78,6 +79,6 @@ class BevEncode(nn.Module):
 
     def forward(self, x):
         rows, columns = x.shape[-2:]
-        x = self.relu(self.bn1(self.conv1(pad_to_multiple(x, BEV_STRIDE))))
+        x = normed(self.bn1, self.conv1(pad_to_multiple(x, BEV_STRIDE)), relu=True)
         fine = self.layer1(x)
         return self.up2(self.up1(self.layer3(self.layer2(fine)), fine))[..., :rows, :columns]
