@@ -325,9 +325,21 @@ def load(path_or_dir, model, optimizer=None, scheduler=None, ignore_load=(), ste
     return found
 
 
-def load_weights(path, content, model, ignore_load=()):
-    """The weights of what `read` gave of `path`, into the model; returns the step. Raises CheckpointError as `load` does."""
+WEIGHTS = ("trained", "ema")  # of a checkpoint, that may be loaded
+
+
+def load_weights(path, content, model, ignore_load=(), weights="trained"):
+    """The weights of what `read` gave of `path`, into the model; returns the step. Raises CheckpointError as `load` does.
+
+    weights: of WEIGHTS; ema: the moving average of a run with --ema, and what is not averaged as it was trained.
+    """
     own, state = model.state_dict(), _unprefixed(content["model_state_dict"], model)
+    if weights == "ema":
+        if "ema_state_dict" not in content:
+            raise CheckpointError(
+                f"{path}: holds no moving average of the weights; train with --ema, or take those trained"
+            )
+        state.update(content["ema_state_dict"])
     for part in ignore_load:
         if not any(part in name for name in (*own, *state)):
             raise CheckpointError(f"--ignore_load {part}: no weight of the model or of {path} has it in its name")

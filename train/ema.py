@@ -5,7 +5,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Ema:
-    """Averages of all that a network's state holds in floating point, batch norm's statistics too; beside the network, on its device.
+    """Averages of all that a network's state holds in floating point, batch norm's statistics too; on the network's device.
 
     The decay of update n is the smaller of `decay` and (1 + n) / (10 + n): at first the average follows, and what it holds is a
     function of the weights so far.

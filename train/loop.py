@@ -13,6 +13,7 @@ from common.errors import InputError
 from common.progress import Progress
 from train import checkpoint
 from train.data.buffers import passed
+from train.ema import Ema
 from train.errors import NotFinite, Stopped
 from train.model.interface import check_network
 from train.model.memory import apart, has_memory, joined, load_memory, memory_of
@@ -84,14 +85,13 @@ class Trainer:
         options: Options. network: see train/model/README.md. loaders: (train, val or None, VoxUtil) of make_loaders.
         name: of the run and its folders; without it the experiment's.
         optimizer, scheduler: without them those of the options. world: distributed.World; without it this process alone.
-        pools: as a checkpoint kept them. best: the figure of --keep_best so far: its name, whether higher is better, value.
+        kept: dict of what a checkpoint kept of it. pools: figures. best: that of --keep_best so far: its name, whether higher
+            is better, value. ema: averages of the weights.
     Raises:
         ValueError: what is wrong with an argument.
     """
 
-    def __init__(
-        self, options, network, loaders, *, name="", optimizer=None, scheduler=None, world=None, pools=None, best=None
-    ):
+    def __init__(self, options, network, loaders, *, name="", optimizer=None, scheduler=None, world=None, kept=None):
         _check_arguments(options, network, loaders)
         self.options, self.network, self.name = options, network, name or options.exp_name
         self.train_loader, self.val_loader, grid = loaders
@@ -104,8 +104,11 @@ class Trainer:
         self.optimizer, self.scheduler = optimizer, scheduler
         self.folder = Path(options.ckpt_dir) / self.name
         self.step = LossStep(network, grid, autocast, self.world, options.seed, options.rand_flip)
-        self.pools = {w: Pool((pools or {}).get(w, ()), self.step.read) for w in "tv"}
-        self.best = best
+        kept = kept or {}
+        self.pools = {w: Pool(kept.get("pools", {}).get(w, ()), self.step.read) for w in "tv"}
+        self.best = kept.get("best")
+        # Of the leading rank alone, whose weights are everybody's, and whose statistics a checkpoint holds.
+        self.ema = Ema(network, options.ema, kept.get("ema")) if options.ema and self.world.leads else None
         if options.compile and self.world.size == 1:
             self.step.compile_parts()
         if options.rand_flip and not self.step.flips:
@@ -262,6 +265,8 @@ class Trainer:
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update(self.network, step)
         own = torch.stack(figures)
         own = torch.cat([own, norm.double().expand(len(own), 1)], 1)
         shown = {
@@ -348,6 +353,8 @@ class Trainer:
         if self.best is not None:
             by = dict(self.best)
             state |= {"best": by.pop("value"), "best_by": by}
+        if self.ema is not None:
+            state["ema_state_dict"] = self.ema.state_dict()
         for prefix, loader in (("", self.train_loader), ("val_", self.val_loader)):
             if loader is not None:
                 state |= {f"{prefix}loader": loader.state_dict(), f"{prefix}samples": len(loader.windows)}

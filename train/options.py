@@ -106,6 +106,9 @@ class Options:
     use_scheduler: bool = _option(True, "AdamW with OneCycle, else Adam", "optimisation")
     weight_decay: float = _option(1e-7, "of AdamW, or Adam", "optimisation", least=0.0)
     grad_clip: float = _option(5.0, "largest norm of the gradient; 0: any", "optimisation", least=0.0)
+    ema: float = _option(
+        0.0, "decay of a moving average of the weights, such as 0.999; 0: none", "optimisation", least=0.0
+    )
     res_scale: float = _option(2.0, "image size over 224x400, at least 0.25", "augmentation", least=0.25)
     rand_flip: bool = _option(True, "flip images and BEV features", "augmentation")
     rand_crop_and_resize: bool = _option(True, "random scale 0.8-1.2 and crop", "augmentation")
@@ -221,6 +224,8 @@ class Options:
             raise InputError(f"--seed {self.seed}: it has 64 bits at most")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise InputError(f"--lr {self.lr} must be positive")
+        if not self.ema < 1:
+            raise InputError(f"--ema {self.ema}: it is a decay below 1, such as 0.999")
         if self.order not in ("shuffled", "streams"):
             raise InputError(f"--order {self.order}: it is shuffled or streams")
         if self.crop not in ("", "bottom", "centre"):

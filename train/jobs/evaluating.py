@@ -19,6 +19,7 @@ from common.spelling import spelled
 from common.stores import parse_options
 from common.versions import own_version
 from train import checkpoint
+from train.checkpoint import WEIGHTS
 from train.command import commands_among, known_options
 from train.data.label_spec import labels_side_by_side
 from train.evaluation.damage import damages, offsets
@@ -129,7 +130,7 @@ class Evaluation:
     choices: dict
 
     def __call__(self, options, world):
-        parts = world.together(lambda: _prepare(options, world))
+        parts = world.together(lambda: _prepare(options, world, self.choices.get("weights", WEIGHTS[0])))
         world.together(lambda: check_same_shards((None, parts.loader), world))
         out = Path(self.choices["out"] or parts.folder / "eval")
         world.together(lambda: world.leads and _check_folders(out, _curves(parts)))
@@ -240,6 +241,7 @@ class Parts:
     step: int
     path: Path
     autocast: torch.dtype | None
+    weights: str
 
     @property
     def folder(self):
@@ -280,6 +282,7 @@ class Parts:
             "shards": {str(index.tar): index.tar_sha256 for index in self.loader.reader.indexes},
             "checkpoint": str(self.path),
             "step": self.step,
+            "weights": self.weights,
             "grid": f"{self.options.Z}x{self.options.Y}x{self.options.X} over {self.options.bounds}",
             "precision": self.options.precision,
             "parameters": sum(p.numel() for p in self.network.parameters()),
@@ -293,7 +296,7 @@ class Parts:
         }
 
 
-def _prepare(options, world):
+def _prepare(options, world, weights):
     set_precision(options, world.device)
     path = checkpoint.find(options.init_dir)
     content = checkpoint.read(path, command=spelled("train.evaluate"), check=world.leads)
@@ -303,10 +306,11 @@ def _prepare(options, world):
     place = (world.device, False, world.rank, world.size)
     _, loader, grid = make_loaders(options, *place, labels=labels, needs=network.needs)
     autocast = options.autocast_on(world.device)
-    step = checkpoint.load_weights(path, content, on_device(network, world.device, autocast), options.ignore_load)
+    network = on_device(network, world.device, autocast)
+    step = checkpoint.load_weights(path, content, network, options.ignore_load, weights)
     if options.compile:
         network.compile()
-    return Parts(options, network, loader, grid, labels, step, Path(path), autocast)
+    return Parts(options, network, loader, grid, labels, step, Path(path), autocast, weights)
 
 
 def _opening(parts, world):

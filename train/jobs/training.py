@@ -144,7 +144,7 @@ def _prepare(options, world, build):
         step = _load_init(options, network, optimizer, world)
     if scheduler is not None and step < options.max_iters:
         stand_at(scheduler, step)
-    parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler, "loaders": loaders, **kept}
+    parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler, "loaders": loaders, "kept": kept}
     return parts, options, step, folder
 
 
@@ -164,6 +164,8 @@ def _resume(options, network, optimizer, loaders, world):
     step = checkpoint.load_weights(path, content, network)
     load_moments(optimizer, content["optimizer_state_dict"])
     kept = {"pools": content["pools"]} if "pools" in content else {}
+    if "ema_state_dict" in content:
+        kept["ema"] = content["ema_state_dict"]
     if "best_by" in content:
         kept["best"] = content["best_by"] | {"value": content["best"]}
     named = content["name"]

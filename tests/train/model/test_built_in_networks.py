@@ -1,4 +1,4 @@
-"""Every network that comes with the project, through all commands: trained, resumed on two processes, evaluated, shown, reported."""
+"""Every network that comes with the project, through all commands: trained, resumed, evaluated, shown, reported."""
 
 import dataclasses
 import json
