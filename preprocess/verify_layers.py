@@ -77,8 +77,6 @@ def _wrong_members(path, name):
                 yield from _wrong_shapes(key, members, name)
                 key, members = own, {}
             members[member] = archive.extractfile(entry).read()
-            if name == MAP_LAYER:
-                continue  # whose rings are rows of several fields, decoded together with their points
             try:
                 decode_member(members[member], member)
             except RecordError as error:

@@ -8,12 +8,13 @@ import torch
 
 from common.map_layers import MAP_LAYERS
 from common.map_shapes import EXTERIOR, LINE, MEMBERS, RING_DTYPE, MapShapes, decode_shapes, encode_shapes
-from common.record import encode_array
+from common.record import decode_array, encode_array
 from preprocess.layer import write_layer
 from preprocess.layers import depth
 from train.classes import PRESETS, ClassSpec, parse_classes
 from train.data import compile_data, layered, make_loader
 from train.data.config import DataConfig, Wanted
+from train.data.layer_members import batched
 from train.data.maps import map_masks
 from train.data.sources import open_source
 from train.model.interface import Needs
@@ -136,6 +137,24 @@ def test_layers_reach_a_network_by_name(shards):
     assert [[len(rows) for rows in window] for window in own["rows.npy.zst"]] == [[n] for n in index]
     assert own["note.txt"] == [[facts[0].key.encode()] for facts in batch.facts]
     assert len(batch.to("cpu").layers["numbers"]["rows.npy.zst"]) == 3
+
+
+def test_rows_with_fields_reach_a_network_field_by_field(shards):
+    """A network that predicts lanes as lines takes the map's rings as they are, not drawn."""
+    loader = make_loader(open_source(shards, split="val"), config_of({"map": MEMBERS}), 0)
+    [batch] = loader
+    rings, points = batch.layers["map"]["rings.npy.zst"], batch.layers["map"]["points.planes.zst"]
+    assert rings["points"].dtype == torch.int64 and rings["points"].tolist() == [[[4, 2, 3]]] * 3
+    assert [MAP_LAYERS[n] for n in rings["layer"][0, 0]] == ["drivable_area", "road_divider", "lane_divider"]
+    assert rings["kind"].dtype == torch.uint8 and points.shape == (3, 1, 2, 9)
+    assert [own.shape[1] for own in points[0, 0].split(rings["points"][0, 0].tolist(), 1)] == [4, 2, 3]
+    rows = np.array([(1, 2.5)], [("a", ">u2"), ("b", "<f4")])
+    back = decode_array(encode_array(rows), "x")
+    out = batched([{"l": {"m": back}}, {"l": {}}, {"l": {"m": np.repeat(back, 2)}}], (3, 1), "cpu")["l"]
+    assert out["num_m"].tolist() == [[1], [0], [2]] and out["m"]["a"][0][0].dtype == torch.int32
+    assert out["m"]["a"][1] == [None] and out["m"]["b"][2][0].tolist() == [2.5, 2.5]
+    with pytest.raises(ValueError, match="layer l: m has fields .* in different keyframes"):
+        batched([{"l": {"m": back}}, {"l": {"m": np.zeros(3)}}], (2, 1), "cpu")
 
 
 def test_depth_is_that_of_the_lidar_in_the_batch(shards):
