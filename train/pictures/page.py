@@ -147,18 +147,15 @@ def _keys(run):
 
     Classes that a later label counts just as an earlier one, as it does what is of the map alone, are left out there.
     """
-    keys, out, counted = list(run.evaluation["thresholds"]), [], {}
+    keys, out, counted = list(run.evaluation["thresholds"]), [], []
     for label in dict.fromkeys(parts_of(key)[0] for key in keys):
         own = [key for key in keys if parts_of(key)[0] == label]
         out += [key_of(label, MEAN)] if len(own) > 1 else []
         for key in own:
-            curve = (
-                parts_of(key)[1],
-                [(row["intersection"], row["union"]) for row in run.evaluation["thresholds"][key]],
-            )
-            if len(own) == 1 or curve not in counted.values():
+            curve = parts_of(key)[1], run.evaluation["thresholds"][key]
+            if len(own) == 1 or curve not in counted:
                 out.append(key)
-            counted[key] = curve
+            counted.append(curve)
     return out
 
 
