@@ -2,15 +2,18 @@
 
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from common.map_layers import MAP_LAYERS
 from common.map_shapes import EXTERIOR, LINE, MEMBERS, RING_DTYPE, MapShapes, decode_shapes, encode_shapes
 from common.record import decode_array, encode_array
 from preprocess.layer import write_layer
 from preprocess.layers import depth
+from train import show
 from train.classes import PRESETS, ClassSpec, parse_classes
 from train.data import compile_data, layered, make_loader
 from train.data.config import DataConfig, Wanted
@@ -19,6 +22,7 @@ from train.data.maps import map_masks
 from train.data.sources import open_source
 from train.model.interface import Needs
 from train.options import Options, coerce
+from train.pictures.palette import class_colours
 
 AUG = {"final_dim": (64, 96)}
 GRID = (None, (-50, 50, -5, 5, -50, 50), (100, 4, 100))
@@ -103,6 +107,20 @@ def test_map_classes_are_drawn_beside_boxes(shards, frame):
         # The car stands on the road.
         if frame == "ego":
             assert batch.seg_bev[b, 0, 1, 48:52, 48:52].all()
+
+
+def test_show_draws_classes_without_a_run(shards, tmp_path):
+    out = tmp_path / "classes.png"
+    words = [str(shards / "val-000.tar"), "1", "--classes", CLASSES, "--out", str(out), "--width", "600"]
+    result = CliRunner().invoke(show.main, words)
+    assert result.exit_code == 0 and f"--classes '{CLASSES}' --augment" in result.stderr, result.output
+    picture = cv2.cvtColor(cv2.imread(str(out)), cv2.COLOR_BGR2RGB)
+    road, divider = ((picture[:, 400:] == colour).all(-1) for colour in class_colours(3)[1:])
+    assert road.sum() > 1000 and divider.sum() > 100
+    middle = np.argwhere(divider).mean(0) - np.argwhere(road).mean(0)
+    assert np.abs(middle).max() < 30  # a divider lies on its road, and is drawn over it, though its class comes later
+    refused = CliRunner().invoke(show.main, [*words, "--run", "x"])
+    assert refused.exit_code == 1 and "leave out one of --classes and --run" in refused.stderr
 
 
 def test_one_class_may_be_of_the_map_alone(shards):
