@@ -43,9 +43,9 @@ def check_layers(store, bases, whole):
 def _check_tar(store, tar, base, name):
     """(problems, ShardIndex or None) of one tar of a layer."""
     try:
-        index, _ = open_index(store, tar, verify=True)
+        index, _ = open_index(store, tar, verify=True, of_layer=True)
         with local_copy(store, tar) as path:
-            rebuilt = build_layer_index(path, base)
+            rebuilt = _rebuilt(path, base, store.path(tar))
             if rebuilt.tar_sha256 != index.tar_sha256:
                 return [f"{store.path(tar)}: its SHA-256 is not the index's; make the layer anew"], None
             if dump_index(rebuilt) != dump_index(index):
@@ -62,6 +62,14 @@ def _check_tar(store, tar, base, name):
         return problems, index
     except ShardError as error:
         return [str(error)], None
+
+
+def _rebuilt(path, base, where):
+    """The index of a local copy of a tar of a layer. Raises ShardError, which names where the tar lies."""
+    try:
+        return build_layer_index(path, base)
+    except ShardError as error:
+        raise ShardError(str(error).replace(str(path), str(where))) from None
 
 
 def _wrong_members(path, name):

@@ -108,7 +108,7 @@ MAPS = Size(
         "classes": "vehicle=vehicle; pedestrian=human.pedestrian @6; drivable=map:drivable_area; crossing=map:ped_crossing; "
         "divider=map:road_divider,lane_divider",
     }
-    | {"bounds": (-50.0, 50.0, -5.0, 5.0, -50.0, 50.0), "Z": 80, "Y": 4, "X": 80},
+    | {"centroid": (0.0, -1.5, 0.0), "bounds": (-50.0, 50.0, -1.8, 1.8, -50.0, 50.0), "Z": 80, "Y": 4, "X": 80},
     pictures=9,
     takes="about seven minutes",
     maps=True,

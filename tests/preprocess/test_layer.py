@@ -127,6 +127,9 @@ def test_layers_of_other_shards_and_missing_ones_are_refused(shards, synth_shard
         opened(shards, {"extra": ("nothing.txt",)})
     with pytest.raises(ValueError, match="streams.*reader auto or indexed"):
         opened(shards, {"extra": ("token.txt",)}, config=SourceConfig(reader="stream"))
+    with pytest.raises(ShardError, match="is of layer extra; name the shards that it lies beside"):
+        open_source(shards / "layers" / "extra")
+    assert not any(tar.startswith(f"{shards}/layers") for tar in find_shards(f"{shards.parent}/**/*-000.tar"))
     other = shutil.copytree(synth_shards, tmp_path / "other")
     shutil.copytree(shards / "layers", other / "layers")
     (other / "train-001.tar").unlink()
@@ -162,7 +165,7 @@ def test_arrays_of_objects_are_refused():
         decode_array(encode_array(np.zeros(3))[:-4], "x")
 
 
-def test_verify_finds_what_is_wrong_with_a_layer_and_index_mends_its_index(shards):
+def test_verify_finds_what_is_wrong_with_a_layer_and_index_mends_its_index(shards, synth_shards):
     write_layer(shards, "extra", brightness)
     assert verify(shards)[0] == []
     folder = shards / "layers" / "extra"
@@ -184,6 +187,11 @@ def test_verify_finds_what_is_wrong_with_a_layer_and_index_mends_its_index(shard
     (folder / "train-007.tar").write_bytes(whole)
     [problem] = verify(shards)[0]
     assert "train-007.tar: no sound shard" in problem
+    (folder / "train-007.tar").unlink()
+    for name in ("train-000.tar", "train-000.idx.json"):
+        shutil.copy(synth_shards / name, shards / name)
+    (shards / "train.manifest.json").unlink()
+    assert any(f"{tar}: belongs to another train-000.tar" in problem for problem in verify(shards)[0])
 
 
 @pytest.fixture

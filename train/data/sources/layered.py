@@ -163,7 +163,7 @@ def _open(source, name, members, config, opened):
     places = [addresses.split(tar) for tar in source.shards]
     tars = tuple(addresses.join(layer_folder(folder, name), file) for folder, file in places)
     try:
-        own = opened(replace(source.shards, shards=tars, manifests={}), config)
+        own = opened(replace(source.shards, shards=tars, manifests={}, of_layer=True), config)
     except ShardError as error:
         where = addresses.shown(next(iter(source.shards)))
         raise ShardError(
