@@ -395,7 +395,11 @@ def is_better(value, best, higher_is_better):
 def _beside_parameters(network):
     """What a checkpoint holds of a network besides its parameters, copied: what forward passes may change."""
     trained = {name for name, _ in network.named_parameters()}
-    return {name: copy.deepcopy(value) for name, value in network.state_dict().items() if name not in trained}
+    state = {name: value for name, value in network.state_dict().items() if name not in trained}
+    return {
+        name: value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+        for name, value in state.items()
+    }
 
 
 def _last_written(saver):
