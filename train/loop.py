@@ -32,14 +32,6 @@ from train.step import LossStep, validate
 LOST = 255  # no signal's number: rank 0 could not write a checkpoint, or curves
 
 
-def batches(loader):
-    """Batches without end, epoch after epoch; None where this rank has no share of one of an epoch's last batches."""
-    while True:
-        missing = loader.num_global_batches - max(len(loader), loader.position)
-        yield from loader
-        yield from [None] * missing
-
-
 def _writer(folder, keep_latest):
     return checkpoint.Writer(folder, keep_latest, saving, lambda note: say(f"note: {note}"))
 
@@ -124,8 +116,8 @@ class Trainer:
 
         Raises Stopped after a signal, NotFinite, what a loader raises.
         """
-        train = batches(self.train_loader)
-        val = batches(self.val_loader) if self.val_loader is not None else None
+        train = self.train_loader.endless()
+        val = self.val_loader.endless() if self.val_loader is not None else None
         self.world.together(lambda: checkpoint.check_readable(self.network, self.optimizer))
         self.world.together(lambda: self.world.leads and self._set_aside(first_step))
         saver = _writer(self.folder, self.options.keep_latest) if self.world.leads else None
