@@ -18,8 +18,6 @@ from train.data.sources import LocalSource, PipeSource, SourceConfig, open_sourc
 from train.data.sources import cache as cache_file
 from train.data.sources.cache import Cache
 from train.data.sources.open_files import OpenFiles
-from train.processes.distributed import World
-from train.setup import check_same_shards
 
 MEMBERS = ["sample.json", "CAM_FRONT.jpg"]
 
@@ -318,31 +316,3 @@ def test_a_cache_full_of_used_files_is_not_walked_again(server, tmp_path, monkey
             source.read(n, MEMBERS)
         clock[0] += 61.0
     assert len(walks) == 1 and source.cache.hits == 19
-
-
-# Ranks whose copies of the shards differ.
-
-
-class Ranks(World):
-    """The World of rank 0 of two, the other one reading `other`."""
-
-    def gather(self, value):
-        return [value, ("node-b (rank 1)", *self.control)] if value[1] else [value] * 2
-
-
-def test_ranks_that_read_other_shards_are_told_apart_before_the_first_step(folder):
-    loader = stream_of(f"{folder}/train-*.tar", nworkers=0)
-    count, digest, metadata = loader.reader.identity
-
-    def compared(*identity):
-        check_same_shards((loader, None), Ranks(0, 2, None, (identity, "/b/train-000.tar")))
-
-    check_same_shards((loader, loader), World(0, 1, None))
-    compared(count, digest, metadata)
-    assert count == 9
-    with pytest.raises(
-        ValueError, match=r"node-b \(rank 1\) has other samples .*on: 4 samples.*on: 9 samples.*copy one set"
-    ):
-        compared(4, "other", metadata)
-    with pytest.raises(ValueError, match="made with other options"):
-        compared(count, digest, "other")
