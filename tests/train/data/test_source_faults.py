@@ -18,6 +18,7 @@ from train.data.sources import LocalSource, PipeSource, SourceConfig, open_sourc
 from train.data.sources import cache as cache_file
 from train.data.sources.cache import Cache
 from train.data.sources.open_files import OpenFiles
+from train.errors import DataError
 
 MEMBERS = ["sample.json", "CAM_FRONT.jpg"]
 
@@ -117,6 +118,16 @@ def test_a_descriptor_in_use_is_not_closed_and_its_number_means_no_other_file(tm
     for descriptor in (first, second, again):
         with pytest.raises(OSError):
             os.fstat(descriptor)
+
+
+def test_an_error_does_not_wait_for_what_later_batches_wait_for(server):
+    """One read is refused for good; the one behind it is of a store that is waited for in minutes."""
+    loader = stream_of(f"{server.address}/train-000.tar", nworkers=1, requests=1)
+    server.faults, server.lasting = ["403"], "503"
+    began = time.monotonic()
+    with pytest.raises(DataError, match="access is refused"):
+        next(iter(loader))
+    assert time.monotonic() - began < 20
 
 
 def test_one_batch_may_be_asked_for_while_epochs_end(folder):
