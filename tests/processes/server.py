@@ -82,10 +82,16 @@ def _fork_and_wait(connection):
     first, files, _, _ = socket.recv_fds(connection, LENGTH_BYTES, 3)
     with connection.makefile("rb") as stream:
         request = json.loads(stream.read(int.from_bytes(first, "little")))
+    in_session, begun = os.pipe()
     pid = os.fork()
     if pid == 0:
         end_with_parent()
+        os.setsid()
+        os.close(in_session)
+        os.close(begun)
         return request | {"files": files}
+    os.close(begun)
+    os.read(in_session, 1)  # whoever is told its id may signal its group
     for file in files:
         os.close(file)
     try:
@@ -104,7 +110,6 @@ def end_with_parent():
 
 def become(request, path):
     """Give this process all that an exec would give it. path: sys.path but for its first entry."""
-    os.setsid()
     if request["file_bytes"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"],) * 2)
     for number, file in enumerate(request["files"]):
