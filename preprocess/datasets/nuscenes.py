@@ -47,7 +47,7 @@ def lidar_points(data, path, files, facts, found):
     return [remove_ego_returns(parse_lidar(data, path, columns, found)) for _ in files]
 
 
-def radar_points(data, path, file):
+def radar_points(data, path, file, facts):
     """The cloud of a radar's file; see preprocess.datasets."""
     return remove_ego_returns(parse_radar(data, path))
 

@@ -70,6 +70,7 @@ class Batch:
     pix_T_stored: (
         torch.Tensor
     )  # (B,T,S,3,3) float32, pixels of imgs from those of the stored images, by which layers go
+    lenses: torch.Tensor | None  # (B,T,S,16) float32, rows of common.lens; None where all cameras are pinholes
     lidar_data: torch.Tensor | None  # (B,T,3,V) float32 ego, all sweeps, the keyframe's first
     lidar_extra: torch.Tensor | None  # (B,T,3,V) float32 intensity, ring, lag; padding -1
     lidar_index: (
