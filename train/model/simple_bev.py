@@ -8,6 +8,7 @@ import torch
 from train.loss import benchmark_terms
 from train.model.backbone import load_backbone
 from train.model.camera_mean import UNPROJECTIONS
+from train.model.encoders import settle_quickly
 from train.model.interface import Needs
 from train.model.points import ref_T_cams
 from train.model.segnet import Segnet
@@ -103,7 +104,7 @@ class OwnOptions:
 
 def build(options, grid):
     """SimpleBev of the options, weights from torch's generator."""
-    return SimpleBev(
+    network = SimpleBev(
         grid.Z,
         grid.Y,
         grid.X,
@@ -118,6 +119,9 @@ def build(options, grid):
         unprojection=options.model_args.unprojection,
         classes=len(options.classes) or 1,
     )
+    if options.no_pretrained:
+        settle_quickly(network.encoder)
+    return network
 
 
 build.options_class = OwnOptions
