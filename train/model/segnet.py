@@ -191,16 +191,16 @@ class Segnet(nn.Module):
             cams_T_ref = similarity_inverse(geometry.ref_T_cams.float())
             scale = 1 / self.encoder.strides[0]
             pix_T_cams = scale_intrinsics(geometry.pix_T_cams.float(), scale, scale)
-            pix_T_ref, lenses = pix_T_cams @ cams_T_ref, geometry.lenses
-            if lenses is not None:
-                lenses = torch.cat([lenses.float(), pix_T_cams[..., :2, :3].flatten(-2)], -1)
+            pix_T_ref, bent = pix_T_cams @ cams_T_ref, {}
+            if geometry.lenses is not None:
+                bent["lenses"] = torch.cat([geometry.lenses.float(), pix_T_cams[..., :2, :3].flatten(-2)], -1)
         if flips is not None and voxels is not None:
             voxels = flip_where(flips.bev_z, flip_where(flips.bev_x, voxels, -1), -3)
         seen = features, pix_T_ref, cams_T_ref, grid
         if self.bev_compressor is None:
-            return camera_mean(*seen, flips, self.unprojection, lenses).sum(3)
+            return camera_mean(*seen, flips, self.unprojection, **bent).sum(3)
         conv, *rest = self.bev_compressor
-        x = convolved_mean(*seen, conv.of_features(), flips, self.unprojection, lenses)
+        x = convolved_mean(*seen, conv.of_features(), flips, self.unprojection, **bent)
         # In the memory order that the rest of the network computes in.
         x = x.contiguous(memory_format=_order_of(conv.weight))
         others = self._other_channels(voxels)

@@ -36,7 +36,7 @@ class SimpleBev(Segnet):
                 "pix_T_cams": batch.intrins[:, 0],
                 "ref_T_cams": ref_T_cams(batch),
             }
-        if batch.lenses is not None:
+        if getattr(batch, "lenses", None) is not None:
             tensors["lenses"] = batch.lenses[:, 0]
         voxels = {"radar_voxels": batch.radar_voxels, "lidar_voxels": batch.lidar_voxels}
         return tensors | {name: value[:, 0] for name, value in voxels.items() if value is not None}
