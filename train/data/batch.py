@@ -176,7 +176,8 @@ class Batch:
 
     def __repr__(self):
         lines = [f"Batch of {len(self)}, epoch {self.epoch}"]
-        for each in fields(self):
+        absent = [each.name for each in fields(self) if getattr(self, each.name) is None]
+        for each in (each for each in fields(self) if each.name not in (*absent, "epoch")):
             value = getattr(self, each.name)
             if isinstance(value, torch.Tensor):
                 what = f"{str(tuple(value.shape)):<28}{str(value.dtype).removeprefix('torch.'):<9}{value.device}"
@@ -187,4 +188,5 @@ class Batch:
             else:
                 what = str(value)
             lines.append(f"  {each.name:<16}{what}")
+        lines += [f"  None: {', '.join(absent)}"] * bool(absent)
         return "\n".join(lines)
