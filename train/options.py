@@ -11,7 +11,7 @@ from common.stores import parse_options
 from train.classes import class_specs
 from train.runs import CKPT_DIR
 
-ENCODERS = ("res101", "res50", "effb0", "effb4")  # that train.model.encoders makes
+ENCODERS = ("res101", "res50", "effb0", "effb4")  # that train.model.encoder_types makes
 SHARDS = ("shards", "val_shards", "data_dir")  # the options that name shards
 BASE_HW = (224, 400)  # of the network's images at res_scale 1
 GROUPS = {

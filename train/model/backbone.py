@@ -6,6 +6,7 @@ from pickle import UnpicklingError
 import torch
 
 from common.errors import InputError
+from train.model.timm_encoders import PREFIX, load_timm
 
 REMEDY = "give another --backbone_weights FILE or --no_pretrained"
 
@@ -17,9 +18,7 @@ def load_backbone(encoder, options):
     """
     if options.no_pretrained:
         return
-    if options.encoder_type.startswith("timm:"):
-        from train.model.timm_encoders import load_timm
-
+    if options.encoder_type.startswith(PREFIX):
         load_timm(encoder, options.backbone_weights, REMEDY)
     elif options.encoder_type.startswith("eff"):
         load_efficientnet(encoder.backbone, options.encoder_type, options)

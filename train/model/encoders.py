@@ -9,12 +9,9 @@ from types import MethodType
 
 from torch import nn
 
-from common.errors import InputError
 from train.model.norm import InstanceNorm, normed
-from train.model.resnet import resnet50, resnet101
 from train.model.upsampling import doubled
 
-ENCODERS = ("res101", "res50", "effb0", "effb4")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STATISTICS_MOMENTUM = 0.1  # of nn.BatchNorm2d
@@ -110,21 +107,6 @@ def freeze(module):
 
 def _stays(module, mode=True):
     return module
-
-
-def make_encoder(encoder_type, channels):
-    """The encoder of that name, with random weights. Raises ValueError for another name."""
-    if encoder_type == "res101":
-        return ResNetEncoder(resnet101(), channels)
-    if encoder_type == "res50":
-        return ResNetEncoder(resnet50(), channels)
-    if encoder_type in ("effb0", "effb4"):
-        return EfficientNetEncoder(encoder_type[3:], channels)
-    if encoder_type.startswith("timm:"):
-        from train.model.timm_encoders import make_timm_encoder
-
-        return make_timm_encoder(encoder_type.removeprefix("timm:"), channels)
-    raise InputError(f"encoder_type {encoder_type!r}; it is one of {', '.join(ENCODERS)}, or timm:NAME")
 
 
 def settle_quickly(encoder):
