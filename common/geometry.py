@@ -24,10 +24,16 @@ def similarity_inverse(a_T_b):
 
     A scale that rounding alone sets apart from 1 is 1: of a rigid transform this is rigid_inverse, to the last bit.
     """
-    rotation_t = a_T_b[..., :3, :3].transpose(-1, -2)
-    squared = a_T_b[..., :3, 0].square().sum(-1)[..., None, None]
-    rotation_t = rotation_t / torch.where((squared - 1).abs() < RIGID_TOLERANCE, 1.0, squared)
+    rotation_t = a_T_b[..., :3, :3].transpose(-1, -2) / _squared_scale(a_T_b)[..., None, None]
     return _with_last_row(rotation_t, -(rotation_t @ a_T_b[..., :3, 3:]))
+
+
+def _squared_scale(a_T_b):
+    """(...) of similarities (..., 4, 4), tensors or arrays: the square of their scale, exactly 1 where they are rigid."""
+    squared = (a_T_b[..., :3, 0] * a_T_b[..., :3, 0]).sum(-1)
+    if isinstance(a_T_b, torch.Tensor):
+        return torch.where((squared - 1).abs() < RIGID_TOLERANCE, 1.0, squared)
+    return np.where(abs(squared - 1) < RIGID_TOLERANCE, np.ones_like(squared), squared)
 
 
 def _with_last_row(rotation, translation):
@@ -60,7 +66,13 @@ def cam0_T_cams(ego_T_cam):
 
 
 def transform_lrtlist(a_T_b, lrtlist):
-    """Boxes (..., N, 19), lengths and b_T_box, moved to frame a by (..., 4, 4); both tensors or both arrays."""
+    """Boxes (..., N, 19), lengths and b_T_box, moved to frame a by similarities (..., 4, 4); both tensors or both arrays.
+
+    A scale goes into the lengths: a_T_box is rigid.
+    """
+    joined = torch.cat if isinstance(lrtlist, torch.Tensor) else np.concatenate
     a_T_box = a_T_b[..., None, :, :] @ lrtlist[..., 3:].reshape(*lrtlist.shape[:-1], 4, 4)
-    parts = [lrtlist[..., :3], a_T_box.reshape(*lrtlist.shape[:-1], 16)]
-    return torch.cat(parts, -1) if isinstance(lrtlist, torch.Tensor) else np.concatenate(parts, -1)
+    scale = (_squared_scale(a_T_b) ** 0.5)[..., None, None]
+    upper = joined([a_T_box[..., :3, :3] / scale[..., None], a_T_box[..., :3, 3:]], -1)
+    a_T_box = joined([upper, a_T_box[..., 3:, :]], -2)
+    return joined([lrtlist[..., :3] * scale, a_T_box.reshape(*lrtlist.shape[:-1], 16)], -1)

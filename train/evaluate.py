@@ -17,6 +17,7 @@ _OF_TRAINING = (
     *("run", "optimisation", "ckpt_dir", "save_freq", "keep_latest", "resume", "load_step", "load_optimizer"),
     *("sync_bn", "find_unused", "deterministic", "shuffle", "temporal_aug", "nworkers_val", "rand_flip"),
     *("rand_crop_and_resize", "ncams", "do_shuffle_cams", "no_pretrained", "backbone_weights", "keep_best"),
+    *("bev_rotate", "bev_scale", "bev_shift", "drop_cameras", "photometric"),
 )
 _CHOICES = (
     click.Option(["--out"], help="folder of eval.json, samples.csv, pictures  [RUN/eval]"),

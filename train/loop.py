@@ -18,6 +18,7 @@ from train.model.interface import check_network
 from train.model.memory import apart, has_memory, joined, load_memory, memory_of
 from train.monitor.console import Console
 from train.monitor.curves import Curves, Pool
+from train.monitor.waits import Waits
 from train.monitor.writers import open_wandb
 from train.optim import fetch_optimizer, parameter_groups
 from train.options import Options, as_dict
@@ -48,7 +49,8 @@ class Update:
     """An update that the device may still be busy with: its figures are on their way to the host.
 
     own: this rank's, one row per batch, on the device. sums: the same summed over ranks, on the CPU once `arrived` has passed.
-    samples: tokens of each batch. shown: what is known of it without the device. validated: whether a validation followed.
+    samples: tokens of each batch. shown: what is known of it without the device. waits: for its batches. validated: whether a
+    validation followed.
     """
 
     step: int
@@ -57,6 +59,7 @@ class Update:
     arrived: object
     samples: list
     shown: dict
+    waits: Waits
     validated: bool = False
 
     def is_finite(self):
@@ -216,7 +219,6 @@ class Trainer:
         seconds, samples = time.monotonic() - started, self.options.batch_size * self.options.grad_acc
         update.shown |= {
             "itime": seconds,
-            "data_wait_percent": 100 * update.shown["rtime"] / seconds,
             "samples_per_s": samples / seconds,
             "read_mb_per_s": update.shown.pop("read_mb") / seconds,
         }
@@ -243,15 +245,13 @@ class Trainer:
         """
         seed_all((self.options.seed * 1_000_003 + step) * 4099 + self.world.rank)
         stood = {"loader": self.train_loader.state_dict(), "stream_state": memory_of(self.network)}
-        waited, read_before = 0.0, self.train_loader.reader.bytes_read
+        waits, read_before = Waits(self.world.device), self.train_loader.reader.bytes_read
         self.step.train()
         self.optimizer.zero_grad(set_to_none=True)
         self.averaged.begin()
         figures, tokens = [], []
         for number in range(1, self.options.grad_acc + 1):
-            before = time.monotonic()
-            self.batch = self._next(train, step - 1, stood)
-            waited += time.monotonic() - before
+            self.batch = waits.taken(lambda: self._next(train, step - 1, stood))
             if number == 1 and self.options.grad_acc > 1:
                 stood["model_state_dict"] = _beside_parameters(self.network)
             # Gradients are summed over the batches first, and over the ranks once.
@@ -265,11 +265,10 @@ class Trainer:
         own = torch.stack(figures)
         own = torch.cat([own, norm.double().expand(len(own), 1)], 1)
         shown = {
-            "rtime": waited,
             "lr": self.optimizer.param_groups[0]["lr"],
             "read_mb": (self.train_loader.reader.bytes_read - read_before) / 1e6,
         }
-        return Update(step, own, *_on_its_way(self.world.sum(own)), tokens, shown)
+        return Update(step, own, *_on_its_way(self.world.sum(own)), tokens, shown, waits)
 
     def _next(self, batches, step, state):
         """The next batch. Raises _NoBatch, on all ranks, where a rank's loader fails; step, state: what is then saved."""
@@ -301,7 +300,9 @@ class Trainer:
         seconds, samples = update.shown["itime"], self.options.batch_size * self.options.grad_acc
         self.pools["t"].add({**means, "time_per_batch": seconds, "time_per_el": seconds / samples}, counts)
         grad_norm = update.sums[0, -1].item() / self.world.size
-        shown = update.shown | {"grad_norm": grad_norm, "memory_gb": peak_memory_gb(self.world.device)}
+        waited = update.waits.seconds()
+        shown = update.shown | {"rtime": waited, "data_wait_percent": 100 * waited / seconds}
+        shown |= {"grad_norm": grad_norm, "memory_gb": peak_memory_gb(self.world.device)}
         self.curves.show(update.step, shown, update.validated)
         self.console.show(update.step, shown, self.curves.pools)
 

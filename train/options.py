@@ -30,9 +30,9 @@ _ITEMS = {"device_ids": int, "centroid": float}  # items of list options whose d
 _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def _option(default, help, group, least=None, secret=False, also=(), typed=True):
+def _option(default, help, group, least=None, secret=False, also=(), typed=True, most=None):
     """also: names that people type for it, whom the right one is told. typed: False: of Python and config files alone."""
-    facts = {"help": help, "group": group, "least": least, "secret": secret, "also": also, "typed": typed}
+    facts = {"help": help, "group": group, "least": least, "secret": secret, "also": also, "typed": typed, "most": most}
     return field(default=default, repr=not secret, metadata=facts)
 
 
@@ -115,6 +115,19 @@ class Options:
     image_size: str = _option("", "of the network's images instead of res_scale's, such as 256x704", "augmentation")
     crop: str = _option("", "bottom or centre: images keep their shape  [with --image_size: bottom]", "augmentation")
     interpolation: str = _option("bilinear", "bilinear (antialiased) or nearest (Simple-BEV's)", "augmentation")
+    bev_rotate: float = _option(
+        0.0, "turn grid and labels by up to so many degrees", "augmentation", least=0.0, most=180.0
+    )
+    bev_scale: float = _option(
+        0.0, "scale them by up to this share: 0.05 for 0.95-1.05", "augmentation", least=0.0, most=0.5
+    )
+    bev_shift: float = _option(0.0, "shift them by up to so many metres", "augmentation", least=0.0, most=1000.0)
+    drop_cameras: float = _option(
+        0.0, "leave each camera out with this probability, never all", "augmentation", least=0.0, most=1.0
+    )
+    photometric: float = _option(
+        0.0, "change colours by up to this share, such as 0.3", "augmentation", least=0.0, most=1.0
+    )
     nsweeps: int = _option(3, "lidar and radar sweeps, keyframe included", "sensors", least=1)
     use_radar: bool = _option(False, "radar occupancy", "sensors")
     use_radar_filters: bool = _option(False, "the devkit's default radar filters", "sensors")
@@ -191,6 +204,8 @@ class Options:
             value, least = getattr(self, item.name), item.metadata["least"]
             if least is not None and not value >= least:  # NaN too
                 raise InputError(f"--{item.name} {value} must be at least {least}")
+            if (most := item.metadata["most"]) is not None and not value <= most:
+                raise InputError(f"--{item.name} {value} must be at most {most}")
         check_visibility(self.protocol, self.min_visibility)
         for name in ("exp_name", "run_name"):  # of folders, curves and pages
             if not getattr(self, name).isprintable() or len(getattr(self, name)) > 200:

@@ -7,6 +7,7 @@ from common.map_shapes import MAP_LAYER
 from common.record import lidar_member, radar_member
 from common.spelling import spelled
 from train.data.batch import Batch, FrameFacts
+from train.data.bev_augmentation import draws_bev, most_reach_m
 from train.data.categories import check_categories
 from train.data.config import DataConfig, Wanted
 from train.data.grid import Grid
@@ -74,6 +75,11 @@ def compile_data(
     box_categories=(),
     past=0,
     order="shuffled",
+    bev_rotate=0.0,
+    bev_scale=0.0,
+    bev_shift=0.0,
+    drop_cameras=0.0,
+    photometric=0.0,
 ):
     """Loaders of training and evaluation batches; the arguments are Simple-BEV's, and ours after the star.
 
@@ -95,6 +101,7 @@ def compile_data(
         requests: range requests in flight, or as many as there are threads where that is more.
         frame: of the grid, see train.data.grid. true_times: see train.data.config.StageConfig.
         classes: ClassSpecs of the label maps instead of the one of target_categories. box_categories: see DecodeConfig.
+        bev_rotate, bev_scale, bev_shift, drop_cameras, photometric: see train.data.config.AugmentConfig.
     Returns:
         (train_loader, val_loader); None where no shards were given. Batches are augmented and on `device`.
     Raises:
@@ -108,6 +115,7 @@ def compile_data(
         frame=frame, true_times=true_times, classes=classes, box_categories=box_categories,
         target_categories=tuple(target_categories), protocol=protocol, min_visibility=min_visibility,
         data_aug_conf=lambda: data_aug_conf, do_shuffle_cams=do_shuffle_cams, refcam_id=refcam_id,
+        bev_rotate=bev_rotate, bev_scale=bev_scale, bev_shift=bev_shift, drop_cameras=drop_cameras, photometric=photometric,
         interpolation=interpolation, decode=decode, reader=reader, verify_reads=verify_reads,
         cache_dir=cache_dir, cache_gb=cache_gb, stores=store_options, requests=requests, nworkers=nworkers,
     )  # fmt: skip
@@ -164,10 +172,12 @@ def layered(reader, config):
     """The source with the layers that a DataConfig reads. Raises ValueError: it lacks one, or its map ends inside the grid."""
     reader = with_layers(reader, config.decode.read_layers, config.source, open_source)
     if any(spec.has_maps for spec in config.decode.labels):
-        extent, reach = reader.layer_options(MAP_LAYER)["extent_m"], config.decode.grid.reach_m
+        extent, reach, what = reader.layer_options(MAP_LAYER)["extent_m"], config.decode.grid.reach_m, "--bounds"
+        if config.order.is_train and draws_bev(config.augment):
+            reach, what = most_reach_m(reach, config.augment), "--bounds, --bev_shift or --bev_scale"
         if reach > extent:
             raise InputError(
-                f"the grid's corners lie {reach:.1f} m away, layer {MAP_LAYER} reaches {extent:g} m; lower --bounds, or make "
+                f"the grid's corners lie {reach:.1f} m away, layer {MAP_LAYER} reaches {extent:g} m; lower {what}, or make "
                 f"the layer anew with {spelled('preprocess.maps')} --extent {int(reach) + 1}"
             )
     return reader

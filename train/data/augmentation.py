@@ -1,21 +1,32 @@
-"""What an experiment chooses about a sample: cameras, reference camera, and where each image is resized and cropped."""
+"""What an experiment chooses about a sample: cameras, reference camera, where each image is resized and cropped, and what
+training does besides: to the grid, to colours, and by leaving cameras out.
+"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from common.errors import InputError
+from train.data.bev_augmentation import draw_bev, draws_bev
+from train.data.colours import draw_colours
+from train.data.order import BEV_STREAM, COLOUR_STREAM, DROP_STREAM
+
+UNSEEN_PX = -1e6  # the principal point of a camera that is left out: nothing in the grid falls into its image
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """How one sample is augmented. cams: S names, the reference camera first. resize_wh (T,S,2), crop_ltrb (T,S,4): int
-    pixels, of images that are squeezed; see `placed` for others.
+    pixels, of images that are squeezed; see `placed` for others. moved_T_ref (4,4): of the grid, see bev_augmentation; None
+    where it stays. dropped (S,) bool: cameras left out, or None. colours (T,S,3,4): see colours; None where they stay.
     """
 
     cams: tuple
     resize_wh: np.ndarray
     crop_ltrb: np.ndarray
+    moved_T_ref: np.ndarray | None = None
+    dropped: np.ndarray | None = None
+    colours: np.ndarray | None = None
 
 
 def drawn_cams(rng, conf):
@@ -50,6 +61,40 @@ def draw_augmentation(rng, conf, seqlen, past=0):
     slots = list(range(len(cams)))
     slots[0], slots[reference] = slots[reference], slots[0]
     return Augmentation(tuple(cams[s] for s in slots), resize_wh[:, slots], crop_ltrb[:, slots])
+
+
+def augmented(drawn, conf, rng_of):
+    """An Augmentation with what training does besides; each of it has random numbers of its own.
+
+    conf: AugmentConfig. rng_of: stream of random numbers -> numpy Generator of this sample.
+    """
+    shape, more = drawn.resize_wh.shape[:2], {}
+    if draws_bev(conf):
+        more["moved_T_ref"] = draw_bev(rng_of(BEV_STREAM), conf)
+    if conf.photometric:
+        more["colours"] = draw_colours(rng_of(COLOUR_STREAM), conf.photometric, shape)
+    if conf.drop_cameras:
+        more["dropped"] = _drop(rng_of(DROP_STREAM), conf.drop_cameras, shape[1])
+    return replace(drawn, **more)
+
+
+def colours_of(drawn):
+    """(T,S,3,4) of an Augmentation, in which cameras that are left out are black; None where all colours stay."""
+    if drawn.dropped is None:
+        return drawn.colours
+    shape = drawn.resize_wh.shape[:2]
+    colours = (
+        np.broadcast_to(np.eye(3, 4, dtype=np.float32), (*shape, 3, 4)) if drawn.colours is None else drawn.colours
+    )
+    return colours * ~drawn.dropped[:, None, None]
+
+
+def _drop(rng, share, cameras):
+    """(cameras,) bool: each with that probability, but never all."""
+    draws = rng.random(cameras)
+    dropped = draws < share
+    dropped[draws.argmax()] = False
+    return dropped
 
 
 def _draw_crops(rng, conf, shape):

@@ -66,7 +66,7 @@ class Batch:
     imgs: torch.Tensor | None  # (B,T,S,3,H,W) float32 in [0,1], RGB
     rots: torch.Tensor  # (B,T,S,3,3) float32, rotation of ego_T_cam
     trans: torch.Tensor  # (B,T,S,3) float32, translation of ego_T_cam
-    intrins: torch.Tensor  # (B,T,S,4,4) float32, pixels of imgs from cam
+    intrins: torch.Tensor  # (B,T,S,4,4) float32, pixels of imgs from cam; of a camera left out, far beside the image
     pix_T_stored: (
         torch.Tensor
     )  # (B,T,S,3,3) float32, pixels of imgs from those of the stored images, by which layers go

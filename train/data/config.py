@@ -16,6 +16,14 @@ from train.data.sources import SourceConfig
 DECODERS = ("auto", "host", "device")
 ORDERS = ("shuffled", "streams")
 CROPS = ("", "bottom", "centre")
+# What training alone does to a sample beyond Simple-BEV's draws, and the most of each.
+MOST_AUGMENTED = {
+    "bev_rotate": 180.0,
+    "bev_scale": 0.5,
+    "bev_shift": 1000.0,
+    "drop_cameras": 1.0,
+    "photometric": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,9 @@ class AugmentConfig:
     shuffle_cams: training draws the reference camera from slots 1 … S-1; else, and in evaluation, it is slot refcam_id.
     crop: "bottom" or "centre", what is kept of images of another shape than final_hw, which keep theirs; "", as Simple-BEV's,
     squeezes them into final_hw.
+    bev_rotate, bev_scale, bev_shift: the most by which training turns the grid (degrees), scales it (shares of 1) and shifts it
+    (metres along X and Z); see train.data.bev_augmentation. drop_cameras: the share of cameras that training does without.
+    photometric: the most by which it changes colours, see train.data.colours.
 
     Without cams, ncams 0 and refcam_id -1 stand for what the rig of the shards has, which `of_rig` puts in.
     """
@@ -92,8 +103,16 @@ class AugmentConfig:
     shuffle_cams: bool = True
     refcam_id: int = -1
     crop: str = ""
+    bev_rotate: float = 0.0
+    bev_scale: float = 0.0
+    bev_shift: float = 0.0
+    drop_cameras: float = 0.0
+    photometric: float = 0.0
 
     def __post_init__(self):
+        for name, most in MOST_AUGMENTED.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise InputError(f"{name} is {getattr(self, name)}; it is 0 to {most:g}")
         if len(set(self.cams)) != len(self.cams):
             raise InputError(f"cams {list(self.cams)} must be different cameras")
         if self.ncams < 0:
@@ -261,7 +280,10 @@ class DataConfig:
         """
         wanted = wanted or Wanted()
         augment = AugmentConfig.from_dict(
-            options.data_aug_conf(), shuffle_cams=options.do_shuffle_cams, refcam_id=options.refcam_id
+            options.data_aug_conf(),
+            shuffle_cams=options.do_shuffle_cams,
+            refcam_id=options.refcam_id,
+            **{name: getattr(options, name, 0.0) for name in MOST_AUGMENTED},
         )
         labels = tuple(labels) if labels is not None else (LabelSpec.of(options),)
         requests = max(options.requests, options.nworkers)  # waiting for answers takes no cores

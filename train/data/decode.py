@@ -72,12 +72,13 @@ class Frame:
     crop_ltrb: np.ndarray | None = None
 
 
-def decode_frame(members, key, cams, config):
+def decode_frame(members, key, cams, config, moved_T_ref=None):
     """Build a Frame.
 
     Args:
         members: dict from member name to bytes. key: of the keyframe. cams: camera names in slot order, the reference
-            camera first. config: DecodeConfig.
+            camera first. config: DecodeConfig. moved_T_ref: (4,4) of an augmented grid, whose frame ref then is; see
+            train.data.bev_augmentation.
     Raises:
         RecordError: a member is missing or damaged.
     """
@@ -87,6 +88,8 @@ def decode_frame(members, key, cams, config):
         ego_T_cam = rows["ego_T_cam"].astype(np.float32)
         global_T_ego = np.asarray(sample["global_T_ego"], np.float64)
         ref_T_ego = config.grid.ref_T_ego(ego_T_cam[0])
+        if moved_T_ref is not None:
+            ref_T_ego = (moved_T_ref @ ref_T_ego).astype(np.float32)
         rig, lidar = rig_of(sample["facts"], sample["schema"]), (None, None, 0)
         if config.use_lidar:
             lidar = lidar_points(members, sample, rig, config.nsweeps)

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 
 from train.augment import moved_intrinsics, pix_T_stored, resample, resample_into, sampling_plan, stacked
+from train.data.augmentation import UNSEEN_PX, colours_of
 from train.data.batch import Batch
 from train.data.buffers import passed
+from train.data.colours import recoloured
 from train.data.frames import ego_T_nows
 from train.data.images import EncodedImages, NoImages, ResampledImages
 from train.data.layer_members import batched
@@ -105,7 +107,10 @@ class DeviceStage:
         sent = parcel.upload(self.device, self.pools.parcels)
         imgs = None
         if not isinstance(loaded.images, NoImages):
-            imgs = self._images(loaded.images, loaded, sent.pop("plan", None)).unflatten(0, loaded.shape)
+            imgs = self._images(loaded.images, loaded, sent.pop("plan", None))
+            if "colours" in sent:
+                imgs = recoloured(imgs.flatten(0, 1), sent.pop("colours").flatten(0, 1)).view(imgs.shape)
+            imgs = imgs.unflatten(0, loaded.shape)
         drawn, counts = sent.pop("drawn", sent["lrtlist_ref"]), sent.pop("num_drawn", sent["num_boxes"])
         seg = sent.pop("seg", None)
         numbers = sent.pop("numbers", sent["box_numbers"])
@@ -138,8 +143,13 @@ class DeviceStage:
         frames, parcel = loaded.frames, Parcel()
         crops = loaded.crops()
         intrins = moved_intrinsics(torch.from_numpy(np.concatenate([f.intrinsics for f in frames])), *crops)
-        parcel.copy("intrins", list(intrins.numpy().reshape(len(frames), -1, 4, 4)))
-        parcel.copy("pix_T_stored", list(pix_T_stored(*crops).reshape(len(frames), -1, 3, 3)))
+        intrins = intrins.numpy().reshape(*loaded.shape, -1, 4, 4)
+        moved = pix_T_stored(*crops).reshape(*loaded.shape, -1, 3, 3)
+        for b, drawn in enumerate(loaded.augmentations):
+            if drawn.dropped is not None:
+                intrins[b, :, drawn.dropped, :2, 2] = moved[b, :, drawn.dropped, :2, 2] = UNSEEN_PX
+        parcel.copy("intrins", list(intrins.reshape(len(frames), -1, 4, 4)))
+        parcel.copy("pix_T_stored", list(moved.reshape(len(frames), -1, 3, 3)))
         parcel.copy("rots", [f.ego_T_cam[:, :3, :3] for f in frames])
         parcel.copy("trans", [f.ego_T_cam[:, :3, 3] for f in frames])
         parcel.copy("egopose", [f.global_T_ego.astype(np.float32) for f in frames])
@@ -165,7 +175,15 @@ class DeviceStage:
             parcel.pad("radar_data", [f.radar for f in frames], axis=1)
         if self.config.on_cuda and not isinstance(loaded.images, NoImages):
             parcel.copy("plan", list(sampling_plan(*crops, self.config.final_hw, self.config.interpolation)))
+        if not isinstance(loaded.images, NoImages):
+            self._add_colours(parcel, loaded)
         return parcel
+
+    def _add_colours(self, parcel, loaded):
+        """Where training changes colours or leaves cameras out, whose images are then black."""
+        colours = [colours_of(drawn) for drawn in loaded.augmentations]
+        if any(own is not None for own in colours):
+            parcel.copy("colours", list(np.concatenate(colours)))
 
     def _add_boxes(self, parcel, loaded):
         boxes = [frame.boxes for frame in loaded.frames]

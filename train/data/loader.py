@@ -12,7 +12,7 @@ from common.errors import InputError
 from common.record import RecordError
 from common.shard_index import ShardError
 from common.spelling import spelled
-from train.data.augmentation import draw_augmentation, drawn_cams, placed
+from train.data.augmentation import augmented, draw_augmentation, drawn_cams, placed
 from train.data.buffers import Pools
 from train.data.categories import check_met
 from train.data.decode import decode_frame
@@ -102,7 +102,10 @@ class Loader:
     def draw(self, sample, epoch, augment=True):
         """The Augmentation of a sample in an epoch of training, or without `augment` of evaluation."""
         rng = sample_rng(self.order.seed, epoch, sample) if augment else None
-        return draw_augmentation(rng, self.augment, self.order.seqlen, self.order.past)
+        drawn = draw_augmentation(rng, self.augment, self.order.seqlen, self.order.past)
+        if not augment:
+            return drawn
+        return augmented(drawn, self.augment, lambda stream: sample_rng(self.order.seed, epoch, sample, stream))
 
     def _check_single(self):
         if self.reader.is_stream:
@@ -241,7 +244,7 @@ class Loader:
         cams = chosen.cams
         try:
             members = self.reader.read(number, self.decode.members(cams))
-            frame = decode_frame(members, self.reader.keys[number], cams, self.decode)
+            frame = decode_frame(members, self.reader.keys[number], cams, self.decode, chosen.moved_T_ref)
             drawn = chosen.resize_wh[t], chosen.crop_ltrb[t]
             frame.resize_wh, frame.crop_ltrb = placed(*drawn, frame.sizes_hw, self.augment)
             if self.decode.use_cameras:

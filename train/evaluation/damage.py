@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from common.errors import InputError
+from train.data.augmentation import UNSEEN_PX
 from train.data.order import sample_rng
 from train.evaluation.corruptions import CORRUPTIONS, STREAM, STRENGTHS, corrupted
 
-FAR_PIXELS = -1e6
 OFF = ((0.5, 0.02), (1.0, 0.05), (2.0, 0.10), (5.0, 0.20))  # degrees and metres of a calibration error
 
 
@@ -22,7 +22,7 @@ def without_camera(batch, camera):
     intrins = batch.intrins.clone()
     for b, names in enumerate(batch.cams):
         for slot in _slots(names, camera):
-            intrins[b, :, slot, :2, 2] = FAR_PIXELS
+            intrins[b, :, slot, :2, 2] = UNSEEN_PX
     return dataclasses.replace(batch, intrins=intrins)
 
 

@@ -114,6 +114,12 @@ def test_a_grid_beyond_the_map_is_refused(shards):
     far = (None, (-80, 80, -5, 5, -80, 80), (100, 4, 100))
     with pytest.raises(ValueError, match=r"corners lie 113\.1 m away, layer map reaches 80 m.*--extent 114"):
         compile_data(None, shards, AUG, *far, 3, 0, classes=parse_classes(CLASSES))
+    moved = dict(bev_shift=5.0, bev_scale=0.1, bev_rotate=90.0, classes=parse_classes(CLASSES))
+    with pytest.raises(
+        ValueError, match=r"corners lie 86\.4 m away.*lower --bounds, --bev_shift or --bev_scale.*--extent 87"
+    ):
+        compile_data(shards, shards, AUG, *GRID, 3, 0, **moved)
+    assert compile_data(None, shards, AUG, *GRID, 3, 0, **moved)[1]  # evaluation moves nothing
 
 
 def test_shards_without_the_map_say_so(small_shards):
