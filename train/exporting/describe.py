@@ -18,8 +18,8 @@ from train.exporting.writing import OPSET
 class Facts:
     """What was chosen and found on the way to a file.
 
-    view, seconds: the camera mean's form, and of those that were tried the seconds of each. constants: inputs that are baked in.
-    operators: how many of each. quantisation: see quantised.write_int8. batches: largest difference in batches of each size.
+    view, seconds: the camera mean's form, and of those that were tried the seconds of each. constants: inputs that are baked
+    in. operators: how many of each. quantisation: see quantised.write_int8. batches: largest difference in those of each size.
     """
 
     format: str

@@ -16,8 +16,8 @@ def open_file(path, backend="", threads=None):
     """A function from {input: array} to {output: array} of an exported file.
 
     Args:
-        path: .onnx or .pt2. backend: of BACKENDS; without it onnxruntime for .onnx, torch for .pt2. threads: of the CPU; None
-            leaves it to the runtime.
+        path: .onnx or .pt2. backend: of BACKENDS; without it onnxruntime for .onnx, torch for .pt2. threads: of the CPU, which
+            then leave it to others as soon as they are done; None leaves both to the runtime.
     Raises:
         ValueError: there is no such file, or what would run it is not installed.
     """
@@ -41,7 +41,9 @@ def _onnxruntime(path, threads):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    if threads:
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=_providers(onnxruntime))

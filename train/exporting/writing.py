@@ -13,7 +13,6 @@ from train.exporting.runtime import NAMES
 
 OPSET = 18  # 4-D GridSample of opsets 16 to 19, float32, is what onnxruntime, TensorRT 10 and OpenVINO all take
 FOLDED = 1 << 28  # bytes of a constant that may be worked out here: all weights, transposed or joined
-COUNTED = ("_points", "_count")  # ends of names of inputs whose second axis is as long as a sample needs
 
 
 def dynamic_shapes(names):
@@ -64,8 +63,23 @@ def write_onnx(program, graph, path):
             ) from None
         onnxscript.optimizer.optimize_ir(made.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
     proto = made.model_proto
-    proto.doc_string = "bevshards export"
+    _name_axes(proto.graph)
     onnx.save(proto, str(path))
+
+
+def _name_axes(graph):
+    """Call the axes that vary by what they are; shapes within, which runtimes work out anew, go with their names."""
+    named = {}
+    for value in graph.input:
+        axes = value.type.tensor_type.shape.dim
+        named[axes[0].dim_param] = "batch"
+        if value.name.endswith("_points"):
+            named[axes[1].dim_param] = f"{value.name}_longest"
+    for value in (*graph.input, *graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = named[axis.dim_param]
+    del graph.value_info[:]
 
 
 @contextlib.contextmanager
