@@ -50,17 +50,20 @@ class Feeds:
             self._take_points(tensors, batch)
         return tensors
 
-    def calibration(self):
-        """{name: (1,…) tensor} of the keyframe that the form names; empty where it names none. Raises ValueError."""
+    def constants(self, tensors):
+        """{name: (1,…) tensor} of inputs that are constant: the calibration of the keyframe that the form names, if any, and
+        the cameras' lenses, which are the rig's. tensors: of any sample. Raises ValueError.
+        """
+        own = {"lenses": tensors["lenses"]} if "lenses" in tensors else {}
         if not self.form.calibration:
-            return {}
+            return own
         if self.form.calibration not in self.numbers:
             raise InputError(
                 f"--calibration {self.form.calibration}: no key of these {len(self.numbers)} samples; the first is "
                 f"{next(iter(self.numbers))}"
             )
         [(_, tensors)] = self([self.numbers[self.form.calibration]])
-        return {name: tensors[name] for name in CALIBRATION if name in tensors}
+        return own | {name: tensors[name] for name in CALIBRATION if name in tensors}
 
     def stages(self, tensors):
         """Modules before the network, for tensors of a sample."""

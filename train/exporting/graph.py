@@ -137,8 +137,8 @@ def exported_graph(reference, tensors, grid, choose):
                 f"{type(graph.network).__name__} looks through the cameras {len(witness.calls)} times, at several times; its "
                 "calibration cannot be constant, leave out --calibration"
             )
-        feats, pix_T_refs, cams_T_ref, kernels = witness.calls[0]
-        views = [make(feats.shape[-2:], pix_T_refs[:1], cams_T_ref[:1], grid) for make in BAKED]
+        feats, pix_T_refs, cams_T_ref, kernels, lenses = witness.calls[0]
+        views = [make(feats.shape[-2:], pix_T_refs[:1], cams_T_ref[:1], grid, lenses) for make in BAKED]
         view, seconds = choose(views, feats[:1], grid, kernels)
     graph.network.unprojection = view.eval()
     return graph, type(view).__name__, seconds

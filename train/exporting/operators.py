@@ -35,7 +35,9 @@ ALLOWED = {
         ("Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Reciprocal", "Exp", "Pow", "Floor", "Round", "Min", "Max"),
         _ELEMENTWISE,
     ),
-    **dict.fromkeys(("Relu", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "Gelu", "HardSigmoid", "HardSwish"), _ELEMENTWISE),
+    **dict.fromkeys(
+        ("Relu", "Atan", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "Gelu", "HardSigmoid", "HardSwish"), _ELEMENTWISE
+    ),
     **dict.fromkeys(("Softmax", "Clip", "Where", "Cast", "And", "Or", "Not"), _ELEMENTWISE),
     **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), _ELEMENTWISE),
     **dict.fromkeys(("Reshape", "Transpose", "Concat", "Split", "Slice", "Pad", "Expand", "Tile"), _SHAPES),

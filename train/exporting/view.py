@@ -22,24 +22,24 @@ OUTSIDE = -2.0  # coordinate of GridSample from which no pixel is near enough to
 
 
 class View(nn.Module):
-    """A camera mean that Segnet takes as its unprojection. Subclasses have volume(feats, pix_T_refs, cams_T_ref, grid)."""
+    """A camera mean that Segnet takes as its unprojection; subclasses have volume, whose arguments are those of mean."""
 
-    def mean(self, feats, pix_T_refs, cams_T_ref, grid):
+    def mean(self, feats, pix_T_refs, cams_T_ref, grid, lenses=None):
         """As train.model.camera_mean.camera_mean, without flips: (B,C,Z,Y,X)."""
-        return self.volume(feats.float(), pix_T_refs, cams_T_ref, grid).transpose(2, 3)
+        return self.volume(feats.float(), pix_T_refs, cams_T_ref, grid, lenses).transpose(2, 3)
 
-    def convolved(self, feats, pix_T_refs, cams_T_ref, grid, kernels):
+    def convolved(self, feats, pix_T_refs, cams_T_ref, grid, kernels, lenses=None):
         """As train.model.camera_mean.convolved_mean, without flips: (B,O,Z,X)."""
-        volume = self.volume(feats.float(), pix_T_refs, cams_T_ref, grid).flatten(1, 2)
+        volume = self.volume(feats.float(), pix_T_refs, cams_T_ref, grid, lenses).flatten(1, 2)
         return F.conv2d(volume, kernels.permute(1, 2, 0, 3, 4).flatten(1, 2), padding=kernels.shape[-1] // 2)
 
 
 class Sampled(View):
     """Calibration is an input; right for any."""
 
-    def volume(self, feats, pix_T_refs, cams_T_ref, grid):
+    def volume(self, feats, pix_T_refs, cams_T_ref, grid, lenses=None):
         """(B,C,Y,Z,X) float32."""
-        across, down, seen = _places(pix_T_refs, cams_T_ref, grid, feats.shape[-2:])
+        across, down, seen = _places(pix_T_refs, cams_T_ref, lenses, grid, feats.shape[-2:])
         where = torch.stack([torch.where(seen, across, OUTSIDE), down], -1).unflatten(2, (grid.Y * grid.Z, grid.X))
         total = 0
         for s in range(feats.shape[1]):
@@ -52,13 +52,13 @@ class Tall(View):
     """One calibration; V samplings of all cameras' maps, one under another with a row of zeros between.
 
     Args:
-        feat_hw: h, w. pix_T_refs, cams_T_ref: (1,S,4,4) of the calibration. grid: VoxUtil.
+        feat_hw: h, w. pix_T_refs, cams_T_ref: (1,S,4,4) of the calibration. grid: VoxUtil. lenses: of camera_mean.
     """
 
-    def __init__(self, feat_hw, pix_T_refs, cams_T_ref, grid):
+    def __init__(self, feat_hw, pix_T_refs, cams_T_ref, grid, lenses=None):
         super().__init__()
         height, cameras = feat_hw[0], pix_T_refs.shape[1]
-        across, down, seen = (v[0] for v in _places(pix_T_refs, cams_T_ref, grid, feat_hw))
+        across, down, seen = (v[0] for v in _places(pix_T_refs, cams_T_ref, lenses, grid, feat_hw))
         rows = cameras * (height + 1)
         # Of rows of all maps instead of one: half a pixel lies over the first row here as there.
         down = ((down + 1) * height + 2 * (height + 1) * torch.arange(cameras)[:, None]) / rows - 1
@@ -70,7 +70,7 @@ class Tall(View):
         self.register_buffer("wheres", torch.stack(wheres).unflatten(1, shape)[:, None])
         self.register_buffer("shares", (1 / (seen.float().sum(0) + COUNT_FLOOR)).view(1, 1, *shape))
 
-    def volume(self, feats, pix_T_refs, cams_T_ref, grid):
+    def volume(self, feats, pix_T_refs, cams_T_ref, grid, lenses=None):
         """(B,C,Y,Z,X) float32."""
         maps = F.pad(feats, (0, 0, 0, 1)).transpose(1, 2).flatten(2, 3)
         total = 0
@@ -82,10 +82,10 @@ class Tall(View):
 class Gathered(View):
     """One calibration; of each voxel 4 V rows of the features, one pixel a row, with constant weights. Arguments as Tall's."""
 
-    def __init__(self, feat_hw, pix_T_refs, cams_T_ref, grid):
+    def __init__(self, feat_hw, pix_T_refs, cams_T_ref, grid, lenses=None):
         super().__init__()
         height, width = feat_hw
-        across, down, seen = (v[0] for v in _places(pix_T_refs, cams_T_ref, grid, feat_hw))
+        across, down, seen = (v[0] for v in _places(pix_T_refs, cams_T_ref, lenses, grid, feat_hw))
         x, y = _pixel(across, width), _pixel(down, height)
         share = 1 / (seen.float().sum(0) + COUNT_FLOOR)
         rows, weights = [], []
@@ -100,7 +100,7 @@ class Gathered(View):
         self.register_buffer("rows", torch.stack(rows))
         self.register_buffer("weights", torch.stack(weights)[..., None])
 
-    def volume(self, feats, pix_T_refs, cams_T_ref, grid):
+    def volume(self, feats, pix_T_refs, cams_T_ref, grid, lenses=None):
         """(B,C,Y,Z,X) float32."""
         table = feats.permute(0, 1, 3, 4, 2).flatten(1, 3)
         total = 0
@@ -113,19 +113,19 @@ BAKED = (Tall, Gathered)
 
 
 class Witness(View):
-    """Notes what it is called with: calls, a list of (feats, pix_T_refs, cams_T_ref, kernels or None)."""
+    """Notes what it is called with: calls, a list of (feats, pix_T_refs, cams_T_ref, kernels or None, lenses)."""
 
     def __init__(self):
         super().__init__()
         self.calls, self.view = [], Sampled()
 
-    def mean(self, feats, pix_T_refs, cams_T_ref, grid):
-        self.calls.append((feats, pix_T_refs, cams_T_ref, None))
-        return self.view.mean(feats, pix_T_refs, cams_T_ref, grid)
+    def mean(self, feats, pix_T_refs, cams_T_ref, grid, lenses=None):
+        self.calls.append((feats, pix_T_refs, cams_T_ref, None, lenses))
+        return self.view.mean(feats, pix_T_refs, cams_T_ref, grid, lenses)
 
-    def convolved(self, feats, pix_T_refs, cams_T_ref, grid, kernels):
-        self.calls.append((feats, pix_T_refs, cams_T_ref, kernels))
-        return self.view.convolved(feats, pix_T_refs, cams_T_ref, grid, kernels)
+    def convolved(self, feats, pix_T_refs, cams_T_ref, grid, kernels, lenses=None):
+        self.calls.append((feats, pix_T_refs, cams_T_ref, kernels, lenses))
+        return self.view.convolved(feats, pix_T_refs, cams_T_ref, grid, kernels, lenses)
 
 
 def _centers(grid, device):
@@ -135,11 +135,12 @@ def _centers(grid, device):
     return grid.mem_to_ref(torch.stack([x, y, z], -1).reshape(-1, 3))
 
 
-def _places(pix_T_refs, cams_T_ref, grid, feat_hw):
+def _places(pix_T_refs, cams_T_ref, lenses, grid, feat_hw):
     """GridSample's coordinates of each voxel in each camera, across and down, and whether it has some weight: (B,S,N)."""
     shape, (height, width) = pix_T_refs.shape[:2], feat_hw
     pix_T_refs, cams_T_ref = pix_T_refs.flatten(0, 1), cams_T_ref.flatten(0, 1)
-    x, y, valid = project(_centers(grid, pix_T_refs.device), pix_T_refs, cams_T_ref, feat_hw)
+    lenses = None if lenses is None else lenses.flatten(0, 1)
+    x, y, valid = project(_centers(grid, pix_T_refs.device), pix_T_refs, cams_T_ref, feat_hw, lenses)
     across, down = sampling_coordinate(x, width), sampling_coordinate(y, height)
     for coordinate, size in ((across, width), (down, height)):
         pixel = _pixel(coordinate, size)

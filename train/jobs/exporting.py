@@ -102,7 +102,7 @@ def export(parts, form, format_, precision, target, count):
     began = time.monotonic()
     feeds = Feeds(parts.network, parts.loader, parts.grid, form)
     [(_, tensors)] = feeds(feeds.spread(1))
-    constants = feeds.calibration()
+    constants = feeds.constants(tensors)
     reference = reference_graph(parts.network, feeds.stages(tensors), tensors, constants)
     graph, view, seconds = exported_graph(reference, tensors, parts.grid, quickest)
     facts = Facts(format_, precision, view, seconds, constants)

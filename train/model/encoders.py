@@ -15,6 +15,7 @@ from train.model.upsampling import doubled
 ENCODERS = ("res101", "res50", "effb0", "effb4")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+STATISTICS_MOMENTUM = 0.1  # of nn.BatchNorm2d
 
 
 class UpsamplingConcat(nn.Module):
@@ -100,3 +101,14 @@ def make_encoder(encoder_type, channels):
     if encoder_type in ("effb0", "effb4"):
         return EfficientNetEncoder(encoder_type[3:], channels)
     raise InputError(f"encoder_type {encoder_type!r}; it is one of {', '.join(ENCODERS)}")
+
+
+def settle_quickly(encoder):
+    """Let the statistics of an encoder with random weights follow the batches as torch's own batch norm does.
+
+    EfficientNet's move a hundredth of the way per batch, which keeps those that come with its published weights. Without these
+    they would lag behind the weights for hundreds of updates, and evaluation, which goes by them, behind training.
+    """
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = STATISTICS_MOMENTUM

@@ -22,11 +22,13 @@ METARADAR_CHANNELS = 16
 class Geometry(NamedTuple):
     """Where cameras are: pix_T_cams (B,S,4,4), pixels of the images from each; ref_T_cams (B,S,4,4), the grid's frame.
 
-    The latter may scale all axes alike, where the grid is augmented.
+    The latter may scale all axes alike, where the grid is augmented. lenses: (B,S,LENS_SIZE) rows of common.lens; None for
+    pinholes.
     """
 
     pix_T_cams: torch.Tensor
     ref_T_cams: torch.Tensor
+    lenses: torch.Tensor | None = None
 
 
 class BevConv(nn.Conv2d):
@@ -120,12 +122,13 @@ class Segnet(nn.Module):
             return 0
         return METARADAR_CHANNELS * self.Y if self.use_metaradar else 1
 
-    def forward(self, rgb_camXs, pix_T_cams, cam0_T_camXs, vox_util, rad_occ_mem0=None, *, flips=None):
+    def forward(self, rgb_camXs, pix_T_cams, cam0_T_camXs, vox_util, rad_occ_mem0=None, *, flips=None, lenses=None):
         """Predict BEV maps in the reference camera's frame, or in whatever frame cam0_T_camXs lead to: encode, bev and decode.
 
         Args:
             rgb_camXs: (B,S,3,H,W) in [-0.5, 0.5]. pix_T_cams, cam0_T_camXs: (B,S,4,4). vox_util: VoxUtil.
             rad_occ_mem0: (B,D,Z,Y,X) voxels: radar's channel (16 with metaradar), then lidar's; None for cameras only.
+            lenses: (B,S,LENS_SIZE) rows of common.lens; None for pinholes.
             flips: Flips to apply; None draws them from torch's CPU generator in training with rand_flip.
         Returns:
             raw and feat (B,latent_dim,Z,X), seg (B,K,Z,X) logits, center (B,1,Z,X) in [0,1], offset (B,2,Z,X) cells.
@@ -139,7 +142,7 @@ class Segnet(nn.Module):
         if flips is not None:
             flips = flips.to(rgb_camXs.device)
         features = self.encode(rgb_camXs, flips)
-        bev = self.bev(features, Geometry(pix_T_cams, cam0_T_camXs), vox_util, flips, rad_occ_mem0)
+        bev = self.bev(features, Geometry(pix_T_cams, cam0_T_camXs, lenses), vox_util, flips, rad_occ_mem0)
         return self.decode(bev, flips)
 
     def encode(self, images, flips=None):
@@ -187,14 +190,17 @@ class Segnet(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             cams_T_ref = similarity_inverse(geometry.ref_T_cams.float())
             scale = 1 / self.encoder.strides[0]
-            pix_T_ref = scale_intrinsics(geometry.pix_T_cams.float(), scale, scale) @ cams_T_ref
+            pix_T_cams = scale_intrinsics(geometry.pix_T_cams.float(), scale, scale)
+            pix_T_ref, bent = pix_T_cams @ cams_T_ref, {}
+            if geometry.lenses is not None:
+                bent["lenses"] = torch.cat([geometry.lenses.float(), pix_T_cams[..., :2, :3].flatten(-2)], -1)
         if flips is not None and voxels is not None:
             voxels = flip_where(flips.bev_z, flip_where(flips.bev_x, voxels, -1), -3)
         seen = features, pix_T_ref, cams_T_ref, grid
         if self.bev_compressor is None:
-            return camera_mean(*seen, flips, self.unprojection).sum(3)
+            return camera_mean(*seen, flips, self.unprojection, **bent).sum(3)
         conv, *rest = self.bev_compressor
-        x = convolved_mean(*seen, conv.of_features(), flips, self.unprojection)
+        x = convolved_mean(*seen, conv.of_features(), flips, self.unprojection, **bent)
         # In the memory order that the rest of the network computes in.
         x = x.contiguous(memory_format=_order_of(conv.weight))
         others = self._other_channels(voxels)

@@ -8,6 +8,7 @@ import torch
 from train.loss import benchmark_terms
 from train.model.backbone import load_backbone
 from train.model.camera_mean import UNPROJECTIONS
+from train.model.encoders import settle_quickly
 from train.model.interface import Needs
 from train.model.points import ref_T_cams
 from train.model.segnet import Segnet
@@ -21,7 +22,7 @@ class SimpleBev(Segnet):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         radar = ("metaradar" if self.use_metaradar else "voxels") if self.use_radar else False
-        self.needs = Needs(lidar="voxels" if self.use_lidar else False, radar=radar)
+        self.needs = Needs(lidar="voxels" if self.use_lidar else False, radar=radar, lenses=True)
         # No loss reaches this head, as in Simple-BEV. It keeps its weights, for checkpoints; said so, several processes need
         # not search for it.
         self.decoder.gives_feat = False
@@ -35,15 +36,29 @@ class SimpleBev(Segnet):
                 "pix_T_cams": batch.intrins[:, 0],
                 "ref_T_cams": ref_T_cams(batch),
             }
+        if getattr(batch, "lenses", None) is not None:
+            tensors["lenses"] = batch.lenses[:, 0]
         voxels = {"radar_voxels": batch.radar_voxels, "lidar_voxels": batch.lidar_voxels}
         return tensors | {name: value[:, 0] for name, value in voxels.items() if value is not None}
 
-    def infer(self, images, pix_T_cams, ref_T_cams, radar_voxels=None, lidar_voxels=None, *, grid=None, flips=None):
+    def infer(
+        self,
+        images,
+        pix_T_cams,
+        ref_T_cams,
+        radar_voxels=None,
+        lidar_voxels=None,
+        lenses=None,
+        *,
+        grid=None,
+        flips=None,
+    ):
         """Tensors alone -> maps of the present: what is exported.
 
         Args:
             images: (B,S,3,H,W) in [0,1]. pix_T_cams, ref_T_cams: (B,S,4,4), pixels and the grid's frame from the cameras.
-            radar_voxels: (B,1 or 16,Z,Y,X). lidar_voxels: (B,1,Z,Y,X). grid: VoxUtil; without it the one it was built for.
+            radar_voxels: (B,1 or 16,Z,Y,X). lidar_voxels: (B,1,Z,Y,X). lenses: (B,S,16), see common.lens; None for
+                pinholes. grid: VoxUtil; without it the one it was built for.
             flips: Flips.
         Returns:
             dict of seg, center and offset, as Segnet gives them.
@@ -51,7 +66,9 @@ class SimpleBev(Segnet):
         voxels = [v for v in (radar_voxels, lidar_voxels) if v is not None]
         voxels = torch.cat(voxels, 1) if voxels else None
         grid = self.vox_util if grid is None else grid
-        _, _, seg, center, offset = super().forward(images - 0.5, pix_T_cams, ref_T_cams, grid, voxels, flips=flips)
+        _, _, seg, center, offset = super().forward(
+            images - 0.5, pix_T_cams, ref_T_cams, grid, voxels, flips=flips, lenses=lenses
+        )
         return {"seg": seg, "center": center, "offset": offset}
 
     def forward(self, batch, grid, flips=None):
@@ -87,7 +104,7 @@ class OwnOptions:
 
 def build(options, grid):
     """SimpleBev of the options, weights from torch's generator."""
-    return SimpleBev(
+    network = SimpleBev(
         grid.Z,
         grid.Y,
         grid.X,
@@ -102,6 +119,9 @@ def build(options, grid):
         unprojection=options.model_args.unprojection,
         classes=len(options.classes) or 1,
     )
+    if options.no_pretrained:
+        settle_quickly(network.encoder)
+    return network
 
 
 build.options_class = OwnOptions

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from common.lens import lens_row
+from common.rig import Distortion
 from tests.train.model.test_unprojection import VOX, features, ring
 from train.augment import resample, sampling_plan
 from train.exporting.images import StoredImages
@@ -12,20 +14,33 @@ from train.exporting.view import BAKED, Sampled
 from train.model.camera_mean import camera_mean, convolved_mean
 
 
+def bent(pix, cam):
+    """Lenses of camera_mean for the ring's cameras: one bends as a fisheye, one as a wide lens, the others not at all."""
+    kinds = [
+        Distortion("kannala_brandt", (0.05, 0.01, 0.0, 0.0)),
+        Distortion("brown_conrady", (-0.2, 0.05, 0.0, 0.0, 0.0)),
+    ]
+    rows = torch.from_numpy(np.stack([lens_row(kind) for kind in (*kinds, *[None] * 4)]))
+    intrinsics = (pix @ torch.linalg.inv(cam))[0, :, :2, :3].flatten(1)
+    return torch.cat([rows, intrinsics], 1)[None]
+
+
+@pytest.mark.parametrize("has_lenses", [False, True])
 @pytest.mark.parametrize("make", [Sampled, *BAKED])
-def test_every_view_equals_the_fused_mean(make):
+def test_every_view_equals_the_fused_mean(make, has_lenses):
     pix, cam = (matrix[:1] for matrix in ring())
-    view = make() if make is Sampled else make((14, 25), pix, cam, VOX)
+    lenses = bent(pix, cam) if has_lenses else None
+    view = make() if make is Sampled else make((14, 25), pix, cam, VOX, lenses)
     feats = features().detach()  # of two samples, which share one calibration
     both = (feats, pix.expand(2, -1, -1, -1), cam.expand(2, -1, -1, -1), VOX)
+    bends = {} if lenses is None else {"lenses": lenses.expand(2, -1, -1)}
     kernels = torch.randn(VOX.Y, 7, 5, 3, 3, generator=torch.Generator().manual_seed(0))
-    whole = camera_mean(*both)
+    whole = camera_mean(*both, **bends)
     seen = (whole != 0).any(1)
     assert 0.2 < seen.float().mean() < 1  # some voxels are seen by nobody
-    torch.testing.assert_close(camera_mean(*both, unprojection=view), whole, rtol=0, atol=2e-5)
-    torch.testing.assert_close(
-        convolved_mean(*both, kernels, unprojection=view), convolved_mean(*both, kernels), rtol=0, atol=2e-4
-    )
+    torch.testing.assert_close(camera_mean(*both, unprojection=view, **bends), whole, rtol=0, atol=2e-5)
+    got, want = (convolved_mean(*both, kernels, unprojection=way, **bends) for way in (view, "fused"))
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-4)
 
 
 def test_a_camera_counts_where_it_has_some_weight():
