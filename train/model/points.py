@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from common.geometry import apply_4x4, merge_rt
+from common.geometry import apply_4x4, merge_rt, scale_intrinsics, similarity_inverse
 
 NEAR_EGO_M = 1.0  # lidar points this close to the ego origin are dropped, as in Simple-BEV
 RADAR_FEATURES = slice(3, 19)  # of radar_data's rows: all but the position
@@ -31,10 +31,23 @@ def ref_T_cams(batch, t=0):
     With --true_times from where the car was when the camera took its picture. The benchmark, and this without the option, takes
     all sensors as of one moment.
     """
-    ego_T_cams = merge_rt(batch.rots[:, t], batch.trans[:, t])
-    if batch.true_times:
-        ego_T_cams = batch.ego_T_camego[:, t] @ ego_T_cams
-    return ref_T_ego(batch, t)[:, None] @ ego_T_cams
+    return ref_T_ego(batch, t)[:, None] @ ego_T_cams(batch, t)
+
+
+def ego_T_cams(batch, t=0):
+    """(B,S,4,4): the ego at frame t from each camera, at its own time with --true_times."""
+    own = merge_rt(batch.rots[:, t], batch.trans[:, t])
+    return batch.ego_T_camego[:, t] @ own if batch.true_times else own
+
+
+def pixels_of_ref(pix_T_cams, ref_T_cams, stride):
+    """(pix_T_ref, cams_T_ref), (...,4,4) float32 whatever the autocast: what unprojecting features takes.
+
+    pix_T_cams: pixels of the images from each camera. stride: pixels of an image per pixel of its features.
+    """
+    with torch.autocast(pix_T_cams.device.type, enabled=False):
+        cams_T_ref = similarity_inverse(ref_T_cams.float())
+        return scale_intrinsics(pix_T_cams.float(), 1 / stride, 1 / stride) @ cams_T_ref, cams_T_ref
 
 
 def lidar_places(batch, t=0):
