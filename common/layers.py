@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common import addresses
-from common.errors import InputError, Missing, ShardError
+from common.errors import InputError, ShardError
 from common.record import RecordError, decode_json, encode_json
-from common.shard_index import file_sha256, index_of, open_index
-from common.stores import open_store
+from common.shard_index import file_sha256, index_of
 
 FOLDER = "layers"
 HEADER = "__layer__"  # the first member of a layer's tar; webdataset leaves out what is named so
@@ -78,53 +77,12 @@ def layer_folder(folder, name):
     return addresses.join(addresses.join(folder, FOLDER) if folder else FOLDER, name)
 
 
-@dataclass(frozen=True)
-class LayerShard:
-    """One shard's part of a layer.
-
-    folder, tar: address and file name. index: ShardIndex. stat: of the tar. rows: (n,) int64, by row of the shard the row of
-    the layer, -1 where it lacks the keyframe. facts: LayerFacts.
-    """
-
-    folder: str
-    tar: str
-    index: object
-    stat: object
-    rows: np.ndarray
-    facts: LayerFacts
-
-
-def open_layer(tar, base, name, options=None, retry=None):
-    """The LayerShard of the layer `name` that belongs to a shard.
-
-    Args:
-        tar: address of the shard. base: its ShardIndex. options, retry: see common.stores.open_store.
-    Raises:
-        ShardError: no such layer, or one of another shard, each with the remedy.
-    """
-    folder, file = addresses.split(tar)
-    own = layer_folder(folder, name)
-    store = open_store(own, options, retry)
-    try:
-        index, stat = open_index(store, file)
-    except Missing:
-        raise ShardError(
-            f"{addresses.shown(tar)}: has no layer {name}; copy {FOLDER}/{name}/ as well, or make it (see shards/README.md)"
-        ) from None
-    facts = LayerFacts.parse(index.facts, store.path(file))
-    return LayerShard(own, file, index, stat, rows_in(index, base, facts, store.path(file)), facts)
-
-
 def rows_in(index, base, facts, where):
     """(n,) int64: by row of the shard `base`, the row of a layer's index, or -1.
 
     Raises ShardError where the layer is another's: another digest, keys that the shard lacks, or keys in another order.
     """
-    if facts.base_sha256 != base.tar_sha256:
-        raise ShardError(
-            f"{where}: belongs to another {facts.base_tar} than the one there (SHA-256 {facts.base_sha256[:12]}…, not "
-            f"{base.tar_sha256[:12]}…); make the layer anew, or copy the shards that it was made for"
-        )
+    _check_base(facts, base, where)
     place = {key: row for row, key in enumerate(base.keys)}
     rows = [place.get(key, -1) for key in index.keys]
     if any(row < 0 for row in rows) or any(a >= b for a, b in zip(rows, rows[1:], strict=False)):
@@ -132,6 +90,14 @@ def rows_in(index, base, facts, where):
     out = np.full(len(base.keys), -1, np.int64)
     out[rows] = np.arange(len(rows))
     return out
+
+
+def _check_base(facts, base, where):
+    if facts.base_sha256 != base.tar_sha256:
+        raise ShardError(
+            f"{where}: belongs to another {facts.base_tar} than the one there (SHA-256 {facts.base_sha256[:12]}…, not "
+            f"{base.tar_sha256[:12]}…); make the layer anew, or copy the shards that it was made for"
+        )
 
 
 def base_folder(folder):
@@ -165,6 +131,7 @@ def build_layer_index(tar, base):
                 data = archive.extractfile(entry).read()
                 if facts is None:
                     facts = LayerFacts.parse(data, tar)
+                    _check_base(facts, base, tar)
                     continue
                 key, _, member = entry.name.partition(".")
                 if key not in scene_of:

@@ -283,20 +283,23 @@ def decode_rows(data, dtype, what):
 
 
 def encode_array(array):
-    """An array of numbers of any shape as a zstd-compressed .npy: what a layer's `*.npy.zst` member is."""
+    """An array of numbers of any shape, or of rows with several fields of them, as a zstd-compressed .npy: what a layer's
+    `*.npy.zst` member is."""
     out = io.BytesIO()
     np.lib.format.write_array(out, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
     return _compressor().compress(out.getvalue())
 
 
 def decode_array(data, what):
-    """The array of a layer's `*.npy.zst` member. Raises RecordError for damage, and for anything but numbers."""
+    """The array of a layer's `*.npy.zst` member, which may have fields. Raises RecordError for damage, and for anything but
+    numbers of up to 8 bytes."""
     raw = _decompress(data, MAX_ARRAY_BYTES, what)
     try:
         out = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False, max_header_size=MAX_HEADER_CHARACTERS)
-        if out.dtype.kind not in "biuf":
+        fields = [out.dtype] if out.dtype.names is None else [out.dtype[name].base for name in out.dtype.names]
+        if not out.dtype.itemsize or not all(one.kind in "biuf" and one.itemsize <= 8 for one in fields):
             raise InputError(f"its type is {out.dtype}")
-        return out
+        return out.astype(out.dtype.newbyteorder("="), copy=False)
     except (ValueError, TypeError, SyntaxError, EOFError, MemoryError) as error:
         raise RecordError(f"{what}: not an .npy array of numbers ({str(error)[:100]})") from None
 

@@ -108,14 +108,15 @@ def check_schema(schema, where):
         raise ShardError(f"{where}: {problem}")
 
 
-def open_index(store, name, verify=False):
-    """Read the index of the shard `name` in a store: (ShardIndex, Stat of the tar).
+def open_index(store, name, verify=False, of_layer=False):
+    """Read the index of the shard `name` in a store, or of a tar of a layer: (ShardIndex, Stat of the tar).
 
     Args:
         store: the Store of its folder. name: of the tar; its index lies beside it.
         verify: also check that not one byte of the index differs from what was written.
     Raises:
-        ShardError: no tar, no index, a damaged index, a schema this version does not know, or a tar of another size.
+        ShardError: no tar, no index, a damaged index, a schema this version does not know, or a tar of another size; a layer's
+            tar where a shard is wanted.
     """
     tar = store.path(name)
     try:
@@ -130,6 +131,8 @@ def open_index(store, name, verify=False):
             f"{store.path(index_name)}: the index is missing; rebuild it with {spelled('preprocess.index')} {tar}"
         ) from None
     index = parse_index(raw, tar, verify)
+    if "layer" in index.facts and not of_layer:
+        raise ShardError(f"{tar}: is of layer {index.facts['layer']}; name the shards that it lies beside")
     if stat.size != index.tar_bytes:
         raise ShardError(f"{tar}: {stat.size} bytes, its index says {index.tar_bytes}; copy both anew, or make it anew")
     return index, stat

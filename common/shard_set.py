@@ -32,6 +32,7 @@ class ShardSet:
         options: of the stores (never printed). retry: of remote reads.
         notes: lines that the user should see once.
         gone: tars that a manifest lists and a pattern covers, but that are not there; see find_shards(strict=False).
+        of_layer: whether these are a layer's tars.
     """
 
     shards: tuple
@@ -40,6 +41,7 @@ class ShardSet:
     retry: Retry = Retry()
     notes: tuple = ()
     gone: tuple = ()
+    of_layer: bool = False
 
     def __iter__(self):
         return iter(self.shards)
@@ -131,7 +133,7 @@ def load_indexes(shards, stores=None):
         folder, name = addresses.split(tar)
         entry = shards.entry(tar)
         try:
-            index, stat = open_index(stores[folder], name)
+            index, stat = open_index(stores[folder], name, of_layer=shards.of_layer)
         except Missing as error:
             raise ShardError(f"{error}{'; its manifest lists it' if entry else ''}") from None
         check_listed(index, entry)

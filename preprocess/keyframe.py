@@ -1,5 +1,6 @@
 """One keyframe's recipe + its sensor files -> the record's members."""
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -24,11 +25,11 @@ from common.record import (
 )
 from common.rig import rig_of
 from common.rigid import rigid_inverse
+from preprocess.datasets import dataset_of
 from preprocess.errors import SourceError, sample_error
 from preprocess.frames import rotation_matrix
 from preprocess.images import check_image, reencode
-from preprocess.nuscenes import LIDAR_FIELDS
-from preprocess.pointclouds import parse_lidar, parse_radar, remove_ego_returns, to_frame
+from preprocess.pointclouds import to_frame
 
 
 def read_source(dataroot, filename, key):
@@ -48,7 +49,7 @@ def build_record(dataroot, recipe, facts, image_hw=None, jpeg_quality=90):
     """The members of one keyframe.
 
     Args:
-        dataroot: nuScenes folder.
+        dataroot: the data set's folder.
         recipe: KeyframeRecipe. facts: of its shard, written into sample.json.
         image_hw: (height, width) to re-encode images to; None keeps the source bytes.
     Returns:
@@ -60,8 +61,8 @@ def build_record(dataroot, recipe, facts, image_hw=None, jpeg_quality=90):
     try:
         rig = rig_of(facts, recipe.facts["schema"])
         cameras, images, camera_in = _images(dataroot, recipe, image_hw, jpeg_quality)
-        radar, radar_in = _radar(dataroot, recipe, rig)
-        lidar, lidar_in, found = _lidar(dataroot, recipe, rig, facts.get("lidar_columns", len(LIDAR_FIELDS)))
+        radar, radar_in = _radar(dataroot, recipe, rig, facts)
+        lidar, lidar_in, found = _lidar(dataroot, recipe, rig, facts)
         members = {
             SAMPLE: encode_json(_sample_json(recipe, facts, rig)),
             CAMERAS_MEMBER: encode_rows(cameras),
@@ -129,33 +130,40 @@ def _images(dataroot, recipe, image_hw, quality):
     return rows, members, read
 
 
-def _lidar(dataroot, recipe, rig, columns):
-    """One member per sweep: the five fields and, of a rig with several lidars, the lidar's place in it."""
-    members, read, found = {}, 0, Counter()
-    for k, files in enumerate(recipe.lidar):
+def _lidar(dataroot, recipe, rig, facts):
+    """One member per sweep: the rig's fields and, of a rig with several lidars, the lidar's place in it."""
+    members, read, found, reader = {}, 0, Counter(), dataset_of(facts)
+    for k, sweep in enumerate(recipe.lidar):
         clouds = []
-        for file in files:
-            data = read_source(dataroot, file.filename, recipe.key)
+        # A data set may keep several lidars of a sweep in one file, which is read once.
+        for filename, group in itertools.groupby(sweep, lambda file: file.filename):
+            files = list(group)
+            data = read_source(dataroot, filename, recipe.key)
             read += len(data)
-            points = remove_ego_returns(parse_lidar(data, Path(dataroot) / file.filename, columns, found))
-            points = to_frame(points, file.ego_T_sensor)
-            if len(rig.lidars) > 1:
-                number = np.full((1, points.shape[1]), rig.lidars.index(file.channel), np.float32)
-                points = np.concatenate([points, number])
-            clouds.append(points)
+            found_here = reader.lidar_points(data, Path(dataroot) / filename, files, facts, found)
+            for file, points in zip(files, found_here, strict=True):
+                clouds.append(_numbered(to_frame(points, file.ego_T_sensor), file.channel, rig))
         members[lidar_member(k)] = encode_points(np.concatenate(clouds, axis=1) if len(clouds) > 1 else clouds[0])
     return members, read, found
 
 
-def _radar(dataroot, recipe, rig):
-    """One member per sweep: the 18 fields, then time lag in seconds, then the radar's place in the rig."""
-    members, read = {}, 0
+def _numbered(points, channel, rig):
+    """The points of a lidar with its place in the rig, where that has several."""
+    if len(rig.lidars) == 1:
+        return points
+    number = np.full((1, points.shape[1]), rig.lidars.index(channel), np.float32)
+    return np.concatenate([points, number])
+
+
+def _radar(dataroot, recipe, rig, facts):
+    """One member per sweep: the rig's fields, then time lag in seconds, then the radar's place in the rig."""
+    members, read, reader = {}, 0, dataset_of(facts)
     for k, files in enumerate(recipe.radar):
         clouds = []
         for file in files:
             data = read_source(dataroot, file.filename, recipe.key)
             read += len(data)
-            points = remove_ego_returns(parse_radar(data, Path(dataroot) / file.filename))
+            points = reader.radar_points(data, Path(dataroot) / file.filename, file)
             extra = np.empty((2, points.shape[1]), np.float32)
             extra[0], extra[1] = file.lag, rig.radar_names.index(file.channel)
             clouds.append(np.concatenate([to_frame(points, file.ego_T_sensor), extra]))

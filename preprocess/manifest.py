@@ -10,7 +10,7 @@ from preprocess.errors import SourceError
 from preprocess.shard_writer import skipped_name
 
 
-def write_manifests(store, recipes, version, options):
+def write_manifests(store, recipes, options):
     """Write <split>.manifest.json of each split of the recipes, all of whose shards are finished or came out empty."""
     for split in dict.fromkeys(r.facts["split"] for r in recipes):
         shards, skipped = [], []
@@ -24,7 +24,7 @@ def write_manifests(store, recipes, version, options):
             shards.append(ManifestShard(f"{name}.tar", len(index.keys), scenes, index.tar_bytes, index.tar_sha256))
         told = {name: facts[name] for name in (*options.facts(), "sensors")}
         rig = rig_of(facts, SCHEMA_VERSION)
-        manifest = Manifest(split, version, tuple(shards), told, rig.licence, skipped, rig=rig)
+        manifest = Manifest(split, facts["version"], tuple(shards), told, rig.licence, skipped, rig=rig)
         store.write(manifest_name(split), dump_manifest(manifest))
 
 

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from preprocess.datasets import DEFAULT, dataset
 from preprocess.errors import SourceError
 from preprocess.nuscenes import CAMERAS, LIDAR, LIDAR_FIELDS, RADARS
 from preprocess.pointclouds import LIDAR_COLUMNS
@@ -18,6 +19,8 @@ class Options:
     sweeps: largest nsweeps that the shards will serve, keyframe included. image_hw: (height, width) to re-encode to, None
     for the source bytes. jpeg_quality applies to re-encoding only. sensors: kinds whose files are needed and kept; None
     means those that the tables have. channels: (name of nuScenes, name in the tables) pairs. lidar_columns: see parse_lidar.
+    dataset: which of preprocess.datasets it is made of. hz: keyframes per second, of data sets that have more of them annotated
+    than one may want; None for all.
     """
 
     sweeps: int = 5
@@ -26,6 +29,8 @@ class Options:
     sensors: tuple | None = None
     channels: tuple = ()
     lidar_columns: int = len(LIDAR_FIELDS)
+    dataset: str = DEFAULT
+    hz: float | None = None
 
     def __post_init__(self):
         if self.sweeps < 1:
@@ -36,6 +41,17 @@ class Options:
             raise ValueError(f"JPEG quality {self.jpeg_quality} is not in 1..100")
         if self.lidar_columns not in LIDAR_COLUMNS:
             raise ValueError(f"lidar columns {self.lidar_columns}; known are {', '.join(map(str, LIDAR_COLUMNS))}")
+        dataset(self.dataset)
+        if self.hz is not None and not self.hz > 0:
+            raise ValueError(f"hz is {self.hz}; it counts keyframes per second")
+        if self.dataset != DEFAULT and (self.channels or self.lidar_columns != len(LIDAR_FIELDS)):
+            raise ValueError(
+                f"--channels and --lidar-columns are of nuScenes' layout, not of {self.dataset}; leave them out"
+            )
+        if self.dataset == DEFAULT and self.hz is not None:
+            raise ValueError(
+                "--hz is for data sets whose every frame is annotated; nuScenes' tables name their keyframes"
+            )
         if self.sensors is not None:
             _check_sensors(self.sensors)
         for ours in (pair[0] for pair in self.channels):
@@ -58,6 +74,10 @@ class Options:
             facts["channels"] = dict(self.channels)
         if self.lidar_columns != len(LIDAR_FIELDS):
             facts["lidar_columns"] = self.lidar_columns
+        if self.dataset != DEFAULT:
+            facts["adapter"] = self.dataset
+        if self.hz is not None:
+            facts["hz"] = self.hz
         return facts
 
     @staticmethod
@@ -70,6 +90,8 @@ class Options:
             sensors=tuple(facts["sensors"]) if "sensors" in facts else None,
             channels=tuple(sorted(facts.get("channels", {}).items())),
             lidar_columns=facts.get("lidar_columns", len(LIDAR_FIELDS)),
+            dataset=facts.get("adapter", DEFAULT),
+            hz=facts.get("hz"),
         )
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 
+from common.rig import NUSCENES
 from preprocess.errors import SourceError
 from preprocess.nuscenes import LIDAR_FIELDS, MIN_DISTANCE_M, RADAR_FIELDS
 from preprocess.pcd import check_tail, is_pcd, pcd_header, pcd_rows, point_count
@@ -179,12 +180,13 @@ def parse_radar(data, path):
     return points
 
 
-def radar_problem(points):
-    """What is wrong with (18 or more, n) radar points, as a clause; None where nothing is."""
+def radar_problem(points, fields=NUSCENES.radar_fields):
+    """What is wrong with radar points (fields and more, n) of a rig's Fields, as a clause; None where nothing is."""
     bad = ~np.isfinite(points)
     if bad.any():
         field, point = np.argwhere(bad)[0]
-        return f"radar point {point} has {RADAR_FIELDS[field]} = {points[field, point]}"
+        name = fields[field].name if field < len(fields) else "number or lag"
+        return f"radar point {point} has {name} = {points[field, point]}"
     if points.size and np.abs(points[:3]).max() > MAX_RANGE_M:
         return f"a radar point lies {np.abs(points[:3]).max():.3g} m away"
     return None

@@ -25,7 +25,10 @@ class CameraFile:
 
 @dataclass(slots=True)
 class PointFile:
-    """One lidar or radar file: ego_T_sensor (4, 4) takes its points to the keyframe's ego frame; lag in seconds."""
+    """One lidar or radar file: ego_T_sensor (4, 4) takes its points to the keyframe's ego frame; lag in seconds.
+
+    sensor_T_file: (4, 4), where a data set's files hold points in another frame than the sensor's; else None.
+    """
 
     channel: str
     token: str
@@ -33,6 +36,7 @@ class PointFile:
     timestamp: int
     lag: float
     ego_T_sensor: np.ndarray
+    sensor_T_file: np.ndarray | None = None
 
 
 @dataclass(slots=True)
@@ -74,6 +78,7 @@ class ShardRecipe:
             digest.update(encode_json([frame.key, frame.facts, frame.boxes, texts]))
             arrays = [m for c in frame.cameras for m in (c.intrinsics, c.ego_T_cam, c.global_T_ego)]
             arrays += [f.ego_T_sensor for files in sweeps for f in files]
+            arrays += [f.sensor_T_file for files in sweeps for f in files if f.sensor_T_file is not None]
             for array in (frame.global_T_ego, *arrays):
                 digest.update(np.ascontiguousarray(array, "<f8").tobytes())
         return digest.hexdigest()

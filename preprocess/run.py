@@ -1,4 +1,4 @@
-"""python -m preprocess.run: nuScenes -> shards."""
+"""python -m preprocess.run: nuScenes, or another data set -> shards."""
 
 import itertools
 import shlex
@@ -16,15 +16,17 @@ from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
 from common.spelling import EITHER, parsed, spelled
 from common.stores import open_store, parse_options
+from preprocess.datasets import DATASETS, DEFAULT
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
 from preprocess.left_out import by_scene, missing_files
 from preprocess.manifest import read_skipped, write_manifests
 from preprocess.options import Options, parse_channels, parse_image_size, parse_sensors
-from preprocess.plan import DEFAULT_SHARDS, Planner, read_splits
+from preprocess.plan import DEFAULT_SHARDS, Planner
 from preprocess.pointclouds import LIDAR_COLUMNS
 from preprocess.pool import DaskPool, LocalPool
 from preprocess.shard_writer import KINDS
+from preprocess.splits import read_split_file
 from preprocess.workers import CORES
 
 PROBED_KEYFRAMES = 24  # what --dry-run makes in memory to know how large the rest will be
@@ -34,8 +36,9 @@ CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
 
 
 @click.command(cls=Interruptible, context_settings=CONTEXT)
-@click.option("--version", required=True, help="v1.0-mini, v1.0-trainval, v1.0-test; others with --split-file")
-@click.option("--dataroot", default="data/nuscenes", type=click.Path(path_type=Path), help="nuScenes folder")
+@click.option("--dataset", default=DEFAULT, type=click.Choice(list(DATASETS)), help="what --dataroot holds")
+@click.option("--version", default="", help="v1.0-mini, v1.0-trainval, v1.0-test; others with --split-file")
+@click.option("--dataroot", default="data/nuscenes", type=click.Path(path_type=Path), help="its folder")
 @click.option("--out", default="shards", help="folder for the shards, or an address (s3://..., gs://...)")
 @click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
 @click.option("--sweeps", default=5, help="largest nsweeps the shards will serve, keyframe included")
@@ -53,7 +56,14 @@ CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
     type=click.Choice(list(map(str, LIDAR_COLUMNS))),
     help="float32 values a lidar point",
 )
-@click.option("--split-file", type=click.Path(path_type=Path), help='JSON {"train": [scenes], "val": [scenes]}')
+@click.option(
+    "--hz", type=click.FloatRange(0, min_open=True), help="keyframes per second, of data that is annotated oftener"
+)
+@click.option(
+    "--split-file",
+    type=click.Path(path_type=Path),
+    help='JSON {"train": [scenes], "val": [scenes]}; a part of one: {"scene": NAME, "frames": [first, last]}',
+)
 @click.option("--workers", default=CORES, type=click.IntRange(1), help="processes")
 @click.option("--scheduler", help="a Dask scheduler (tcp://host:8786) that runs the work instead")
 @click.option("--train-shards", default=DEFAULT_SHARDS["train"], type=click.IntRange(1), help="at most")
@@ -63,7 +73,7 @@ CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
 @click.option("--overwrite", is_flag=True, help="replace finished shards made from other input or options")
 @click.option("--dry-run", is_flag=True, help="say what would be written and how large, write nothing")
 def main(**values):
-    """Turn a nuScenes folder into compressed webdataset shards.
+    """Turn a folder of nuScenes, or of another data set, into compressed webdataset shards.
 
     The same command continues an interrupted run; finished shards are kept.
     """
@@ -86,7 +96,8 @@ def _fail(error, code=1):
 def _run(version, dataroot, out, sweeps, image_size, jpeg_quality, split_file, workers, scheduler, on_error, **rest):
     started = time.monotonic()
     columns = int(rest["lidar_columns"])
-    options = Options(sweeps, image_size, jpeg_quality, rest["sensors"], rest["channels"], columns)
+    chosen = rest["sensors"], rest["channels"], columns, rest["dataset"], rest["hz"]
+    options = Options(sweeps, image_size, jpeg_quality, *chosen)
     skip = {"on_error": on_error, "keep_sequences": rest["keep_sequences"]}
     recipes, names = _plan(version, dataroot, options, split_file, rest, skip)
     pool = DaskPool(scheduler) if scheduler else LocalPool(workers)
@@ -105,7 +116,7 @@ def _run(version, dataroot, out, sweeps, image_size, jpeg_quality, split_file, w
         indexes = _indexes(store, recipes)
         if not indexes:
             raise SourceError(f"every sample was left out, nothing was written; the first: {done.skipped[0]['why']}")
-        write_manifests(store, recipes, version, options)
+        write_manifests(store, recipes, options)
     _summary(recipes, todo, done, indexes, store, time.monotonic() - started, names)
 
 
@@ -113,19 +124,20 @@ def _plan(version, dataroot, options, split_file, rest, skip):
     """The recipes of all shards, and the name of each scene by its part of a key."""
     say(f"reading the tables of {dataroot / version}")
     planner = Planner(dataroot, version, options, **skip, say=say)
-    splits = read_splits(version, split_file)
+    splits = read_split_file(split_file) if split_file else planner.data.splits()
     counts = {split: rest["train_shards"] if split == "train" else rest["val_shards"] for split in splits}
     left = planner.check_splits(splits, complete=split_file is not None)
     if left:
-        say(f"{counted(len(left), 'scene')} in no split of {version}, left out; the first: {one_line(left[0], 100)}")
-    say(
-        f"planning {counted(len(planner.scenes) - len(left), 'scene')}, {counted(len(planner.samples), 'sample')}; "
-        f"{', '.join(planner.sensors)}"
-    )
+        say(
+            f"{counted(len(left), 'scene')} in no split of {planner.version}, left out; the first: {one_line(left[0], 100)}"
+        )
+    say(f"planning {counted(len(planner.scenes) - len(left), 'scene')}; {', '.join(planner.sensors)}")
     with Progress(len(planner.scenes) - len(left), "scenes", "planning") as bar:
         recipes = [r for split in splits for r in planner.shards(split, splits[split], counts[split], bar.one_more)]
     if not recipes:
-        raise SourceError(f"{dataroot / version}: none of its scenes is in the splits of {version}; see --split-file")
+        raise SourceError(
+            f"{dataroot / version}: none of its scenes is in the splits of {planner.version}; see --split-file"
+        )
     return recipes, {scene_key(scene["name"]): scene["name"] for scene in planner.scenes}
 
 

@@ -198,7 +198,7 @@ def _check_local(tar, store, name, against, source):
                     _compare(key, members, source, against)
             except (RecordError, SourceError, KeyError, TypeError) as error:
                 problems.append(f"{tar}: {key}: {error}")
-    problems += _whole(tar, scenes, read_skipped(store, name.removesuffix(".tar")))
+    problems += _whole(tar, scenes, read_skipped(store, name.removesuffix(".tar")), index.facts.get("frames", {}))
     return problems, index
 
 
@@ -249,7 +249,9 @@ def _check_sample(key, members):
     for k, files in enumerate(sample["radar"]):
         name = radar_member(k)
         points = decode_points(members[name], name, rig.radar_planes)
-        _no_problem(name, radar_problem(points) or _radar_rows_problem(points[-2:], files, rig.radar_names))
+        _no_problem(
+            name, radar_problem(points, rig.radar_fields) or _radar_rows_problem(points[-2:], files, rig.radar_names)
+        )
     _check_times(sample, rig)
     return sample
 
@@ -326,10 +328,15 @@ class _Scene:
             check_keyframe_step(last["timestamp_us"], sample["timestamp_us"], SAMPLE)
 
 
-def _whole(tar, scenes, skipped):
+def _whole(tar, scenes, skipped, parts):
+    """Problems of scenes that lack a keyframe. parts: the scenes that are there in part; between its ends a part is whole."""
     skipped = {s["key"] for s in skipped}
     for name, scene in scenes.items():
-        want = [key for i in range(scene.count) if (key := keyframe_key(name, i)) not in skipped]
+        keys = [keyframe_key(name, i) for i in range(scene.count)]
+        if name in parts:
+            there = [i for i, key in enumerate(keys) if key in scene.keys]
+            keys = keys[there[0] : there[-1] + 1]
+        want = [key for key in keys if key not in skipped]
         if scene.keys != want:
             missing = [key for key in want if key not in scene.keys]
             yield f"{tar}: {name} is not whole: {missing[0] if missing else 'its order is wrong'}"
@@ -367,10 +374,12 @@ def _check_scenes(indexes):
     problems, owner = [], {}
     for index in indexes:
         for scene, _, _ in index.scenes:
-            if scene in owner:
+            if scene in owner and scene not in index.facts.get("frames", {}):
                 problems.append(f"{index.tar}: {scene} is in {owner[scene]} too")
             owner[scene] = Path(index.tar).name
-    facts = {json.dumps({k: v for k, v in i.facts.items() if k not in ("split", "recipe_sha256")}) for i in indexes}
+    facts = {
+        json.dumps({k: v for k, v in i.facts.items() if k not in ("split", "frames", "recipe_sha256")}) for i in indexes
+    }
     if len(facts) > 1:
         problems.append("the shards were made with different options")
     return problems

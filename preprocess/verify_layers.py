@@ -43,9 +43,9 @@ def check_layers(store, bases, whole):
 def _check_tar(store, tar, base, name):
     """(problems, ShardIndex or None) of one tar of a layer."""
     try:
-        index, _ = open_index(store, tar, verify=True)
+        index, _ = open_index(store, tar, verify=True, of_layer=True)
         with local_copy(store, tar) as path:
-            rebuilt = build_layer_index(path, base)
+            rebuilt = _rebuilt(path, base, store.path(tar))
             if rebuilt.tar_sha256 != index.tar_sha256:
                 return [f"{store.path(tar)}: its SHA-256 is not the index's; make the layer anew"], None
             if dump_index(rebuilt) != dump_index(index):
@@ -64,6 +64,14 @@ def _check_tar(store, tar, base, name):
         return [str(error)], None
 
 
+def _rebuilt(path, base, where):
+    """The index of a local copy of a tar of a layer. Raises ShardError, which names where the tar lies."""
+    try:
+        return build_layer_index(path, base)
+    except ShardError as error:
+        raise ShardError(str(error).replace(str(path), str(where))) from None
+
+
 def _wrong_members(path, name):
     """(key, what is wrong) of members that do not decode, as far as their names say what they are."""
     key, members = None, {}
@@ -77,8 +85,6 @@ def _wrong_members(path, name):
                 yield from _wrong_shapes(key, members, name)
                 key, members = own, {}
             members[member] = archive.extractfile(entry).read()
-            if name == MAP_LAYER:
-                continue  # whose rings are rows of several fields, decoded together with their points
             try:
                 decode_member(members[member], member)
             except RecordError as error:

@@ -15,7 +15,7 @@ FORBIDDEN = {
 COMMANDS = {
     *("run", "evaluate", "compare", "show", "report", "demo", "doctor"),
     "jobs",  # what these do once torch is loaded
-    *("command", "paths", "setup", "samples"),
+    *("command", "paths", "setup", "samples", "agreement"),
 }
 RUNNING = COMMANDS | {"loop", "monitor.console"}
 EVALUATING = {"evaluation", "step", "model.forward"}

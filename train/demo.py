@@ -91,23 +91,24 @@ QUICK = Size(
 )
 # Several classes at once, from boxes and from the map. Paint is narrow: it needs images, and more updates than vehicles do.
 MAPS = Size(
-    scenes=40,
-    samples=6,
+    scenes=80,
+    samples=3,
     sweeps=0,
     image_size="450x800",
-    options=WHOLE.options
+    options=_OPTIONS
     | {
-        "max_iters": 240,
-        "val_freq": 60,
-        "save_freq": 60,
+        "max_iters": 280,
+        "val_freq": 70,
+        "save_freq": 70,
         "batch_size": 4,
-        "lr": 2e-3,
-        "res_scale": 0.4,
-        "latent_dim": 48,
+        "lr": 3e-3,
+        "res_scale": 0.36,
+        "latent_dim": 32,
         "frame": "ego",
-        "classes": "vehicle=vehicle; pedestrian=human.pedestrian; drivable=map:drivable_area; crossing=map:ped_crossing; "
+        "classes": "vehicle=vehicle; pedestrian=human.pedestrian @6; drivable=map:drivable_area; crossing=map:ped_crossing; "
         "divider=map:road_divider,lane_divider",
-    },
+    }
+    | {"centroid": (0.0, -1.5, 0.0), "bounds": (-50.0, 50.0, -1.8, 1.8, -50.0, 50.0), "Z": 80, "Y": 4, "X": 80},
     pictures=9,
     takes="about seven minutes",
     maps=True,

@@ -18,6 +18,7 @@ from train.model.interface import check_network
 from train.model.memory import apart, has_memory, joined, load_memory, memory_of
 from train.monitor.console import Console
 from train.monitor.curves import Curves, Pool
+from train.monitor.waits import Waits
 from train.monitor.writers import open_wandb
 from train.optim import fetch_optimizer, parameter_groups
 from train.options import Options, as_dict
@@ -48,7 +49,8 @@ class Update:
     """An update that the device may still be busy with: its figures are on their way to the host.
 
     own: this rank's, one row per batch, on the device. sums: the same summed over ranks, on the CPU once `arrived` has passed.
-    samples: tokens of each batch. shown: what is known of it without the device. validated: whether a validation followed.
+    samples: tokens of each batch. shown: what is known of it without the device. waits: for its batches. validated: whether a
+    validation followed.
     """
 
     step: int
@@ -57,6 +59,7 @@ class Update:
     arrived: object
     samples: list
     shown: dict
+    waits: Waits
     validated: bool = False
 
     def is_finite(self):
@@ -81,14 +84,14 @@ class Trainer:
         options: Options. network: see train/model/README.md. loaders: (train, val or None, VoxUtil) of make_loaders.
         name: of the run and its folders; without it the experiment's.
         optimizer, scheduler: without them those of the options. world: distributed.World; without it this process alone.
-        pools: as a checkpoint kept them. best: the figure of --keep_best so far: its name, whether higher is better, value.
+        kept: what a checkpoint kept of the run: `pools`; `best`, the figure of --keep_best so far: its name, whether higher is
+            better, value; `validation_due`: whether the last update's validation failed, and is still to be made.
     Raises:
         ValueError: what is wrong with an argument.
     """
 
-    def __init__(
-        self, options, network, loaders, *, name="", optimizer=None, scheduler=None, world=None, pools=None, best=None
-    ):
+    def __init__(self, options, network, loaders, *, name="", optimizer=None, scheduler=None, world=None, kept=None):
+        kept = kept or {}
         _check_arguments(options, network, loaders)
         self.options, self.network, self.name = options, network, name or options.exp_name
         self.train_loader, self.val_loader, grid = loaders
@@ -101,8 +104,9 @@ class Trainer:
         self.optimizer, self.scheduler = optimizer, scheduler
         self.folder = Path(options.ckpt_dir) / self.name
         self.step = LossStep(network, grid, autocast, self.world, options.seed, options.rand_flip)
-        self.pools = {w: Pool((pools or {}).get(w, ()), self.step.read) for w in "tv"}
-        self.best = best
+        self.pools = {w: Pool(kept.get("pools", {}).get(w, ()), self.step.read) for w in "tv"}
+        self.best = kept.get("best")
+        self.validation_due = kept.get("validation_due", False)
         if options.compile and self.world.size == 1:
             self.step.compile_parts()
         if options.rand_flip and not self.step.flips:
@@ -142,6 +146,8 @@ class Trainer:
 
     def _updates(self, steps, train, val, saver, caught):
         path, stop, failure = None, 0, None
+        if self.validation_due and val is not None:
+            path = self._validate_late(steps.start - 1, val, saver)
         for step in steps:
             try:
                 self._iterate(step, train, val, saver)
@@ -209,14 +215,13 @@ class Trainer:
         self._finish()
         self._pending = update
         validates = val is not None and self._validates(step)
-        draws = step % self.options.log_freq == 0 or step in (1, self.options.max_iters)
+        draws = self._draws(step)
         at_once = validates or draws or self._saves(step) or not self.runs_ahead
         if at_once:
             self._count(update)
         seconds, samples = time.monotonic() - started, self.options.batch_size * self.options.grad_acc
         update.shown |= {
             "itime": seconds,
-            "data_wait_percent": 100 * update.shown["rtime"] / seconds,
             "samples_per_s": samples / seconds,
             "read_mb_per_s": update.shown.pop("read_mb") / seconds,
         }
@@ -232,9 +237,24 @@ class Trainer:
         if validates and seen and self._val_picture_due:
             self.curves.pictures("v", step, *seen, self.step.grid)
             self._val_picture_due = False
-        if validates and self.options.keep_best:
-            if self.world.any(int(self.world.together(self._is_best))):
-                self.save(step, saver, checkpoint.BEST)
+        if validates:
+            self._keep_best(step, saver)
+
+    def _validate_late(self, step, val, saver):
+        """Make the validation of the last update, whose own has failed and ended the run; the path of what is then saved."""
+        try:
+            seen = self._validate(step, val)
+        except _NoBatch as failed:
+            raise failed.__cause__ from None
+        self.curves.validation(step)
+        if seen and self._draws(step):
+            self.curves.pictures("v", step, *seen, self.step.grid)
+        self._keep_best(step, saver)
+        return self.save(step, saver)
+
+    def _keep_best(self, step, saver):
+        if self.options.keep_best and self.world.any(int(self.world.together(self._is_best))):
+            self.save(step, saver, checkpoint.BEST)
 
     def update(self, step, train):
         """One optimizer update of grad_acc batches, handed to the device without waiting for it; an Update.
@@ -243,15 +263,13 @@ class Trainer:
         """
         seed_all((self.options.seed * 1_000_003 + step) * 4099 + self.world.rank)
         stood = {"loader": self.train_loader.state_dict(), "stream_state": memory_of(self.network)}
-        waited, read_before = 0.0, self.train_loader.reader.bytes_read
+        waits, read_before = Waits(self.world.device), self.train_loader.reader.bytes_read
         self.step.train()
         self.optimizer.zero_grad(set_to_none=True)
         self.averaged.begin()
         figures, tokens = [], []
         for number in range(1, self.options.grad_acc + 1):
-            before = time.monotonic()
-            self.batch = self._next(train, step - 1, stood)
-            waited += time.monotonic() - before
+            self.batch = waits.taken(lambda: self._next(train, step - 1, stood))
             if number == 1 and self.options.grad_acc > 1:
                 stood["model_state_dict"] = _beside_parameters(self.network)
             # Gradients are summed over the batches first, and over the ranks once.
@@ -265,11 +283,10 @@ class Trainer:
         own = torch.stack(figures)
         own = torch.cat([own, norm.double().expand(len(own), 1)], 1)
         shown = {
-            "rtime": waited,
             "lr": self.optimizer.param_groups[0]["lr"],
             "read_mb": (self.train_loader.reader.bytes_read - read_before) / 1e6,
         }
-        return Update(step, own, *_on_its_way(self.world.sum(own)), tokens, shown)
+        return Update(step, own, *_on_its_way(self.world.sum(own)), tokens, shown, waits)
 
     def _next(self, batches, step, state):
         """The next batch. Raises _NoBatch, on all ranks, where a rank's loader fails; step, state: what is then saved."""
@@ -301,9 +318,14 @@ class Trainer:
         seconds, samples = update.shown["itime"], self.options.batch_size * self.options.grad_acc
         self.pools["t"].add({**means, "time_per_batch": seconds, "time_per_el": seconds / samples}, counts)
         grad_norm = update.sums[0, -1].item() / self.world.size
-        shown = update.shown | {"grad_norm": grad_norm, "memory_gb": peak_memory_gb(self.world.device)}
+        waited = update.waits.seconds()
+        shown = update.shown | {"rtime": waited, "data_wait_percent": 100 * waited / seconds}
+        shown |= {"grad_norm": grad_norm, "memory_gb": peak_memory_gb(self.world.device)}
         self.curves.show(update.step, shown, update.validated)
         self.console.show(update.step, shown, self.curves.pools)
+
+    def _draws(self, step):
+        return step % self.options.log_freq == 0 or step in (1, self.options.max_iters)
 
     def _validates(self, step):
         return step % self.options.val_freq == 0 or step == 1
@@ -320,6 +342,7 @@ class Trainer:
         wanted = self.val_loader.num_global_batches if whole else int(self.options.val_batches)
         self.world.follow_leader(self.network.buffers())  # batch-norm statistics: what a checkpoint of now would hold
         stood = {"val_loader": self.val_loader.state_dict(), "val_stream_state": dict(self.val_loader.memory)}
+        stood["validation_due"] = True
         taken = (self._next(val, step, stood) for _ in range(wanted))
         bar = Progress(wanted, "batches", "validation", leave=False, shown=self.world.leads)
         with bar, apart(self.network, self.val_loader.memory, self.world.device):

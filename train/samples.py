@@ -126,9 +126,9 @@ def network_of(run, device):
     return Network(options, model.eval(), step, device)
 
 
-def options_without_run():
-    """Options that any shards can serve: images at half size and the labels of the default grid."""
-    return Options(nsweeps=1, res_scale=1.0)
+def options_without_run(classes=()):
+    """Options that any shards can serve: images at half size and the labels of the default grid, of these ClassSpecs."""
+    return Options(nsweeps=1, res_scale=1.0, classes=classes)
 
 
 def batch_of(samples, number, options, device="cpu", epoch=None, wanted=PRESENT):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import socket
 
 from common.errors import InputError
 from train.data import Grid, loaders_of, make_vox_util
@@ -66,24 +65,6 @@ def share_of_cores(name, wanted):
         say(f"note: --{name} {wanted}: this machine has {cores()} cores; {cores()} loader threads")
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return -(-min(wanted, cores()) // processes)
-
-
-def check_same_shards(loaders, world):
-    """Raise InputError on every rank where not all ranks read copies of one set: the order of samples is one for all.
-
-    loaders: (train, val), None where there is none.
-    """
-    for loader, split in zip(loaders, ("train", "val"), strict=True):
-        own = (None, None) if loader is None else (loader.reader.identity, str(loader.reader.indexes[0].tar))
-        places = world.gather((f"{socket.gethostname()} (rank {world.rank})", *own))
-        host, first, where = places[0]
-        for other, identity, there in places:
-            if identity != first:
-                what = "other samples" if identity[:2] != first[:2] else "shards made with other options"
-                raise InputError(
-                    f"the {split} shards differ: {other} has {what} ({there} and on: {identity[0]} samples) than {host} "
-                    f"({where} and on: {first[0]} samples); copy one set to every machine"
-                )
 
 
 def wanted_of(needs):

@@ -9,6 +9,7 @@ from common.errors import InputError
 from common.shard_set import find_shards
 from common.spelling import EITHER, Command, spelled
 from common.stores import parse_options
+from train.classes import parse_classes
 from train.command import fail_in_one_line
 from train.pictures.formats import DRAWS, DRAWS_PX, SHEET_PX, check_picture, points_of
 from train.runs import find_run
@@ -24,6 +25,9 @@ from train.runs import find_run
 @click.option("--augment", is_flag=True, help=f"draw it {DRAWS} times as the network gets it in training instead")
 @click.option(
     "--points", default="", help="lidar,radar or one of them: draw points into the cameras, coloured by depth"
+)
+@click.option(
+    "--classes", default="", help="without --run: draw the truth of these classes, as train.run --classes takes them"
 )
 @click.option("--width", type=click.IntRange(400, 8000), help=f"columns  [{SHEET_PX}; {DRAWS_PX} with --augment]")
 @click.option("--device", default="", help="cuda or cpu, for --run; without it CUDA where there is one")
@@ -61,6 +65,8 @@ def _check(wanted, run):
     if wanted["augment"] and files not in ([], ["--out"]):
         raise InputError(f"--augment draws one sample; leave out {files[0]}")
     wanted["points"] = points_of(wanted["points"])
+    if parse_classes(wanted["classes"]) and run:
+        raise InputError("--classes: a run has classes of its own; leave out one of --classes and --run")
     if wanted["points"] and (wanted["augment"] or wanted["mcap"] or wanted["predictions"]):
         raise InputError(
             "--points draws into the pictures of a sample or a video; leave out --augment, --mcap, --predictions"

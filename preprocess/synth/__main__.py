@@ -8,9 +8,10 @@ import click
 from common.interrupts import Interruptible
 from common.progress import progress
 from common.spelling import EITHER, parsed, spelled
+from preprocess.datasets.nuscenes import official_splits
 from preprocess.errors import SourceError
 from preprocess.options import parse_image_size
-from preprocess.plan import read_splits
+from preprocess.splits import read_split_file
 from preprocess.synth.folder import Folder
 
 
@@ -31,7 +32,8 @@ from preprocess.synth.folder import Folder
 def main(out, scenes, samples, sweeps, version, seed, image_size, tables_only, split_file):
     """Write a generated world that nuscenes-devkit loads: cameras, lidar and radars of one geometry."""
     try:
-        names = _names(read_splits(version, split_file), scenes, split_file or version)
+        splits = read_split_file(split_file) if split_file else official_splits(version)
+        names = _names(splits, scenes, split_file or version)
         if (out / version).exists():
             raise SourceError(f"{out / version} exists already; remove it or choose another --out")
         folder = Folder(out, version, seed, image_size, tables_only)

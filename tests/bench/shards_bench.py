@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 from common.record import decode_points
+from preprocess.datasets.nuscenes import official_splits
 from preprocess.images import check_image
 from preprocess.keyframe import build_record
-from preprocess.plan import Options, Planner, official_splits
+from preprocess.plan import Options, Planner
 from tests.bench.measure import Row, paired_ms
 
 

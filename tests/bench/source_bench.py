@@ -1,5 +1,8 @@
 """Sources: shards in an S3 server on loopback against the same on the disk, and the cache."""
 
+import itertools
+import random
+import statistics
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,12 +12,14 @@ import numpy as np
 
 from common.shard_index import ABSENT, build_index, dump_index
 from common.stores import open_store
+from preprocess.layer import write_layer
 from preprocess.nuscenes import CAMERAS
 from tests.bench.measure import Row, best_ms, paired_ms
 from tests.conftest import S3Server
 from tests.index_files import index_path, load_index
 from train.data import compile_data
 from train.data.sources import SourceConfig, open_source
+from train.data.sources.layered import with_layers
 
 LARGEST_TAR = 10 << 20  # the server reads a whole object for each range of it, and is the slower side in any case
 THREADS = 4
@@ -34,7 +39,11 @@ def rows(shards, folder, unit):
         for path in (p for s in shards for p in (Path(s), Path(s.removesuffix(".tar") + ".idx.json"))):
             store.write(path.name, path.read_bytes())
         remote = f"{store.address}/train-*.tar"
-        return _fetching(remote, options, unit) + _cached(remote, shards, options, folder / "cache")
+        return (
+            _fetching(remote, options, unit)
+            + _layered(remote, options)
+            + _cached(remote, shards, options, folder / "cache")
+        )
     finally:
         server.process.kill()
         server.process.wait()
@@ -71,6 +80,35 @@ def _fetching(remote, options, unit):
         Row("S3 on loopback: cameras and radar, CPU", cpu, decodes=ratio, goal="<= 0.12"),
         Row("S3 on loopback: bytes fetched over needed", over, "", goal="<= 1.10"),
     ]
+
+
+def _layered(remote, options):
+    """How many keyframes per second come with a layer beside the shards, over how many come without: pairs in turn."""
+    write_layer(remote, "bench", _member, store_options=options)
+    config = SourceConfig(store_options=options)
+    alone = open_source(remote, config)
+    layered = with_layers(open_source(remote, config), {"bench": ("map.bin",)}, config, open_source)
+    members = [m for m in alone.indexes[0].members if not m.startswith("lidar")]
+    keyframes = list(range(len(alone))) * 3
+
+    def fetch(source, wanted):
+        """As the loader does: it says what comes next."""
+        source.begin(keyframes, itertools.repeat(wanted, len(keyframes)))
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda number: source.read(number, wanted), keyframes))
+        source.close()
+
+    both = ((alone, members), (layered, [*members, ("bench", "map.bin")]))
+    pairs = [
+        [best_ms(lambda own=own: fetch(*own), 1, len(keyframes), time.perf_counter) for own in both] for _ in range(5)
+    ]
+    ratio = statistics.median(without / beside for without, beside in pairs)
+    return [Row("S3 on loopback: rate with a layer over without", ratio, "x", goal=">= 0.9")]
+
+
+def _member(sample):
+    """As many bytes as the map around a keyframe takes."""
+    return {"map.bin": random.Random(sample.key).randbytes(6000)}
 
 
 def _cached(remote, shards, options, folder):

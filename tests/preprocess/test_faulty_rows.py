@@ -105,9 +105,11 @@ def test_a_neighbour_with_a_fault_leaves_a_box_without_velocity(tables):
     bad = next(n for n, row in enumerate(rows) if row["next"])
     rewrite(tables, "sample_annotation", lambda rows: rows[bad].update(translation=NAN))
     planner = Planner(tables, "v1.0-mini", Options(1), on_error="skip")
-    after = planner.annotations.rows[rows[bad]["next"]]
+    after = planner.data.annotations.rows[rows[bad]["next"]]
     assert (
-        next(b for b in planner.annotations.boxes(after["sample_token"]) if b["token"] == after["token"])["velocity"]
+        next(b for b in planner.data.annotations.boxes(after["sample_token"]) if b["token"] == after["token"])[
+            "velocity"
+        ]
         is None
     )
 

@@ -17,7 +17,7 @@ import webdataset
 from common.errors import ShardError
 from common.record import RecordError, decode_array, encode_array
 from common.shard_set import find_shards
-from common.stores import LocalStore
+from common.stores import LocalStore, open_store
 from preprocess.errors import SourceError
 from preprocess.index import rebuild
 from preprocess.layer import write_layer
@@ -127,6 +127,9 @@ def test_layers_of_other_shards_and_missing_ones_are_refused(shards, synth_shard
         opened(shards, {"extra": ("nothing.txt",)})
     with pytest.raises(ValueError, match="streams.*reader auto or indexed"):
         opened(shards, {"extra": ("token.txt",)}, config=SourceConfig(reader="stream"))
+    with pytest.raises(ShardError, match="is of layer extra; name the shards that it lies beside"):
+        open_source(shards / "layers" / "extra")
+    assert not any(tar.startswith(f"{shards}/layers") for tar in find_shards(f"{shards.parent}/**/*-000.tar"))
     other = shutil.copytree(synth_shards, tmp_path / "other")
     shutil.copytree(shards / "layers", other / "layers")
     (other / "train-001.tar").unlink()
@@ -162,7 +165,7 @@ def test_arrays_of_objects_are_refused():
         decode_array(encode_array(np.zeros(3))[:-4], "x")
 
 
-def test_verify_finds_what_is_wrong_with_a_layer_and_index_mends_its_index(shards):
+def test_verify_finds_what_is_wrong_with_a_layer_and_index_mends_its_index(shards, synth_shards):
     write_layer(shards, "extra", brightness)
     assert verify(shards)[0] == []
     folder = shards / "layers" / "extra"
@@ -184,3 +187,57 @@ def test_verify_finds_what_is_wrong_with_a_layer_and_index_mends_its_index(shard
     (folder / "train-007.tar").write_bytes(whole)
     [problem] = verify(shards)[0]
     assert "train-007.tar: no sound shard" in problem
+    (folder / "train-007.tar").unlink()
+    for name in ("train-000.tar", "train-000.idx.json"):
+        shutil.copy(synth_shards / name, shards / name)
+    (shards / "train.manifest.json").unlink()
+    assert any(f"{tar}: belongs to another train-000.tar" in problem for problem in verify(shards)[0])
+
+
+@pytest.fixture
+def remote(s3, small_shards):
+    """Address of a copy of the small shards in a bucket, to add to."""
+    store = open_store(f"s3://{s3.bucket}/layered")
+    for path in (path for path in small_shards.iterdir() if path.is_file() and path.name[0] != "."):
+        store.write(path.name, path.read_bytes())
+    return store.address
+
+
+def test_layers_lie_in_buckets_as_in_folders_and_a_node_s_cache_holds_them(remote, shards, s3, tmp_path):
+    own, layer = open_store(remote), open_store(f"{remote}/layers/extra")
+    before = {name: own.read(name) for name in own.list()}
+    assert write_layer(remote, "extra", brightness) == write_layer(shards, "extra", brightness) == 12
+    local = {path.name: path.read_bytes() for path in (shards / "layers" / "extra").iterdir() if path.name[0] != "."}
+    assert {name: layer.read(name) for name in layer.list()} == local
+    assert {name: own.read(name) for name in own.list() if name in before} == before
+    assert find_shards(remote, "train").shards == (f"{remote}/train-000.tar",) and verify(remote)[0] == []
+
+    layers = {"extra": ("sizes.npy.zst", "token.txt")}
+    members = ["sample.json", *(("extra", name) for name in layers["extra"])]
+    want = [opened(shards, layers).read(n, members) for n in range(9)]
+    config = SourceConfig(cache_dir=str(tmp_path / "cache"))
+
+    def read():
+        """What is there, and the requests for tars that it took: shards', then the layer's."""
+        seen = [len(s3.requests(f"/layered/{part}train-000.tar ")) for part in ("", "layers/extra/")]
+        source = opened(remote, layers, config=config)
+        source.begin(range(9), [members] * 9)
+        found = [source.read(n, members) for n in range(9)]
+        source.close()
+        now = [len(s3.requests(f"/layered/{part}train-000.tar ")) for part in ("", "layers/extra/")]
+        return found, [b - a for a, b in zip(seen, now, strict=True)]
+
+    (first, fetched), (second, again) = read(), read()
+    assert first == second == want and [a - b for a, b in zip(fetched, again, strict=True)] == [9, 9]
+    [kept] = (tmp_path / "cache" / "v1").glob(f"{json.loads(local['train-000.idx.json'])['tar_sha256'][:32]}/4/*")
+    kept.write_bytes(bytes(kept.stat().st_size))
+    assert read()[0] == want
+
+    tar = local["train-000.tar"]
+    place = tar.index(want[2]["extra", "token.txt"])
+    layer.write("train-000.tar", tar[:place] + bytes([tar[place] ^ 1]) + tar[place + 1 :])
+    source = opened(remote, layers, config=SourceConfig(verify_reads=True))
+    with pytest.raises(ShardError, match=r"layers/extra/train-000.tar.*the file is damaged: token.txt"):
+        source.read(2, members)
+    assert "layers/extra/train-000.tar: its SHA-256" in verify(remote)[0][0]
+    assert rebuild(layer, "train-000.tar") and open_store(remote).read("train-000.tar") == before["train-000.tar"]

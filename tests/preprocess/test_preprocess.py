@@ -21,6 +21,8 @@ from common.shard_index import build_index
 from common.stores import open_store
 from preprocess import pool
 from preprocess.errors import SourceError
+from preprocess.layer import write_layer
+from preprocess.layers import depth
 from preprocess.nuscenes import RADARS
 from preprocess.plan import Options, Planner
 from preprocess.pointclouds import DROPPED, parse_radar
@@ -149,11 +151,15 @@ def test_dask_cluster_writes_the_same_bytes(world, shards, tmp_path, monkeypatch
         damaged = shutil.copytree(world, tmp_path / "damaged")
         victim = sorted((damaged / "samples" / "CAM_BACK").glob("scene-0553*"))[1]
         victim.write_bytes(victim.read_bytes()[:-7])
+        write_layer(tmp_path / "out", "depth", depth.make, scheduler=cluster.scheduler_address)
         monkeypatch.setattr(pool, "TASKS_A_THREAD", 1)  # three shards, two threads: one waits for its turn
         assert victim.name in fails(*command(damaged, tmp_path / "x", *scheduler))
         skip = call_module(*command(damaged, tmp_path / "skip", *scheduler, "--on-error", "skip"))
     assert "scene-0553: 1 of 3 samples left out" in skip.stdout
+    layer = shutil.move(tmp_path / "out" / "layers", tmp_path / "layers") / "depth"
     assert contents(tmp_path / "out") == contents(shards)
+    write_layer(tmp_path / "out", "depth", depth.make)
+    assert contents(layer) == contents(tmp_path / "out" / "layers" / "depth")
     client = distributed.Client  # which is asked to wait for twenty seconds
     monkeypatch.setattr(distributed, "Client", lambda address, timeout: client(address, timeout="1s"))
     assert "no Dask scheduler answers" in fails(*command(world, tmp_path / "x", "--scheduler", "tcp://127.0.0.1:9"))

@@ -160,6 +160,14 @@ def test_three_classes_from_training_to_predictions(small_shards, tmp_path):
     }
     assert set(figures) == {MEAN, *(c.name for c in CLASSES)} and figures[MEAN]["value"] > 0
     assert curves["iou_person"] > 0 and np.isfinite(list(curves.values())).all()
+    assert re.search(
+        r"^IoU by class +at 0\.5 +at its best threshold\n.*  <- headline\n  mean of classes", shown.stdout, re.M
+    )
+    assert re.search(r"^  other vehicle +0\.\d{4} +0\.\d{4} at 0\.\d\d$", shown.stdout, re.M)
+    best = {(f["label"], f["class"]): f["value"] for f in content["figures"] if f["group"] == "iou at best threshold"}
+    for label in ("simple_bev", "visibility >= 1", "visibility >= 2"):
+        each = [best[label, c.name] for c in CLASSES]
+        assert best[label, MEAN] == pytest.approx(np.mean(each)) and min(each) > 0
     assert len(list((path.parent / "eval").glob("*.jpg"))) == 3
     words = [small_shards, "--run", path.parent, "--predictions", tmp_path / "maps.npz", "--device", "cpu"]
     drawn = CliRunner().invoke(show.main, list(map(str, words)))

@@ -209,6 +209,9 @@ class Loader:
                     self._met.update(name for window in loaded.windows for frame in window for name in frame.categories)
                 yield self._staged(loaded, pool is not None)
             self._check_categories()
+        except Exception:
+            self.reader.interrupt()  # what later batches still wait for would keep the error back
+            raise
         finally:
             if pool:
                 pool.shutdown(wait=True, cancel_futures=True)

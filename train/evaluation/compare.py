@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import InputError
-from train.evaluation.figures import bounds, ratios, scene_draws
+from train.evaluation.figures import BEST_THRESHOLD, bounds, ratios, scene_draws
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _own_metrics(a, b):
 
 def _identity(figure):
     # The best threshold differs from run to run: its name is its value.
-    name = "best" if figure["group"] == "iou at best threshold" else figure["name"]
+    name = "best" if figure["group"] == BEST_THRESHOLD else figure["name"]
     return figure["group"], name, figure["label"], figure.get("class", "")
 
 

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
+
 from common.plain import one_line
 from common.progress import counted
 from train.classes import MEAN
-from train.evaluation.figures import CALIBRATION, all_figures, headline_of, labels_of
+from train.evaluation.figures import BEST_THRESHOLD, CALIBRATION, all_figures, headline_of, labels_of
 
 NAME_COLUMNS = 30
 
@@ -17,23 +19,14 @@ def lines_of(evaluation, headline, figures=None, seed=0):
     """
     figures = all_figures(evaluation, seed) if figures is None else figures
     labels = labels_of(evaluation.rows)
-    out = []
-    for label in [headline, *(name for name in labels if name != headline)]:
-        mark = "  <- headline" if label == headline else ""
-        out.append(f"{label:<{NAME_COLUMNS}} IoU {span(headline_of(figures, 'iou', label))}{mark}")
-        for iou in (f for f in figures if (f.group, f.label) == ("iou", label) and f.of_class != MEAN):
-            best = next(
-                f for f in figures if (f.group, f.label, f.of_class) == ("iou at best threshold", label, iou.of_class)
-            )
-            if iou.of_class:
-                name = fitted(iou.of_class, NAME_COLUMNS - 2)
-                out.append(f"  {name:<{NAME_COLUMNS - 2}} IoU {span(iou)}")
-            out.append(f"{'':<{NAME_COLUMNS}} {_cells(iou)}; {best.value:.4f} at {best.name}")
+    labels = [headline, *(name for name in labels if name != headline)]
+    is_one = headline_of(figures, "iou", headline).of_class != MEAN
+    out = _one_class(figures, labels) if is_one else _by_class(figures, labels)
     own = [f for f in figures if f.label in (headline, "every box") and f.group.partition(" ")[1]]
     own = [f for f in own if f.of_class in ("", MEAN)]
     group = ""
     for figure in own:
-        if figure.group in ("iou at best threshold", CALIBRATION) or figure.group.endswith("category and distance"):
+        if figure.group in (BEST_THRESHOLD, CALIBRATION) or figure.group.endswith("category and distance"):
             continue
         if figure.group != group:
             group = figure.group
@@ -45,6 +38,40 @@ def lines_of(evaluation, headline, figures=None, seed=0):
         if figure := headline_of(figures, group, headline):
             out.append(f"{title.capitalize():<{NAME_COLUMNS}} {span(figure)}")
     return out
+
+
+def _one_class(figures, labels):
+    """Lines of the IoU of one class, label by label."""
+    out = []
+    for label in labels:
+        iou, best = (headline_of(figures, group, label) for group in ("iou", BEST_THRESHOLD))
+        mark = "  <- headline" if label == labels[0] else ""
+        out.append(f"{label:<{NAME_COLUMNS}} IoU {span(iou)}{mark}")
+        out.append(f"{'':<{NAME_COLUMNS}} {_cells(iou)}; {best.value:.4f} at {best.name}")
+    return out
+
+
+def _by_class(figures, labels):
+    """A table of several classes, label by label: IoU at 0.5, and at the best threshold, which map papers report.
+
+    Of labels after the first, classes that it counts just so, as it does what is of the map alone, are left out.
+    """
+    out = [f"{'IoU by class':<{NAME_COLUMNS}} {'at 0.5':<24} at its best threshold"]
+    counted = {}
+    for label in labels:
+        out.append(label + ("  <- headline" if label == labels[0] else ""))
+        for iou in (f for f in figures if (f.group, f.label) == ("iou", label)):
+            if counted.setdefault(iou.of_class, iou) is not iou and _is_same(counted[iou.of_class], iou):
+                continue
+            best = next(f for f in figures if (f.group, f.label, f.of_class) == (BEST_THRESHOLD, label, iou.of_class))
+            at = "" if iou.of_class == MEAN else f" at {best.name}"
+            name = fitted(iou.of_class, NAME_COLUMNS - 2)
+            out.append(f"  {name:<{NAME_COLUMNS - 2}} {span(iou)} {span(best).split()[0]}{at}")
+    return out
+
+
+def _is_same(one, other):
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("numerators", "denominators"))
 
 
 def score_lines(scores):

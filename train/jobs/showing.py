@@ -14,6 +14,7 @@ from common.errors import InputError
 from common.files import new_file, write_atomically
 from common.progress import counted, progress
 from common.spelling import spelled
+from train.classes import parse_classes
 from train.data.config import Wanted
 from train.pictures.augmentation import DrawnSample, augmentation_sheet
 from train.pictures.formats import DRAWS, DRAWS_PX, SHEET_PX, check_picture
@@ -36,23 +37,24 @@ def show(shards, what, run, device, wanted):
     number = samples.find(what or "0")[0]
     scene = samples.find(samples.keys[number].rpartition("_")[0])
     network = network_of(run, own_device(device)) if run else None
+    classes = parse_classes(wanted["classes"])
     if wanted["predictions"]:
         numbers = scene if what else range(len(samples))
         _write_predictions(wanted["predictions"], samples, numbers, network)
     elif wanted["mcap"]:
-        _write_recording(wanted["mcap"], samples, scene, network)
+        _write_recording(wanted["mcap"], samples, scene, network, classes)
     elif wanted["video"]:
         _write_scene(
             wanted["video"],
-            sheets(samples, scene, network, wanted["width"] or SHEET_PX, wanted["points"]),
+            sheets(samples, scene, network, wanted["width"] or SHEET_PX, wanted["points"], classes),
             samples,
             scene,
         )
     elif wanted["augment"]:
-        picture = _draws(samples, number, network, wanted["width"] or DRAWS_PX)
+        picture = _draws(samples, number, network, wanted["width"] or DRAWS_PX, classes)
         write_picture(wanted["out"] or f"{samples.keys[number]}.augment.png", picture)
     else:
-        picture = sheet_of(samples, number, network, wanted["width"] or SHEET_PX, wanted["points"])
+        picture = sheet_of(samples, number, network, wanted["width"] or SHEET_PX, wanted["points"], classes)
         write_picture(wanted["out"] or f"{samples.keys[number]}.png", picture)
     for line in _next(shards, samples.keys[number], run, wanted):
         click.echo(line, err=True)
@@ -63,6 +65,8 @@ def _next(shards, key, run, wanted):
     folder = addresses.shown(addresses.split(shards.shards[0])[0]) or "."
     this = f"{spelled('train.show')} {shlex.quote(folder)} {key}"
     with_run = f" --run {shlex.quote(run)}" if run else ""
+    if wanted["classes"]:
+        with_run = f" --classes {shlex.quote(wanted['classes'])}"
     lines = []
     if not wanted["video"]:
         lines.append(f"{this}{with_run} --video {key.rpartition('_')[0]}.webm")
@@ -72,10 +76,13 @@ def _next(shards, key, run, wanted):
     yield from (f"{'next:' if n == 0 else '':<5} {line}" for n, line in enumerate(lines))
 
 
-def maps_of(samples, numbers, network=None):
-    """Yield the Maps of each keyframe, in order, with the prediction where there is a Network."""
+def maps_of(samples, numbers, network=None, classes=()):
+    """Yield the Maps of each keyframe, in order, with the prediction where there is a Network.
+
+    classes: ClassSpecs whose truth is drawn, where there is no Network, which has its own.
+    """
     if network is None:  # the pictures' own images are the record's
-        options, device, wanted = options_without_run(), "cpu", Wanted(cameras=False, frames=1)
+        options, device, wanted = options_without_run(classes), "cpu", Wanted(cameras=False, frames=1)
     else:
         options, device, wanted = network.options, network.device, wanted_of(network.model.needs)
     for own, batch, grid in batches_of(samples, numbers, options, device, wanted):
@@ -86,41 +93,42 @@ def maps_of(samples, numbers, network=None):
             yield maps if annotated else replace(maps, truth=None, valid=None)
 
 
-def views(samples, numbers, network=None, width=None):
+def views(samples, numbers, network=None, width=None, classes=()):
     """Yield the View of each keyframe with its Maps; width: of an image, at least; None for its full size."""
-    for number, maps in zip(numbers, maps_of(samples, numbers, network), strict=True):
+    for number, maps in zip(numbers, maps_of(samples, numbers, network, classes), strict=True):
         if network and maps.prediction is None and number == numbers[0]:
             say(f"note: {type(network.model).__name__} gives no seg, so no map of it is drawn")
         members = samples.members(number)
         yield samples.decoded(number, partial(view_of_record, samples.keys[number], members, width)).with_maps(maps)
 
 
-def sheets(samples, numbers, network=None, width=SHEET_PX, points=()):
+def sheets(samples, numbers, network=None, width=SHEET_PX, points=(), classes=()):
     """Yield (H, width, 3) uint8, the sheet of each keyframe of Samples, with what a Network says where one is given.
 
-    points: of "lidar" and "radar" those that are drawn into the cameras. Raises ValueError where a keyframe has none.
+    points: of "lidar" and "radar" those that are drawn into the cameras. classes: as in maps_of. Raises ValueError where a
+    keyframe has no such points, or its shards not the map of a class.
     """
     note = f"{network.options.exp_name}, step {network.step}" if network else ""
-    for view in views(samples, numbers, network, width // 3):
+    for view in views(samples, numbers, network, width // 3, classes):
         for name in points:
             if getattr(view, name) is None:
                 raise InputError(f"--points {name}: {view.key} has no {name}; leave it out")
         yield sheet(view, width, note, points)
 
 
-def sheet_of(samples, number, network=None, width=SHEET_PX, points=()):
+def sheet_of(samples, number, network=None, width=SHEET_PX, points=(), classes=()):
     """The sheet of one keyframe, see `sheets`."""
-    [picture] = sheets(samples, [number], network, width, points)
+    [picture] = sheets(samples, [number], network, width, points, classes)
     return picture
 
 
-def _draws(samples, number, network, width):
+def _draws(samples, number, network, width, classes):
     """The sheet of DRAWS epochs' draws of one sample. Raises ValueError for a network that gets no images."""
     if network is not None and not network.model.needs.cameras:
         raise InputError("--augment draws a network's images, and the run's takes none; leave out --run")
     members = samples.members(number)
     view = samples.decoded(number, lambda: view_of_record(samples.keys[number], members, width // 6))
-    options = network.options if network else options_without_run()
+    options = network.options if network else options_without_run(classes)
     drawn = []
     for epoch in range(DRAWS):
         batch, chosen, grid = batch_of(samples, number, options, epoch=epoch)
@@ -154,8 +162,8 @@ def _write_scene(path, pictures, samples, numbers):
     _say_scene(path, write_video(path, pictures, per_s))
 
 
-def _write_recording(path, samples, numbers, network):
-    found = progress(views(samples, numbers, network), "keyframes", "recording", len(numbers))
+def _write_recording(path, samples, numbers, network, classes):
+    found = progress(views(samples, numbers, network, classes=classes), "keyframes", "recording", len(numbers))
     frames = ((samples.members(number), view) for number, view in zip(numbers, found, strict=True))
     _say_scene(path, write_recording(path, frames))
 

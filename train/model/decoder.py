@@ -3,9 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import resnet18
 
-from train.model.norm import InstanceNorm
+from train.model.norm import InstanceNorm, normed
+from train.model.resnet import resnet18
+from train.model.upsampling import doubled
 
 STRIDE = 8  # coarsest level of the trunk
 
@@ -23,20 +24,21 @@ class UpsamplingAdd(nn.Module):
     def __init__(self, in_channels, out_channels):
         super().__init__()
         self.upsample_layer = nn.Sequential(
-            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+            nn.Identity(),  # the doubling, whose place in the state dict's numbers it keeps
             nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
             InstanceNorm(out_channels),
         )
 
     def forward(self, x, skip):
-        return self.upsample_layer(x) + skip
+        _, conv, norm = self.upsample_layer
+        return normed(norm, conv(doubled(x)), skip)
 
 
 def _head(channels, outputs, *extra):
     return nn.Sequential(
         nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
-        InstanceNorm(channels),
-        nn.ReLU(inplace=True),
+        InstanceNorm(channels, relu=True),
+        nn.Identity(),  # the ReLU, whose place in the state dict's numbers it keeps
         nn.Conv2d(channels, outputs, kernel_size=1),
         *extra,
     )
@@ -53,9 +55,9 @@ class Decoder(nn.Module):
 
     def __init__(self, channels, classes=1):
         super().__init__()
-        trunk = resnet18(weights=None, zero_init_residual=True)
+        trunk = resnet18(zero_init_residual=True)
         self.first_conv = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1, self.relu = trunk.bn1, trunk.relu
+        self.bn1 = trunk.bn1
         self.layer1, self.layer2, self.layer3 = trunk.layer1, trunk.layer2, trunk.layer3
         self.up3_skip = UpsamplingAdd(256, 128)
         self.up2_skip = UpsamplingAdd(128, 64)
@@ -70,7 +72,7 @@ class Decoder(nn.Module):
         rows, columns = bev.shape[-2:]
         x = pad_to_multiple(bev, STRIDE)
         skip1 = x
-        x = self.relu(self.bn1(self.first_conv(x)))
+        x = normed(self.bn1, self.first_conv(x), relu=True)
         skip2 = self.layer1(x)
         skip3 = self.layer2(skip2)
         x = self.up3_skip(self.layer3(skip3), skip3)

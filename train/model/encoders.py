@@ -5,16 +5,17 @@ it. mean, std: colours that images in [0, 1] are normalised by. strides: pixels 
 works with, the finest first, which is the stride of what it gives.
 """
 
-import torch
 from torch import nn
-from torchvision.models import resnet50, resnet101
 
 from common.errors import InputError
-from train.model.norm import InstanceNorm
+from train.model.norm import InstanceNorm, normed
+from train.model.resnet import resnet50, resnet101
+from train.model.upsampling import doubled
 
 ENCODERS = ("res101", "res50", "effb0", "effb4")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+STATISTICS_MOMENTUM = 0.1  # of nn.BatchNorm2d
 
 
 class UpsamplingConcat(nn.Module):
@@ -22,18 +23,17 @@ class UpsamplingConcat(nn.Module):
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
-        self.upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
         self.conv = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
-            InstanceNorm(out_channels),
-            nn.ReLU(inplace=True),
+            InstanceNorm(out_channels, relu=True),
+            nn.Identity(),  # the ReLU, whose place in the state dict's numbers it keeps
             nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
-            InstanceNorm(out_channels),
-            nn.ReLU(inplace=True),
+            InstanceNorm(out_channels, relu=True),
+            nn.Identity(),  # the ReLU, whose place in the state dict's numbers it keeps
         )
 
     def forward(self, coarse, fine):
-        return self.conv(torch.cat([fine, self.upsample(coarse)], 1))
+        return self.conv(doubled(coarse, fine))
 
 
 class ResNetEncoder(nn.Module):
@@ -50,7 +50,10 @@ class ResNetEncoder(nn.Module):
         self.upsampling_layer = UpsamplingConcat(1536, 512)
 
     def forward(self, x):
-        fine = self.backbone(x)
+        conv, norm, _, *rest = self.backbone  # the third is the ReLU
+        fine = normed(norm, conv(x), relu=True)
+        for module in rest:
+            fine = module(fine)
         return self.depth_layer(self.upsampling_layer(self.layer3(fine), fine))
 
 
@@ -92,9 +95,20 @@ class EfficientNetEncoder(nn.Module):
 def make_encoder(encoder_type, channels):
     """The encoder of that name, with random weights. Raises ValueError for another name."""
     if encoder_type == "res101":
-        return ResNetEncoder(resnet101(weights=None), channels)
+        return ResNetEncoder(resnet101(), channels)
     if encoder_type == "res50":
-        return ResNetEncoder(resnet50(weights=None), channels)
+        return ResNetEncoder(resnet50(), channels)
     if encoder_type in ("effb0", "effb4"):
         return EfficientNetEncoder(encoder_type[3:], channels)
     raise InputError(f"encoder_type {encoder_type!r}; it is one of {', '.join(ENCODERS)}")
+
+
+def settle_quickly(encoder):
+    """Let the statistics of an encoder with random weights follow the batches as torch's own batch norm does.
+
+    EfficientNet's move a hundredth of the way per batch, which keeps those that come with its published weights. Without these
+    they would lag behind the weights for hundreds of updates, and evaluation, which goes by them, behind training.
+    """
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = STATISTICS_MOMENTUM

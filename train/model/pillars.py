@@ -13,6 +13,7 @@ from torch import nn
 
 from common.errors import InputError
 from train.model.camera_mean import UNPROJECTIONS
+from train.model.encoders import settle_quickly
 from train.model.interface import Needs
 from train.model.points import lidar_points, radar_points
 from train.model.segnet import Geometry
@@ -152,7 +153,7 @@ class OwnOptions:
 def build(options, grid):
     """Pillars of the options, weights from torch's generator."""
     own = options.model_args
-    return Pillars(
+    network = Pillars(
         grid.Z,
         grid.Y,
         grid.X,
@@ -166,6 +167,9 @@ def build(options, grid):
         classes=len(options.classes) or 1,
         past=options.past,
     )
+    if options.no_pretrained:
+        settle_quickly(network.encoder)
+    return network
 
 
 build.options_class = OwnOptions

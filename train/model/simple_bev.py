@@ -8,6 +8,7 @@ import torch
 from train.loss import benchmark_terms
 from train.model.backbone import load_backbone
 from train.model.camera_mean import UNPROJECTIONS
+from train.model.encoders import settle_quickly
 from train.model.interface import Needs
 from train.model.memory import METHODS
 from train.model.past import Memory, Past, past_of_window, unflipped_features
@@ -127,7 +128,7 @@ class OwnOptions:
 
 def build(options, grid):
     """SimpleBev of the options, weights from torch's generator."""
-    return SimpleBev(
+    network = SimpleBev(
         grid.Z,
         grid.Y,
         grid.X,
@@ -143,6 +144,9 @@ def build(options, grid):
         classes=len(options.classes) or 1,
         past=options.past,
     )
+    if options.no_pretrained:
+        settle_quickly(network.encoder)
+    return network
 
 
 build.options_class = OwnOptions

@@ -103,7 +103,7 @@ def _entries(parts, classes):
     """(mark, width of the mark, text) of each entry of the legend."""
     each = [(_area_mark(c), 21, name) for c, name in zip(class_colours(len(classes)), classes, strict=True)]
     one = [(_area_mark(palette.TRUTH), 21, "truth")]
-    likeliest = [(_ramp_mark(palette.GREYS), 48, "prediction: the likeliest class, 0 to 1")]
+    of_classes = [(_ramp_mark(palette.GREYS), 48, "prediction, 0 to 1, in the classes' colours")]
     low, high = palette.LOW_HEIGHT_M, palette.HIGH_HEIGHT_M
     of = {
         "boxes": [(_box_mark(kind.colour), 21, kind.name) for kind in KINDS]
@@ -112,7 +112,7 @@ def _entries(parts, classes):
         "points": [(_ramp_mark(palette.DEPTH_RAMP), 48, f"points in cameras, depth 0 to {palette.FAR_M:g} m")],
         "radar": [(_radar_mark, 21, "radar; arrows reach 1 s ahead")],
         "truth": [*(each or one), (_hatch_mark, 21, "masked: not counted")],
-        "prediction": likeliest if each else [(_ramp_mark(palette.PROBABILITY_RAMP), 48, "prediction, 0 to 1")],
+        "prediction": of_classes if each else [(_ramp_mark(palette.PROBABILITY_RAMP), 48, "prediction, 0 to 1")],
         "errors": [
             (_area_mark(colour), 21, name)
             for name, colour in (("hit", palette.HIT), ("false", palette.FALSE), ("missed", palette.MISSED))

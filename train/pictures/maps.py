@@ -76,15 +76,22 @@ def hatch_masked(image, maps, ground):
 def draw_truth(maps, ground):
     """(size, size, 3) uint8: true cells, and the masked area hatched, darker where it is true.
 
-    Several classes have a colour each, the later ones on top.
+    Several classes have a colour each, those of fewer cells on top.
     """
-    colours = np.zeros((*maps.ignored.shape, 3), np.uint8)
-    for (truth, valid, _), colour in zip(maps.by_class(), _truth_colours(maps), strict=True):
-        own = np.where(valid[..., None] > 0, np.uint8(colour), np.uint8(dimmed(colour, 0.3)))
-        colours = np.where(truth[..., None] > 0.5, own, colours)
-    image = laid_out(colours, maps.there, maps, ground)
+    each, colours = list(maps.by_class()), _truth_colours(maps)
+    drawn = np.zeros((*maps.ignored.shape, 3), np.uint8)
+    for k in largest_first([truth for truth, _, _ in each]):
+        truth, valid, _ = each[k]
+        own = np.where(valid[..., None] > 0, np.uint8(colours[k]), np.uint8(dimmed(colours[k], 0.3)))
+        drawn = np.where(truth[..., None] > 0.5, own, drawn)
+    image = laid_out(drawn, maps.there, maps, ground)
     hatch_masked(image, maps, ground)
     return image
+
+
+def largest_first(layers):
+    """Numbers of maps (K, Z, X) in the order in which they are drawn over one another, so that small ones are seen."""
+    return np.argsort([-np.sum(layer, dtype=float) for layer in layers], kind="stable")
 
 
 def _truth_colours(maps):
@@ -92,12 +99,15 @@ def _truth_colours(maps):
 
 
 def draw_prediction(maps, ground):
-    """(size, size, 3) uint8: probabilities as draw_values has them; of several classes the likeliest, in its colour."""
+    """(size, size, 3) uint8: probabilities as draw_values has them; of several classes each over those of more cells, and as
+    opaque as it is likely."""
     if not maps.class_names:
         return draw_values(maps.prediction, maps, ground)
-    best, share = maps.prediction.argmax(0), maps.prediction.max(0)[..., None]
-    colours = share * class_colours(len(maps.class_names))[best] + (1 - share) * np.array(GROUND)
-    return laid_out(colours.round().astype(np.uint8), share[..., 0] > _NOTHING_SHARE, maps, ground)
+    drawn = np.broadcast_to(np.array(GROUND, float), (*maps.prediction.shape[1:], 3))
+    for k in largest_first(maps.prediction):
+        share = maps.prediction[k, ..., None]
+        drawn = share * class_colours(len(maps.class_names))[k] + (1 - share) * drawn
+    return laid_out(drawn.round().astype(np.uint8), maps.prediction.max(0) > _NOTHING_SHARE, maps, ground)
 
 
 def draw_values(values, maps, ground, table=PROBABILITY_RAMP, low=0.0, high=1.0):

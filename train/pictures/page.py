@@ -143,12 +143,39 @@ def _figures(run, group, label=None, classes=("", MEAN)):
 
 
 def _keys(run):
-    """What the table of a run has rows for: its labels, of several classes their mean and then each."""
-    keys, out = list(run.evaluation["thresholds"]), []
+    """What the table of a run has rows for: its labels, of several classes their mean and then each.
+
+    Classes that a later label counts just as an earlier one, as it does what is of the map alone, are left out there.
+    """
+    keys, out, counted = list(run.evaluation["thresholds"]), [], []
     for label in dict.fromkeys(parts_of(key)[0] for key in keys):
         own = [key for key in keys if parts_of(key)[0] == label]
-        out += [key_of(label, MEAN), *own] if len(own) > 1 else own
+        out += [key_of(label, MEAN)] if len(own) > 1 else []
+        for key in own:
+            curve = parts_of(key)[1], run.evaluation["thresholds"][key]
+            if len(own) == 1 or curve not in counted:
+                out.append(key)
+            counted.append(curve)
     return out
+
+
+def _class_bars(runs, label):
+    """Bars of the classes' IoU, run beside run, where there are several."""
+    found = [_figures(run, "iou", label, _classes(run, label)) for run in runs]
+    names = list(dict.fromkeys(f["class"] for own in found for f in own))
+    if not names:
+        return []
+    rows = {}
+    for run, own in zip(runs, found, strict=True):
+        spans = {f["class"]: _span(f) for f in own}
+        rows[run.name] = [spans.get(name, (math.nan,) * 3) for name in names]
+    return [charts.bars(rows, names, "IoU by class, at 0.5", "IoU")]
+
+
+def _classes(run, label):
+    """Names of the classes of a label, where there are several."""
+    each = [of_class for name, of_class in map(parts_of, run.evaluation["thresholds"]) if name == label]
+    return [of_class for of_class in each if of_class]
 
 
 def _span(figure):
@@ -184,31 +211,20 @@ def _accuracy(runs, label):
     for run in runs:
         for name in _keys(run):
             label_, of_class = parts_of(name)
-            groups = ("iou", "precision", "recall", "iou at best threshold", "calibration error")
-            *found, best, error = (next(iter(_figures(run, g, label_, (of_class,))), None) for g in groups)
-            best = f"{_text(best)} at {best['name']}" if best else "-"
-            rows.append(
-                [
-                    f"{run.name}: {name}" if len(runs) > 1 else name,
-                    *(_text(f) if f else "-" for f in found),
-                    best,
-                    _text(error) if error else "-",
-                ]
-            )
-    head = ["", "IoU at 0.5", "precision", "recall", "best IoU", "calibration error"]
+            groups = ("iou", "iou at best threshold", "precision", "recall", "calibration error")
+            found = [next(iter(_figures(run, g, label_, (of_class,))), None) for g in groups]
+            cells = [_text(f) if f else "-" for f in found]
+            cells[1] += f" at {found[1]['name']}" if found[1] else ""
+            rows.append([f"{run.name}: {name}" if len(runs) > 1 else name, *cells])
+    head = ["", "IoU at 0.5", "IoU at the best threshold", "precision", "recall", "calibration error"]
     if rows:
         section.tables.append({"head": head, "rows": rows})
     names = list(dict.fromkeys(name for run in runs for name in _scores(run)))
     if names:
         rows = [[name, *(_scores(run).get(name, "-") for run in runs)] for name in names]
         section.tables.append({"head": ["the network's own", *(run.name for run in runs)], "rows": rows})
-    curve = {
-        (f"{run.name}: {name}" if len(runs) > 1 else name): [(row["threshold"], row["iou"]) for row in points]
-        for run in runs
-        for name, points in run.evaluation["thresholds"].items()
-        if len(runs) == 1 or parts_of(name)[0] == label
-    }
-    if curve:
+    section.charts += _class_bars(runs, label)
+    if curve := _threshold_curves(runs, label):
         section.charts.append(charts.threshold_chart(curve, "IoU by threshold"))
     section.charts += _bars(runs, "iou by distance", label, "IoU by distance from the reference camera")
     for run in runs:
@@ -217,6 +233,18 @@ def _accuracy(runs, label):
             title = "IoU by scene" + (f": {run.name}" if len(runs) > 1 else "")
             section.charts.append(charts.sorted_scenes(scenes, title))
     return section
+
+
+def _threshold_curves(runs, label):
+    """Name -> (threshold, IoU)s: of one run's one class under every label, else of the label that the page is about."""
+    out = {}
+    for run in runs:
+        for key, rows in run.evaluation["thresholds"].items():
+            own, of_class = parts_of(key)
+            if own == label or (len(runs) == 1 and not of_class):
+                name = of_class or key
+                out[f"{run.name}: {name}" if len(runs) > 1 else name] = [(row["threshold"], row["iou"]) for row in rows]
+    return out
 
 
 def _scene_ious(run, label):

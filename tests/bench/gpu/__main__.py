@@ -15,6 +15,7 @@ HERE = "tests.bench.gpu"
 PARTS = (
     Part("machine", f"{HERE}.machine:describe", 60),
     Part("kernels", f"{HERE}.kernels:compare_and_time", 90, ("machine",), fresh=True),
+    Part("passes", f"{HERE}.passes:time_them", 60, ("machine",), fresh=True),
     Part("world", f"{HERE}.world:prepare", 120, ("machine",)),
     Part("stage", f"{HERE}.stage:compare", 60, ("world",)),
     Part("precision", f"{HERE}.precision:compare", 60, ("world",)),

@@ -34,9 +34,8 @@ def compare(settings, rows):
 
 
 def time_blocks(settings, rows):
-    """Rows of the benchmark's batch, with so many voxels a block."""
-    for voxels, registers in ((8, kernels.SCATTER_REGISTERS), (16, None)):
-        kernels.BLOCK_VOXELS, kernels.SCATTER_REGISTERS = voxels, registers
+    """Rows of the benchmark's batch, with so many voxels and warps a block."""
+    for kernels.BLOCK_VOXELS, kernels.NUM_WARPS in ((8, 4), (16, 4), (16, 8), (32, 4), (32, 8)):
         _time(settings, rows)
 
 
@@ -70,7 +69,8 @@ def _time(settings, rows):
     }
     for name, piece in pieces.items():
         ms = device_ms(piece, settings.device)
-        rows.add(f"{name}, batch {samples}, {kernels.BLOCK_VOXELS} voxels a block", ms, "ms")
+        blocks = f"{kernels.BLOCK_VOXELS} voxels and {kernels.NUM_WARPS} warps a block"
+        rows.add(f"{name}, batch {samples}, {blocks}", ms, "ms")
         rows.add(f"{name}, of the bytes that it must move", (feats.nbytes + volume.nbytes) / ms / 1e6, "GB/s")
 
 

@@ -16,6 +16,7 @@ def compare(settings, rows):
     options = settings.options(use_lidar=True, batch_size=settings.batch)
     device = torch.device(settings.device)
     set_precision(options, device)
+    torch.backends.cudnn.benchmark = False  # one step in float32 is quick; trying every kernel for it takes minutes
     network, options = make_network(options)
     train, _, grid = make_loaders(options, device)
     batch = next(iter(train))

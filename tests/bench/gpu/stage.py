@@ -55,7 +55,7 @@ def nvjpeg(settings, rows):
     rows.add("images decoded by the device, mean difference", max(apart), "levels", "<= 1")
     for decode, loader in (("host", host), ("device", device)):
         rows.add(f"loader alone, decoded by the {decode}", _samples_per_s(loader, settings), "1/s")
-    short_training(settings, rows, "decoded by the device", 8, decode="device")
+    short_training(settings, rows, "decoded by the device", 5, decode="device")
 
 
 def _samples_per_s(loader, settings):

@@ -19,20 +19,20 @@ UNITS = {SPEED: ("samples/s", "1/s"), WAIT: ("waiting for data, of all time", "%
 def batch8(settings, rows):
     """The default experiment: res101, 448x800, bfloat16, six cameras."""
     goals = {SPEED: _speed_goal(settings, 0), WAIT: "<= 1", MEMORY: "<= 40"}
-    short_training(settings, rows, "batch 8", 25, goals)
+    short_training(settings, rows, "batch 8", 10, goals)
 
 
 def batch16(settings, rows):
-    short_training(settings, rows, "batch 16", 6, {MEMORY: "<= 70"}, batch_size=16)
+    short_training(settings, rows, "batch 16", 4, {MEMORY: "<= 70"}, batch_size=16)
 
 
 def preset24(settings, rows):
     chosen = from_config({"config": str(REPOSITORY / "train" / "presets" / "gpu-24gb.yaml")})
-    short_training(settings, rows, "24 GB preset", 6, {MEMORY: "<= 22"}, **chosen)
+    short_training(settings, rows, "24 GB preset", 4, {MEMORY: "<= 22"}, **chosen)
 
 
 def metaradar(settings, rows):
-    short_training(settings, rows, "camera and metaradar", 8, use_radar=True, use_metaradar=True)
+    short_training(settings, rows, "camera and metaradar", 4, use_radar=True, use_metaradar=True)
 
 
 def plain(settings, rows):
@@ -45,7 +45,7 @@ def plain(settings, rows):
 
 
 def compiled(settings, rows):
-    short_training(settings, rows, "--compile", 25, {SPEED: _speed_goal(settings, 1)}, compile=True)
+    short_training(settings, rows, "--compile", 10, {SPEED: _speed_goal(settings, 1)}, compile=True)
 
 
 def short_training(settings, rows, name, updates, goals=None, **chosen):

@@ -2,22 +2,27 @@
 
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from common.map_layers import MAP_LAYERS
 from common.map_shapes import EXTERIOR, LINE, MEMBERS, RING_DTYPE, MapShapes, decode_shapes, encode_shapes
-from common.record import encode_array
+from common.record import decode_array, encode_array
 from preprocess.layer import write_layer
 from preprocess.layers import depth
+from train import show
 from train.classes import PRESETS, ClassSpec, parse_classes
 from train.data import compile_data, layered, make_loader
 from train.data.config import DataConfig, Wanted
+from train.data.layer_members import batched
 from train.data.maps import map_masks
 from train.data.sources import open_source
 from train.model.interface import Needs
 from train.options import Options, coerce
+from train.pictures.palette import class_colours
 
 AUG = {"final_dim": (64, 96)}
 GRID = (None, (-50, 50, -5, 5, -50, 50), (100, 4, 100))
@@ -104,6 +109,20 @@ def test_map_classes_are_drawn_beside_boxes(shards, frame):
             assert batch.seg_bev[b, 0, 1, 48:52, 48:52].all()
 
 
+def test_show_draws_classes_without_a_run(shards, tmp_path):
+    out = tmp_path / "classes.png"
+    words = [str(shards / "val-000.tar"), "1", "--classes", CLASSES, "--out", str(out), "--width", "600"]
+    result = CliRunner().invoke(show.main, words)
+    assert result.exit_code == 0 and f"--classes '{CLASSES}' --augment" in result.stderr, result.output
+    picture = cv2.cvtColor(cv2.imread(str(out)), cv2.COLOR_BGR2RGB)
+    road, divider = ((picture[:, 400:] == colour).all(-1) for colour in class_colours(3)[1:])
+    assert road.sum() > 1000 and divider.sum() > 100
+    middle = np.argwhere(divider).mean(0) - np.argwhere(road).mean(0)
+    assert np.abs(middle).max() < 30  # a divider lies on its road, and is drawn over it, though its class comes later
+    refused = CliRunner().invoke(show.main, [*words, "--run", "x"])
+    assert refused.exit_code == 1 and "leave out one of --classes and --run" in refused.stderr
+
+
 def test_one_class_may_be_of_the_map_alone(shards):
     [batch] = batches(shards, classes=parse_classes("drivable=map:drivable_area"))
     assert batch.seg_bev.shape[2] == 1 and 0.05 < batch.seg_bev.mean() < 0.7
@@ -144,6 +163,24 @@ def test_layers_reach_a_network_by_name(shards):
     assert len(batch.to("cpu").layers["numbers"]["rows.npy.zst"]) == 3
 
 
+def test_rows_with_fields_reach_a_network_field_by_field(shards):
+    """A network that predicts lanes as lines takes the map's rings as they are, not drawn."""
+    loader = make_loader(open_source(shards, split="val"), config_of({"map": MEMBERS}), 0)
+    [batch] = loader
+    rings, points = batch.layers["map"]["rings.npy.zst"], batch.layers["map"]["points.planes.zst"]
+    assert rings["points"].dtype == torch.int64 and rings["points"].tolist() == [[[4, 2, 3]]] * 3
+    assert [MAP_LAYERS[n] for n in rings["layer"][0, 0]] == ["drivable_area", "road_divider", "lane_divider"]
+    assert rings["kind"].dtype == torch.uint8 and points.shape == (3, 1, 2, 9)
+    assert [own.shape[1] for own in points[0, 0].split(rings["points"][0, 0].tolist(), 1)] == [4, 2, 3]
+    rows = np.array([(1, 2.5)], [("a", ">u2"), ("b", "<f4")])
+    back = decode_array(encode_array(rows), "x")
+    out = batched([{"l": {"m": back}}, {"l": {}}, {"l": {"m": np.repeat(back, 2)}}], (3, 1), "cpu")["l"]
+    assert out["num_m"].tolist() == [[1], [0], [2]] and out["m"]["a"][0][0].dtype == torch.int32
+    assert out["m"]["a"][1] == [None] and out["m"]["b"][2][0].tolist() == [2.5, 2.5]
+    with pytest.raises(ValueError, match="layer l: m has fields .* in different keyframes"):
+        batched([{"l": {"m": back}}, {"l": {"m": np.zeros(3)}}], (2, 1), "cpu")
+
+
 def test_depth_is_that_of_the_lidar_in_the_batch(shards):
     """Points through the cameras' own poses, and then resized and cropped, as points of the batch's lidar are."""
     layers = {"depth": (depth.MEMBER,)}
@@ -168,3 +205,14 @@ def test_depth_is_that_of_the_lidar_in_the_batch(shards):
         assert away.amin(0).max() < 0.02
         nearest = away.argmin(0)
         assert (cam[2, ahead][nearest] - own[3]).abs().max() < 1e-3
+
+
+def test_sources_with_other_layers_are_no_copies_of_one_set(small_shards, tmp_path, shards):
+    def identity(folder, **layers):
+        return layered(open_source(folder, split="val"), config_of(layers)).identity
+
+    other = shutil.copytree(small_shards, tmp_path / "other")
+    write_layer(other, "numbers", lambda sample: numbers(sample) | {"note.txt": b"other"})
+    ours, theirs = (identity(folder, numbers=("same.npy.zst",)) for folder in (shards, other))
+    assert ours != theirs and identity(shards) == identity(other)
+    assert [name for name in ours if ours[name] != theirs[name]] == ["another layer numbers"]

@@ -1,6 +1,8 @@
 """A source whose keyframes also have the members of layers: it reads each from tars of its own, at the same time."""
 
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +11,9 @@ from common import addresses
 from common.errors import InputError, ShardError
 from common.layers import FOLDER, LayerFacts, layer_folder, rows_in
 from common.spelling import spelled
+from train.data.sources.ranges import RangeSource
+
+MOST_AT_ONCE = 32  # requests of layers, from threads that read without having said what comes next
 
 
 class LayeredSource:
@@ -25,6 +30,7 @@ class LayeredSource:
 
     def __init__(self, base, layers):
         self.base, self._layers = base, {}
+        self._pool, self._starting, self._is_ahead = None, threading.Lock(), False
         for name, (members, source) in layers.items():
             self._layers[name] = _Layer(name, members, source, base.indexes)
 
@@ -38,6 +44,12 @@ class LayeredSource:
     def bytes_read(self):
         return self.base.bytes_read + sum(layer.source.bytes_read for layer in self._layers.values())
 
+    @property
+    def identity(self):
+        """As a source's, of the layers too."""
+        layers = {f"another layer {name}": layer.source.bytes_sha256 for name, layer in self._layers.items()}
+        return self.base.identity | layers
+
     def begin(self, frames, members=None):
         """As a source's; what a layer has of the frames is fetched ahead too."""
         self.close()
@@ -47,6 +59,7 @@ class LayeredSource:
             first = next(members, [])
             wanted = {member[0] for member in first if isinstance(member, tuple)}  # the same layers of every keyframe
             own = ([m for m in each if isinstance(m, str)] for each in itertools.chain([first], members))
+        self._is_ahead = bool(wanted)
         self.base.begin(frames, own)
         for layer in self._layers.values():
             layer.begin(frames, ahead=layer.name in wanted)
@@ -54,13 +67,22 @@ class LayeredSource:
     def read(self, number, members):
         """As a source's. Raises ShardError where a layer that says that it lacks nothing lacks the keyframe."""
         own = [member for member in members if isinstance(member, str)]
+        wanted = {}
+        for name, member in (m for m in members if isinstance(m, tuple)):
+            wanted.setdefault(name, []).append(member)
+        parts = [(name, self._begun(self._layers[name], number, names)) for name, names in wanted.items()]
         out = dict(self.base.read(number, own)) if own else {}
-        for name, layer in self._layers.items():
-            wanted = [member for where, member in (m for m in members if isinstance(m, tuple)) if where == name]
-            if wanted:
-                found = layer.read(number, wanted, self.base)
-                out |= {(name, member): data for member, data in found.items()}
+        for name, part in parts:
+            out |= {(name, member): data for member, data in part().items()}
         return out
+
+    def _begun(self, layer, number, members):
+        """A function that gives a layer's members. What comes from afar, and is not there yet, is then under way."""
+        if self._is_ahead or not isinstance(layer.source, RangeSource):
+            return lambda: layer.read(number, members, self.base)
+        with self._starting:
+            self._pool = self._pool or ThreadPoolExecutor(MOST_AT_ONCE, "layers")
+            return self._pool.submit(layer.read, number, members, self.base).result
 
     def lacks(self, member):
         """As a source's."""
@@ -80,6 +102,10 @@ class LayeredSource:
     def close(self):
         for source in self._sources():
             source.close()
+        with self._starting:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
 
     def _sources(self):
         return (self.base, *(layer.source for layer in self._layers.values()))
@@ -143,7 +169,7 @@ def _open(source, name, members, config, opened):
     places = [addresses.split(tar) for tar in source.shards]
     tars = tuple(addresses.join(layer_folder(folder, name), file) for folder, file in places)
     try:
-        own = opened(replace(source.shards, shards=tars, manifests={}), config)
+        own = opened(replace(source.shards, shards=tars, manifests={}, of_layer=True), config)
     except ShardError as error:
         where = addresses.shown(next(iter(source.shards)))
         raise ShardError(
