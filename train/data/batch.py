@@ -70,6 +70,7 @@ class Batch:
     pix_T_stored: (
         torch.Tensor
     )  # (B,T,S,3,3) float32, pixels of imgs from those of the stored images, by which layers go
+    lenses: torch.Tensor | None  # (B,T,S,16) float32, rows of common.lens; None where all cameras are pinholes
     lidar_data: torch.Tensor | None  # (B,T,3,V) float32 ego, all sweeps, the keyframe's first
     lidar_extra: torch.Tensor | None  # (B,T,3,V) float32 intensity, ring, lag; padding -1
     lidar_index: (
@@ -176,7 +177,8 @@ class Batch:
 
     def __repr__(self):
         lines = [f"Batch of {len(self)}, epoch {self.epoch}"]
-        for each in fields(self):
+        absent = [each.name for each in fields(self) if getattr(self, each.name) is None]
+        for each in (each for each in fields(self) if each.name not in (*absent, "epoch")):
             value = getattr(self, each.name)
             if isinstance(value, torch.Tensor):
                 what = f"{str(tuple(value.shape)):<28}{str(value.dtype).removeprefix('torch.'):<9}{value.device}"
@@ -187,4 +189,5 @@ class Batch:
             else:
                 what = str(value)
             lines.append(f"  {each.name:<16}{what}")
+        lines += [f"  None: {', '.join(absent)}"] * bool(absent)
         return "\n".join(lines)

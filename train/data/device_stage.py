@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from common.lens import LENS_SIZE
 from train.augment import moved_intrinsics, pix_T_stored, resample, resample_into, sampling_plan, stacked
 from train.data.augmentation import UNSEEN_PX, colours_of
 from train.data.batch import Batch
@@ -133,6 +134,7 @@ class DeviceStage:
             imgs=imgs,
             **{name: sent[name] for name in AS_SENT},
             tidlist=sent.get("tidlist"),
+            lenses=sent.get("lenses"),
             labels=self._labels(maps, sent),
             class_names=self.labels[0].class_names,
             class_weights=tuple(spec.weight for spec in self.labels[0].classes),
@@ -174,6 +176,8 @@ class DeviceStage:
         parcel.copy("is_real", list(np.concatenate(real)))
         starts = loaded.starts or [True] * len(loaded.windows)
         parcel.copy("starts", [np.bool_(own) for own in starts])
+        if any(f.lenses is not None for f in frames):
+            parcel.copy("lenses", [_pinholes(f) if f.lenses is None else f.lenses for f in frames])
         self._add_boxes(parcel, loaded)
         self._add_maps(parcel, frames)
         if frames[0].lidar is not None:
@@ -278,6 +282,11 @@ class DeviceStage:
         for spec in self.labels[1:]:
             labels[spec.name] = tuple(sent[f"{what} of {spec.name}"].float() for what in ("seg", "valid"))
         return labels
+
+
+def _pinholes(frame):
+    """Lenses of a frame whose cameras are all pinholes, beside others whose are not."""
+    return np.zeros((len(frame.sizes_hw), LENS_SIZE), np.float32)
 
 
 def _points(frames, sent):

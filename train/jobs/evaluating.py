@@ -48,6 +48,8 @@ _OF_MODEL = (
     "res_scale",
     "interpolation",
     "refcam_id",
+    "refcam",
+    "cams",
     "image_size",
     "crop",
     "order",

@@ -54,8 +54,9 @@ class Needs:
     --use_metaradar say. sweeps: of lidar and radar, keyframe included; None: --nsweeps. past: K, the keyframes before the
     present that a sample holds besides it; None: --past. remembers: with --order streams samples hold the present alone, and
     the past is the network's memory. train_only: of "cameras", "lidar", "radar" those that evaluation does without; their
-    fields of the batch are None there. track_ids: Batch.tidlist. layers: name of a layer -> names of the
-    members of it that Batch.layers holds; "map" need not be named for classes that are drawn from it.
+    fields of the batch are None there. track_ids: Batch.tidlist. layers: name of a layer -> names of the members of it that
+    Batch.layers holds; "map" need not be named for classes that are drawn from it. lenses: True where the network projects by
+    Batch.lenses; others take no shards whose images keep their distortion.
 
     Raises:
         ValueError: another value.
@@ -70,6 +71,7 @@ class Needs:
     train_only: tuple = ()
     track_ids: bool = False
     layers: dict = field(default_factory=dict)
+    lenses: bool = False
     frames: None = None  # of earlier networks, whose windows ran into the future
 
     def __post_init__(self):
@@ -97,7 +99,7 @@ class Needs:
         )
         if not sound:
             raise InputError(f"Needs: layers={self.layers!r}; it is a dict such as {{'depth': ('depth.npy.zst',)}}")
-        for name in ("track_ids", "remembers"):
+        for name in ("track_ids", "lenses", "remembers"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"Needs: {name}={getattr(self, name)!r}; it is True or False")
 

@@ -23,7 +23,8 @@ class Past(NamedTuple):
     """K keyframes before the present, the newest first. Where is_real says that there is none, the rest means nothing.
 
     features (B,K,S,C,h,w) of their images, not flipped; pix_T_cams (B,K,S,4,4) pixels of those images; ref_T_cams (B,K,S,4,4):
-    the present grid's frame from where the cameras then were; age_s (B,K) float32, seconds before the present; is_real (B,K).
+    the present grid's frame from where the cameras then were; age_s (B,K) float32, seconds before the present; is_real (B,K);
+    lenses (B,K,S,LENS_SIZE), None for pinholes.
     """
 
     features: torch.Tensor
@@ -31,15 +32,16 @@ class Past(NamedTuple):
     ref_T_cams: torch.Tensor
     age_s: torch.Tensor
     is_real: torch.Tensor
+    lenses: torch.Tensor | None = None
 
     @classmethod
     def of(cls, named):
         """Of what `named` gave."""
-        return cls(*(named[f"past_{name}"] for name in cls._fields))
+        return cls(*(named.get(f"past_{name}") for name in cls._fields))
 
     def named(self):
         """{"past_features": …}: as a network's infer takes them."""
-        return {f"past_{name}": value for name, value in self._asdict().items()}
+        return {f"past_{name}": value for name, value in self._asdict().items() if value is not None}
 
 
 def past_of_window(batch, count, encode):
@@ -53,7 +55,8 @@ def past_of_window(batch, count, encode):
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         cameras = torch.stack([ego_T_cams(batch, t) for t in times], 1)
         places = _in_the_grid(batch, batch.ego_T_now[:, 1:], cameras)
-    return Past(features, batch.intrins[:, 1:], places, batch.age_s[:, 1:], batch.is_real[:, 1:])
+    lenses = None if batch.lenses is None else batch.lenses[:, 1:]
+    return Past(features, batch.intrins[:, 1:], places, batch.age_s[:, 1:], batch.is_real[:, 1:], lenses)
 
 
 def _in_the_grid(batch, ego_T_now, cameras):
@@ -101,7 +104,8 @@ class Memory:
         ego_T_now, age_s, follows = (_sent(np.stack(v), device) for v in (ego_T_now, age_s, follows))
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             places = _in_the_grid(batch, ego_T_now, state["ego_T_cams"])
-        return Past(state["features"], state["pix_T_cams"], places, age_s, state["is_real"] & follows)
+        is_real = state["is_real"] & follows
+        return Past(state["features"], state["pix_T_cams"], places, age_s, is_real, state.get("lenses"))
 
     def _begin(self, batch, shape):
         """Nothing that is real; transforms that can be inverted all the same."""
@@ -115,6 +119,8 @@ class Memory:
             "global_T_ego": torch.eye(4, dtype=torch.float64).repeat(*rows, 1, 1),
             "timestamp_us": torch.zeros(rows, dtype=torch.int64),
         }
+        if batch.lenses is not None:
+            self.state["lenses"] = batch.lenses.expand(*rows, *batch.lenses.shape[2:])
 
     @torch.compiler.disable
     def keep(self, batch, features, is_real):
@@ -129,6 +135,8 @@ class Memory:
                 "global_T_ego": torch.from_numpy(np.stack([own.global_T_ego for own in facts])),
                 "timestamp_us": torch.tensor([own.timestamp_us for own in facts]),
             }
+            if batch.lenses is not None:
+                newest["lenses"] = batch.lenses[:, 0]
             older = self.state | {"is_real": is_real}
             self.state = {
                 name: torch.cat([value[:, None], older[name][:, :-1].to(value.dtype)], 1)
@@ -175,9 +183,10 @@ class PastConv(nn.Module):
             flips = Flips(torch.zeros_like(flips.image), flips.bev_x, flips.bev_z)
         total = 0
         for k in range(past.features.shape[1]):
-            where = pixels_of_ref(past.pix_T_cams[:, k], past.ref_T_cams[:, k], stride)
+            lenses = None if past.lenses is None else past.lenses[:, k]
+            *where, bent = pixels_of_ref(past.pix_T_cams[:, k], past.ref_T_cams[:, k], stride, lenses)
             kernels = self.weight[k].unflatten(1, (features, heights)).permute(2, 0, 1, 3, 4)
-            part = convolved_mean(past.features[:, k], *where, grid, kernels, flips, unprojection)
+            part = convolved_mean(past.features[:, k], *where, grid, kernels, flips, unprojection, **bent)
             gain = 1 + past.age_s[:, k, None] * self.gain_per_s[k]
             part = part * gain.to(part.dtype)[:, :, None, None]
             total = total + torch.where(past.is_real[:, k, None, None, None], part, 0.0)

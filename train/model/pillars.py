@@ -109,7 +109,7 @@ class Pillars(SimpleBev):
             {s: PillarNet(PLACE_FEATURES + FEATURES[s], channels, (Z, X)) for s in self.sensors}
         )
         taken = {sensor: "points" if sensor in self.sensors else False for sensor in FEATURES}
-        self.needs = Needs(**taken, past=self.past, remembers=self.past > 0)
+        self.needs = Needs(**taken, lenses=True, past=self.past, remembers=self.past > 0)
         self.register_buffer("radar_scales", torch.tensor(RADAR_SCALES, dtype=torch.float32), persistent=False)
 
     def others(self, batch, grid):
@@ -123,14 +123,14 @@ class Pillars(SimpleBev):
                 out[f"{sensor}_cells"], out[f"{sensor}_features"] = grouped(points, grid)
         return out
 
-    def infer(self, images, pix_T_cams, ref_T_cams, *, grid=None, flips=None, **others):
+    def infer(self, images, pix_T_cams, ref_T_cams, *, lenses=None, grid=None, flips=None, **others):
         """As SimpleBev's; others: what `others` gives, points that were grouped before, and the past."""
         flips, maps = self._flips(flips, images), []
         for sensor, net in self.pillars.items():
             features = others[f"{sensor}_features"]
             maps.append(net(others[f"{sensor}_cells"], features if flips is None else mirrored(features, flips)))
         past = {name: value for name, value in others.items() if name.startswith("past_")}
-        return self._maps(images, Geometry(pix_T_cams, ref_T_cams), grid, flips, past, maps=torch.cat(maps, 1))
+        return self._maps(images, Geometry(pix_T_cams, ref_T_cams, lenses), grid, flips, past, maps=torch.cat(maps, 1))
 
 
 @dataclass(frozen=True)

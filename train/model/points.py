@@ -40,14 +40,21 @@ def ego_T_cams(batch, t=0):
     return batch.ego_T_camego[:, t] @ own if batch.true_times else own
 
 
-def pixels_of_ref(pix_T_cams, ref_T_cams, stride):
-    """(pix_T_ref, cams_T_ref), (...,4,4) float32 whatever the autocast: what unprojecting features takes.
+def pixels_of_ref(pix_T_cams, ref_T_cams, stride, lenses=None):
+    """What unprojecting features takes, float32 whatever the autocast: pix_T_ref and cams_T_ref (...,4,4), and a dict.
 
-    pix_T_cams: pixels of the images from each camera. stride: pixels of an image per pixel of its features.
+    That is {"lenses": rows as common.vox.project takes them}, and empty for pinholes.
+
+    Args:
+        pix_T_cams: (...,4,4) pixels of the images from each camera. ref_T_cams: (...,4,4). stride: pixels of an image per pixel
+        of its features. lenses: (...,LENS_SIZE) rows of common.lens, or None.
     """
     with torch.autocast(pix_T_cams.device.type, enabled=False):
         cams_T_ref = similarity_inverse(ref_T_cams.float())
-        return scale_intrinsics(pix_T_cams.float(), 1 / stride, 1 / stride) @ cams_T_ref, cams_T_ref
+        pix_T_cams, bent = scale_intrinsics(pix_T_cams.float(), 1 / stride, 1 / stride), {}
+        if lenses is not None:
+            bent["lenses"] = torch.cat([lenses.float(), pix_T_cams[..., :2, :3].flatten(-2)], -1)
+        return pix_T_cams @ cams_T_ref, cams_T_ref, bent
 
 
 def lidar_places(batch, t=0):

@@ -23,11 +23,13 @@ METARADAR_CHANNELS = 16
 class Geometry(NamedTuple):
     """Where cameras are: pix_T_cams (B,S,4,4), pixels of the images from each; ref_T_cams (B,S,4,4), the grid's frame.
 
-    The latter may scale all axes alike, where the grid is augmented.
+    The latter may scale all axes alike, where the grid is augmented. lenses: (B,S,LENS_SIZE) rows of common.lens; None for
+    pinholes.
     """
 
     pix_T_cams: torch.Tensor
     ref_T_cams: torch.Tensor
+    lenses: torch.Tensor | None = None
 
 
 class BevConv(nn.Conv2d):
@@ -128,12 +130,13 @@ class Segnet(nn.Module):
             return 0
         return METARADAR_CHANNELS * self.Y if self.use_metaradar else 1
 
-    def forward(self, rgb_camXs, pix_T_cams, cam0_T_camXs, vox_util, rad_occ_mem0=None, *, flips=None):
+    def forward(self, rgb_camXs, pix_T_cams, cam0_T_camXs, vox_util, rad_occ_mem0=None, *, flips=None, lenses=None):
         """Predict BEV maps in the reference camera's frame, or in whatever frame cam0_T_camXs lead to: encode, bev and decode.
 
         Args:
             rgb_camXs: (B,S,3,H,W) in [-0.5, 0.5]. pix_T_cams, cam0_T_camXs: (B,S,4,4). vox_util: VoxUtil.
             rad_occ_mem0: (B,D,Z,Y,X) voxels: radar's channel (16 with metaradar), then lidar's; None for cameras only.
+            lenses: (B,S,LENS_SIZE) rows of common.lens; None for pinholes.
             flips: Flips to apply; None draws them from torch's CPU generator in training with rand_flip.
         Returns:
             raw and feat (B,latent_dim,Z,X), seg (B,K,Z,X) logits, center (B,1,Z,X) in [0,1], offset (B,2,Z,X) cells.
@@ -143,7 +146,7 @@ class Segnet(nn.Module):
         self._check_voxels(rad_occ_mem0)
         flips = self._flips(flips, rgb_camXs)
         features = self.encode(rgb_camXs, flips)
-        bev = self.bev(features, Geometry(pix_T_cams, cam0_T_camXs), vox_util, flips, rad_occ_mem0)
+        bev = self.bev(features, Geometry(pix_T_cams, cam0_T_camXs, lenses), vox_util, flips, rad_occ_mem0)
         return self.decode(bev, flips)
 
     def _flips(self, flips, images):
@@ -203,16 +206,17 @@ class Segnet(nn.Module):
         Returns:
             (B,latent_dim,Z,X).
         """
-        seen = features, *pixels_of_ref(*geometry, self.encoder.strides[0]), grid
+        *where, bent = pixels_of_ref(*geometry[:2], self.encoder.strides[0], geometry.lenses)
         if flips is not None:
             voxels, maps = (
                 v if v is None else flip_where(flips.bev_z, flip_where(flips.bev_x, v, -1), dim)
                 for v, dim in ((voxels, -3), (maps, -2))
             )
+        seen = features, *where, grid
         if self.bev_compressor is None:
-            return camera_mean(*seen, flips, self.unprojection).sum(3)
+            return camera_mean(*seen, flips, self.unprojection, **bent).sum(3)
         conv, *rest = self.bev_compressor
-        x = convolved_mean(*seen, conv.of_features(), flips, self.unprojection)
+        x = convolved_mean(*seen, conv.of_features(), flips, self.unprojection, **bent)
         # In the memory order that the rest of the network computes in.
         x = x.contiguous(memory_format=_order_of(conv.weight))
         if past is not None:

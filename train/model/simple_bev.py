@@ -28,7 +28,7 @@ class SimpleBev(Segnet):
         super().__init__(*args, past=past, **kwargs)
         radar = ("metaradar" if self.use_metaradar else "voxels") if self.use_radar else False
         lidar = "voxels" if self.use_lidar else False
-        self.needs = Needs(lidar=lidar, radar=radar, past=past, remembers=past > 0)
+        self.needs = Needs(lidar=lidar, radar=radar, lenses=True, past=past, remembers=past > 0)
         self.past = past
         if past:
             self.memory = Memory(past)
@@ -47,6 +47,8 @@ class SimpleBev(Segnet):
                 "pix_T_cams": batch.intrins[:, 0],
                 "ref_T_cams": ref_T_cams(batch),
             }
+        if getattr(batch, "lenses", None) is not None:
+            tensors["lenses"] = batch.lenses[:, 0]
         past = self._past(batch).named() if self.past else {}
         return tensors | self.others(batch, grid) | past
 
@@ -62,14 +64,26 @@ class SimpleBev(Segnet):
         return self.memory.past(batch, (images.shape[2], self.latent_dim, *self.features_hw(images.shape[-2:])))
 
     def infer(
-        self, images, pix_T_cams, ref_T_cams, radar_voxels=None, lidar_voxels=None, *, grid=None, flips=None, **past
+        self,
+        images,
+        pix_T_cams,
+        ref_T_cams,
+        radar_voxels=None,
+        lidar_voxels=None,
+        lenses=None,
+        *,
+        grid=None,
+        flips=None,
+        **past,
     ):
         """Tensors alone -> maps of the present: what is exported, with a past as a step whose memory goes in and out.
 
         Args:
             images: (B,S,3,H,W) in [0,1]. pix_T_cams, ref_T_cams: (B,S,4,4), pixels and the grid's frame from the cameras.
-            radar_voxels: (B,1 or 16,Z,Y,X). lidar_voxels: (B,1,Z,Y,X). grid: VoxUtil; without it the one it was built for.
-            flips: Flips. past: past_features, past_pix_T_cams, past_ref_T_cams, past_age_s, past_is_real: the fields of Past.
+            radar_voxels: (B,1 or 16,Z,Y,X). lidar_voxels: (B,1,Z,Y,X). lenses: (B,S,16), see common.lens; None for
+                pinholes. grid: VoxUtil; without it the one it was built for.
+            flips: Flips. past: past_features, past_pix_T_cams, past_ref_T_cams, past_age_s, past_is_real and, where there are
+                lenses, past_lenses: the fields of Past.
         Returns:
             dict of seg, center and offset, as Segnet gives them; with a past also features (B,S,C,h,w), not flipped, which
             become the newest of the next keyframe's past_features.
@@ -77,7 +91,7 @@ class SimpleBev(Segnet):
         voxels = [v for v in (radar_voxels, lidar_voxels) if v is not None]
         voxels = torch.cat(voxels, 1) if voxels else None
         self._check_voxels(voxels)
-        return self._maps(images, Geometry(pix_T_cams, ref_T_cams), grid, flips, past, voxels=voxels)
+        return self._maps(images, Geometry(pix_T_cams, ref_T_cams, lenses), grid, flips, past, voxels=voxels)
 
     def _maps(self, images, geometry, grid, flips, past, **others):
         """What infer returns. past: its arguments of that name. others: what bev takes of other sensors."""

@@ -22,16 +22,16 @@ CORNERS = 4
 PIECE_ROWS = 16384
 
 
-def cpu_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips=None):
+def cpu_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips=None, lenses=None):
     """As camera_mean, for tensors on the CPU."""
-    table, *pairs = _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips)
+    table, *pairs = _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips, lenses)
     volume = gather_bags(table, *pairs)
     return volume.view(vox_util.Y, feats.shape[0], vox_util.Z, vox_util.X, -1).permute(1, 4, 2, 0, 3)
 
 
-def cpu_conv(feats, pix_T_refs, cams_T_ref, vox_util, kernels, flips=None):
+def cpu_conv(feats, pix_T_refs, cams_T_ref, vox_util, kernels, flips=None, lenses=None):
     """As convolved_mean, for tensors on the CPU."""
-    table, *pairs = _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips)
+    table, *pairs = _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips, lenses)
     return HeightByHeight.apply(table, kernels.to(table.dtype), *pairs, (feats.shape[0], vox_util.Z, vox_util.X))
 
 
@@ -84,7 +84,7 @@ def _plane(rows, shape):
     return rows.view(*shape, -1).permute(0, 3, 1, 2)
 
 
-def _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips):
+def _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips, lenses):
     """The features (B*S*h*w,C), one pixel per row, and what find_pairs gives."""
     table = feats.permute(0, 1, 3, 4, 2).reshape(-1, feats.shape[2])
     flags = (None, None, None) if flips is None else (flips.image, flips.bev_x, flips.bev_z)
@@ -96,6 +96,7 @@ def _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips):
         [vox_util.Z, vox_util.Y, vox_util.X],
         list(feats.shape[-2:]),
         torch.float64 if feats.dtype == torch.float64 else torch.float32,
+        None if lenses is None else lenses.detach(),
     )
     return table, *pairs
 
@@ -111,6 +112,7 @@ def find_pairs(
     grid_shape: list[int],
     feat_hw: list[int],
     dtype: torch.dtype,
+    lenses: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Bags of weighted pixels, one a voxel.
 
@@ -122,7 +124,8 @@ def find_pairs(
         bag begins in them. What lies behind the last bag is not initialised.
     """
     (batch, cameras), (depth, height_y, width_x), (height, width) = pix_T_refs.shape[:2], grid_shape, feat_hw
-    x, y, valid = project(centers, pix_T_refs.flatten(0, 1), cams_T_ref.flatten(0, 1), feat_hw)
+    lenses = None if lenses is None else lenses.flatten(0, 1)
+    x, y, valid = project(centers, pix_T_refs.flatten(0, 1), cams_T_ref.flatten(0, 1), feat_hw, lenses)
     # Flipped as voxels are: the order of bags is that of the flipped volume.
     valid = valid.view(batch, cameras, depth, height_y, width_x)
     valid = _flip_items(_flip_items(valid, flip_x, -1), flip_z, -3)
@@ -176,7 +179,7 @@ def _flip_items(x, which, dim):
 
 
 @find_pairs.register_fake
-def _(pix_T_refs, cams_T_ref, centers, image_flip, flip_x, flip_z, grid_shape, feat_hw, dtype):
+def _(pix_T_refs, cams_T_ref, centers, image_flip, flip_x, flip_z, grid_shape, feat_hw, dtype, lenses=None):
     bags = pix_T_refs.shape[0] * centers.shape[0]
     size = bags * pix_T_refs.shape[1] * CORNERS
     return (
