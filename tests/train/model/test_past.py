@@ -184,7 +184,9 @@ def test_rows_come_and_go():
 def test_without_a_past_nothing_is_new(small_shards):
     network, _ = make_network(options_of(small_shards, past=0))
     assert not any(hasattr(network, name) for name in ("reset", "stream_state", "memory"))
-    assert not any("past" in name for name in network.state_dict()) and network.needs == Needs(lidar=False, radar=False)
+    assert not any("past" in name for name in network.state_dict()) and network.needs == Needs(
+        lidar=False, radar=False, lenses=True
+    )
     with pytest.raises(ValueError, match="past features go through the compressor"):
         SimpleBev(*GRID, past=1, do_rgbcompress=False, encoder_type="effb0", latent_dim=4)
     with pytest.raises(ValueError, match="remembers=1; it is True or False"):
