@@ -30,6 +30,7 @@ from train.evaluation.files import THUMBNAILS, read_json, write_collected, write
 from train.evaluation.gallery import chosen_rows
 from train.evaluation.robustness import baseline_ious, evaluate_damaged, robustness
 from train.evaluation.table import lines_of, robustness_lines, scalars, score_lines
+from train.exporting.beside import Beside
 from train.jobs.launch import launch
 from train.jobs.showing import sheets
 from train.options import SHARDS, Options, as_dict
@@ -127,7 +128,7 @@ def _val_shards_of(run, recorded, access):
 class Evaluation:
     """One process's part of the command: called with the options and its World.
 
-    choices: out, pictures, robustness and baseline, as the command line has them; with robustness off, see `damages`.
+    choices: out, pictures, robustness, baseline and exported, as the command line has them; with robustness off, see `damages`.
     """
 
     choices: dict
@@ -136,7 +137,9 @@ class Evaluation:
         parts = world.together(lambda: _prepare(options, world, self.choices.get("weights", WEIGHTS[0])))
         world.together(lambda: check_same_run(parts.options, parts.step, world))
         world.together(lambda: check_same_shards((None, parts.loader), world))
-        out = Path(self.choices["out"] or parts.folder / "eval")
+        if exported := self.choices.get("exported"):
+            parts.network = Beside(exported, parts.network.eval(), parts.loader, parts.grid)
+        out = Path(self.choices["out"] or (Path(exported).parent if exported else parts.folder) / "eval")
         world.together(lambda: world.leads and _check_folders(out, _curves(parts)))
         if world.leads:
             say(_opening(parts, world))
@@ -179,6 +182,8 @@ class Evaluation:
                 )
         else:
             click.echo(f"{start}; the network gives no seg, so there is no IoU")
+        if self.choices.get("exported"):
+            click.echo("\n".join(parts.network.lines()))
         lines = lines_of(whole, headline, figures) if headline else []
         for line in [*lines, *score_lines(whole.scores), *(robustness_lines(damaged) if damaged else ())]:
             click.echo(line)
@@ -287,6 +292,7 @@ class Parts:
             "checkpoint": str(self.path),
             "step": self.step,
             "weights": self.weights,
+            "exported": getattr(self.network, "facts", None),
             "grid": f"{self.options.Z}x{self.options.Y}x{self.options.X} over {self.options.bounds}",
             "precision": self.options.precision,
             "parameters": sum(p.numel() for p in self.network.parameters()),

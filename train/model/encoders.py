@@ -109,6 +109,15 @@ def _stays(module, mode=True):
     return module
 
 
+def begin(encoder, options):
+    """What the options say of an encoder that is new: --freeze_encoder, and how random weights settle."""
+    if options.no_pretrained:
+        settle_quickly(encoder)
+    if options.freeze_encoder:
+        for module in encoder.pretrained:
+            freeze(module)
+
+
 def settle_quickly(encoder):
     """Let the statistics of an encoder with random weights follow the batches as torch's own batch norm does.
 
