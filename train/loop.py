@@ -32,14 +32,6 @@ from train.step import LossStep, validate
 LOST = 255  # no signal's number: rank 0 could not write a checkpoint, or curves
 
 
-def batches(loader):
-    """Batches without end, epoch after epoch; None where this rank has no share of one of an epoch's last batches."""
-    while True:
-        missing = loader.num_global_batches - max(len(loader), loader.position)
-        yield from loader
-        yield from [None] * missing
-
-
 def _writer(folder, keep_latest):
     return checkpoint.Writer(folder, keep_latest, saving, lambda note: say(f"note: {note}"))
 
@@ -84,14 +76,14 @@ class Trainer:
         options: Options. network: see train/model/README.md. loaders: (train, val or None, VoxUtil) of make_loaders.
         name: of the run and its folders; without it the experiment's.
         optimizer, scheduler: without them those of the options. world: distributed.World; without it this process alone.
-        pools: as a checkpoint kept them. best: the figure of --keep_best so far: its name, whether higher is better, value.
+        kept: what a checkpoint kept of the run: `pools`; `best`, the figure of --keep_best so far: its name, whether higher is
+            better, value; `validation_due`: whether the last update's validation failed, and is still to be made.
     Raises:
         ValueError: what is wrong with an argument.
     """
 
-    def __init__(
-        self, options, network, loaders, *, name="", optimizer=None, scheduler=None, world=None, pools=None, best=None
-    ):
+    def __init__(self, options, network, loaders, *, name="", optimizer=None, scheduler=None, world=None, kept=None):
+        kept = kept or {}
         _check_arguments(options, network, loaders)
         self.options, self.network, self.name = options, network, name or options.exp_name
         self.train_loader, self.val_loader, grid = loaders
@@ -104,8 +96,9 @@ class Trainer:
         self.optimizer, self.scheduler = optimizer, scheduler
         self.folder = Path(options.ckpt_dir) / self.name
         self.step = LossStep(network, grid, autocast, self.world, options.seed, options.rand_flip)
-        self.pools = {w: Pool((pools or {}).get(w, ()), self.step.read) for w in "tv"}
-        self.best = best
+        self.pools = {w: Pool(kept.get("pools", {}).get(w, ()), self.step.read) for w in "tv"}
+        self.best = kept.get("best")
+        self.validation_due = kept.get("validation_due", False)
         if options.compile and self.world.size == 1:
             self.step.compile_parts()
         if options.rand_flip and not self.step.flips:
@@ -124,8 +117,8 @@ class Trainer:
 
         Raises Stopped after a signal, NotFinite, what a loader raises.
         """
-        train = batches(self.train_loader)
-        val = batches(self.val_loader) if self.val_loader is not None else None
+        train = self.train_loader.endless()
+        val = self.val_loader.endless() if self.val_loader is not None else None
         self.world.together(lambda: checkpoint.check_readable(self.network, self.optimizer))
         self.world.together(lambda: self.world.leads and self._set_aside(first_step))
         saver = _writer(self.folder, self.options.keep_latest) if self.world.leads else None
@@ -145,6 +138,8 @@ class Trainer:
 
     def _updates(self, steps, train, val, saver, caught):
         path, stop, failure = None, 0, None
+        if self.validation_due and val is not None:
+            path = self._validate_late(steps.start - 1, val, saver)
         for step in steps:
             try:
                 self._iterate(step, train, val, saver)
@@ -212,7 +207,7 @@ class Trainer:
         self._finish()
         self._pending = update
         validates = val is not None and self._validates(step)
-        draws = step % self.options.log_freq == 0 or step in (1, self.options.max_iters)
+        draws = self._draws(step)
         at_once = validates or draws or self._saves(step) or not self.runs_ahead
         if at_once:
             self._count(update)
@@ -234,9 +229,24 @@ class Trainer:
         if validates and seen and self._val_picture_due:
             self.curves.pictures("v", step, *seen, self.step.grid)
             self._val_picture_due = False
-        if validates and self.options.keep_best:
-            if self.world.any(int(self.world.together(self._is_best))):
-                self.save(step, saver, checkpoint.BEST)
+        if validates:
+            self._keep_best(step, saver)
+
+    def _validate_late(self, step, val, saver):
+        """Make the validation of the last update, whose own has failed and ended the run; the path of what is then saved."""
+        try:
+            seen = self._validate(step, val)
+        except _NoBatch as failed:
+            raise failed.__cause__ from None
+        self.curves.validation(step)
+        if seen and self._draws(step):
+            self.curves.pictures("v", step, *seen, self.step.grid)
+        self._keep_best(step, saver)
+        return self.save(step, saver)
+
+    def _keep_best(self, step, saver):
+        if self.options.keep_best and self.world.any(int(self.world.together(self._is_best))):
+            self.save(step, saver, checkpoint.BEST)
 
     def update(self, step, train):
         """One optimizer update of grad_acc batches, handed to the device without waiting for it; an Update.
@@ -306,6 +316,9 @@ class Trainer:
         self.curves.show(update.step, shown, update.validated)
         self.console.show(update.step, shown, self.curves.pools)
 
+    def _draws(self, step):
+        return step % self.options.log_freq == 0 or step in (1, self.options.max_iters)
+
     def _validates(self, step):
         return step % self.options.val_freq == 0 or step == 1
 
@@ -321,6 +334,7 @@ class Trainer:
         wanted = self.val_loader.num_global_batches if whole else int(self.options.val_batches)
         self.world.follow_leader(self.network.buffers())  # batch-norm statistics: what a checkpoint of now would hold
         stood = {"val_loader": self.val_loader.state_dict(), "val_stream_state": dict(self.val_loader.memory)}
+        stood["validation_due"] = True
         taken = (self._next(val, step, stood) for _ in range(wanted))
         bar = Progress(wanted, "batches", "validation", leave=False, shown=self.world.leads)
         with bar, apart(self.network, self.val_loader.memory, self.world.device):
@@ -395,7 +409,11 @@ def is_better(value, best, higher_is_better):
 def _beside_parameters(network):
     """What a checkpoint holds of a network besides its parameters, copied: what forward passes may change."""
     trained = {name for name, _ in network.named_parameters()}
-    return {name: copy.deepcopy(value) for name, value in network.state_dict().items() if name not in trained}
+    state = {name: value for name, value in network.state_dict().items() if name not in trained}
+    return {
+        name: value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+        for name, value in state.items()
+    }
 
 
 def _last_written(saver):

@@ -1,6 +1,5 @@
 """python -m train.report: runs and their evaluations -> one HTML page."""
 
-import csv
 import platform
 import shlex
 from datetime import datetime
@@ -12,7 +11,7 @@ from common.files import write_atomically
 from common.spelling import EITHER, Command, spelled
 from train.classes import parts_of
 from train.command import fail_in_one_line
-from train.evaluation.files import THUMBNAILS, evaluation_file, read_json, read_thumbnails
+from train.evaluation.files import THUMBNAILS, evaluation_file, read_csv, read_json, read_thumbnails
 from train.pictures.page import Run, page
 
 CURVES = ("stats", "pooled", "_")
@@ -68,8 +67,7 @@ def _samples(folder, label):
     table, pictures = folder / "samples.csv", read_thumbnails(folder / THUMBNAILS)
     if not table.is_file():
         return ()
-    with open(table, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(table)
     columns = [name for name in (rows[0] if rows else ()) if name.endswith(" iou")]
     columns = [name for name in columns if parts_of(name.removesuffix(" iou"))[0] == label]
     out = []

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import socket
 
 from common.errors import InputError
 from train.data import Grid, loaders_of, make_vox_util
@@ -68,28 +67,10 @@ def share_of_cores(name, wanted):
     return -(-min(wanted, cores()) // processes)
 
 
-def check_same_shards(loaders, world):
-    """Raise InputError on every rank where not all ranks read copies of one set: the order of samples is one for all.
-
-    loaders: (train, val), None where there is none.
-    """
-    for loader, split in zip(loaders, ("train", "val"), strict=True):
-        own = (None, None) if loader is None else (loader.reader.identity, str(loader.reader.indexes[0].tar))
-        places = world.gather((f"{socket.gethostname()} (rank {world.rank})", *own))
-        host, first, where = places[0]
-        for other, identity, there in places:
-            if identity != first:
-                what = "other samples" if identity[:2] != first[:2] else "shards made with other options"
-                raise InputError(
-                    f"the {split} shards differ: {other} has {what} ({there} and on: {identity[0]} samples) than {host} "
-                    f"({where} and on: {first[0]} samples); copy one set to every machine"
-                )
-
-
 def wanted_of(needs):
     """Wanted: what of the data a network's Needs decide. Of seqlen's windows, which run into the future, it takes the first."""
     layers = tuple((name, tuple(members)) for name, members in needs.layers.items())
-    return Wanted(needs.cameras, 1, needs.track_ids, needs.train_only, layers)
+    return Wanted(needs.cameras, 1, needs.track_ids, needs.train_only, layers, needs.lenses, needs.remembers)
 
 
 def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras=True, labels=None, needs=None):

@@ -3,6 +3,7 @@
 SOCKET is the number of an inherited file. A connection sends the length of a JSON text in 4 bytes, with the three files of the
 new process beside them, and the text: argv, cwd, env, file_bytes. It is answered with two lines: the process's id, then its
 exit code, negative for a signal, once it has ended. Between this process and each new one stands one more, which waits for it.
+Whoever has lost its parent becomes a child of this process, and nobody outlives it: tests that are killed leave nothing behind.
 
 Only what others have written is imported here. The project's own modules are imported by each process anew, so that what they
 set up is as fresh as it is in a process of its own.
@@ -18,7 +19,10 @@ import select
 import signal
 import socket
 import sys
+import time
 import types
+from contextlib import suppress
+from pathlib import Path
 
 IMPORTED = (
     *(
@@ -35,7 +39,7 @@ IMPORTED = (
     *("tensorboard.backend.event_processing.event_accumulator", "obstore"),
 )
 LENGTH_BYTES = 4
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def import_all():
@@ -62,6 +66,15 @@ def serve(listener):
                 return _fork_and_wait(connection)
 
 
+def end_all():
+    """Kill what descends from this process, until nothing does: children of whoever is killed become its own."""
+    while pids := Path("/proc/self/task", str(os.getpid()), "children").read_text().split():
+        for pid in pids:
+            with suppress(ProcessLookupError):  # reaped meanwhile
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.01)
+
+
 def _fork_and_wait(connection):
     """The request in the new process. The one that stands between tells how it ends, and ends itself."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -69,10 +82,16 @@ def _fork_and_wait(connection):
     first, files, _, _ = socket.recv_fds(connection, LENGTH_BYTES, 3)
     with connection.makefile("rb") as stream:
         request = json.loads(stream.read(int.from_bytes(first, "little")))
+    in_session, begun = os.pipe()
     pid = os.fork()
     if pid == 0:
         end_with_parent()
+        os.setsid()
+        os.close(in_session)
+        os.close(begun)
         return request | {"files": files}
+    os.close(begun)
+    os.read(in_session, 1)  # whoever is told its id may signal its group
     for file in files:
         os.close(file)
     try:
@@ -85,13 +104,12 @@ def _fork_and_wait(connection):
 
 
 def end_with_parent():
-    """Have the kernel kill this process when its parent ends: nothing outlives the tests that started it."""
+    """Have the kernel kill this process when its parent ends, however that does."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def become(request, path):
     """Give this process all that an exec would give it. path: sys.path but for its first entry."""
-    os.setsid()
     if request["file_bytes"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"],) * 2)
     for number, file in enumerate(request["files"]):
@@ -134,9 +152,12 @@ def main():
     path = sys.path[1:]  # the first is the folder that this was started in
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no one waits for those that stand between
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     import_all()
     request = serve(listener)
-    if request is not None:
+    if request is None:
+        end_all()
+    else:
         from tests.processes import spawned
 
         become(request, path)

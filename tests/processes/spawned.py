@@ -2,7 +2,8 @@
 
 A new interpreter would import torch once more for each rank of a training run. What is sent to the new process goes through
 pickle here too, its module __main__ and the project's modules are made anew, and no signal handler, open file or exit function
-of its parent's is kept. A parent that has threads by then, which a fork would lose, starts a new interpreter as ever.
+of its parent's is kept. A parent that has threads by then, which a fork would lose, starts a new interpreter as ever; but for
+the thread of the store by which ranks find each other, which belongs to the launcher alone and is idle until they do.
 """
 
 import atexit
@@ -14,7 +15,9 @@ import threading
 import types
 from multiprocessing import popen_spawn_posix, resource_tracker, spawn
 from multiprocessing.context import reduction, set_spawning_popen
+from pathlib import Path
 
+STORE_THREAD = "pt_tcpstore_uv"  # of torch's TCPStore
 OURS = ("common", "preprocess", "train", "bevshards", "tests")
 
 
@@ -34,13 +37,22 @@ def _duplicate_for_child(self, file):
 
 def _launch(self, process, plain=popen_spawn_posix.Popen._launch):
     try:
-        if len(os.listdir("/proc/self/task")) > 1:
+        if _threads() - {STORE_THREAD}:
             plain(self, process)
         else:
             _fork(self, process)
     finally:
         for file in vars(self).get("copies", ()):
             os.close(file)
+
+
+def _threads():
+    """Names of this process's threads besides the main one."""
+    return {
+        Path(f"/proc/self/task/{n}/comm").read_text().strip()
+        for n in os.listdir("/proc/self/task")
+        if int(n) != os.getpid()
+    }
 
 
 def _fork(self, process):

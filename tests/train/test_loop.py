@@ -123,6 +123,33 @@ def test_the_first_validation_s_error_is_told_and_the_update_before_it_saved(opt
     assert checkpoint.read(f"{options.ckpt_dir}/broken")["step"] == 1
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["of an update between", "of the last update"])
+def test_a_validation_that_failed_is_made_when_the_run_goes_on(options, last):
+    """Of its figures and of the best none is missing then, and the weights are those of a straight run."""
+    validating = changed(options, do_val=True, val_freq=2, max_iters=2 if last else 4, keep_best="iou")
+    straight = run(validating, "straight").folder
+    with pytest.raises(DataError, match="the store is gone"):
+        run(validating, "broken", lambda loaders: failing_after(2, loaders[1]))
+    broken = Path(options.ckpt_dir, "broken")
+    assert checkpoint.find(broken).name == "model-000000002.pth" and checkpoint.read(broken)["validation_due"]
+    again = changed(validating, resume=str(broken), model="tests.train.test_loop:Heights")
+    for _ in range(2):  # and once more changes nothing
+        train(again)
+    contents = [checkpoint.read(folder) for folder in (straight, broken)]
+    parts = ("model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "val_loader", "best")
+    same(*({part: content[part] for part in parts} for content in contents))
+    assert "validation_due" not in contents[1]
+    assert [validations(options, name) for name in ("straight", "broken")] == [[1, 2] if last else [1, 2, 4]] * 2
+    assert (broken / checkpoint.BEST).exists() == (straight / checkpoint.BEST).exists()
+
+
+def validations(options, name):
+    """Steps of the curve of validation's loss."""
+    events = EventAccumulator(f"{options.log_dir}/{name}/v")
+    events.Reload()
+    return [event.step for event in events.Scalars("stats/total_loss")]
+
+
 def test_a_run_does_not_delete_its_own_checkpoints_beside_later_ones(options, capsys):
     run(changed(options, max_iters=3, save_freq=1), "same")
     again = run(changed(options, max_iters=1), "same").folder

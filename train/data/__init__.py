@@ -80,6 +80,7 @@ def compile_data(
     bev_shift=0.0,
     drop_cameras=0.0,
     photometric=0.0,
+    retry_minutes=15.0,
 ):
     """Loaders of training and evaluation batches; the arguments are Simple-BEV's, and ours after the star.
 
@@ -98,7 +99,8 @@ def compile_data(
         decode: "host" decodes JPEGs in the loader's threads, "device" on the device; "auto" is the host.
         labels: LabelSpecs instead of those three, for several label maps in one pass; the first is what the losses see.
         reader, verify_reads, cache_dir, cache_gb, store_options: see train.data.sources.SourceConfig.
-        requests: range requests in flight, or as many as there are threads where that is more.
+        requests: range requests in flight, or as many as there are threads where that is more. retry_minutes: that a store
+            is waited for once something was read from it.
         frame: of the grid, see train.data.grid. true_times: see train.data.config.StageConfig.
         classes: ClassSpecs of the label maps instead of the one of target_categories. box_categories: see DecodeConfig.
         bev_rotate, bev_scale, bev_shift, drop_cameras, photometric: see train.data.config.AugmentConfig.
@@ -118,6 +120,7 @@ def compile_data(
         bev_rotate=bev_rotate, bev_scale=bev_scale, bev_shift=bev_shift, drop_cameras=drop_cameras, photometric=photometric,
         interpolation=interpolation, decode=decode, reader=reader, verify_reads=verify_reads,
         cache_dir=cache_dir, cache_gb=cache_gb, stores=store_options, requests=requests, nworkers=nworkers,
+        retry_minutes=retry_minutes,
     )  # fmt: skip
     wanted = Wanted(cameras=use_cameras, get_tids=get_tids)
     config = DataConfig.of(options, device, wanted=wanted, labels=labels, rank=rank, world_size=world_size)
@@ -163,6 +166,12 @@ def make_loader(reader, config, nworkers):
             "can be read anywhere, or order shuffled"
         )
     _check_modalities(reader, config.decode)
+    bent = [camera.name for camera in reader.rig.cameras if camera.distortion is not None]
+    if bent and not config.lenses:
+        raise InputError(
+            f"the images of {bent[0]} keep their distortion, and this network takes cameras for pinholes; make the shards "
+            "without --keep-distortion, or take a network whose Needs say lenses=True, as simple_bev's do"
+        )
     augment = config.augment.of_rig(reader.rig)
     augment.check_reference(config.order.is_train)
     return Loader(reader, config.order, config.decode, augment, config.stage, nworkers)

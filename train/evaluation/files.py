@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from train.runs import find_run
 SCHEMA = 2
 MAX_BYTES = 256 << 20
 THUMBNAILS = "thumbnails.zip"
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # with quotes before it, so that taking one away always gives what was
+_FORMULA_MADE_INERT = re.compile(r"^'('*[=+\-@\t\r\n])")
 
 
 def as_json(evaluation, figures=None, seed=0, robustness=None):
@@ -174,7 +177,10 @@ def read_json(path):
 
 
 def write_csv(path, evaluation):
-    """One row per sample: who and where it is, counts for each label and ring, boxes by visibility, losses."""
+    """One row per sample: who and where it is, counts for each label and ring, boxes by visibility, losses.
+
+    A text from the data or a name that a spreadsheet would take for a formula has a ' before it; see read_csv.
+    """
     labels = keys_of(evaluation.rows)
     losses = list(evaluation.rows[0].losses) if evaluation.rows else []
     head = ["key", "token", "scene", "timestamp_us", "location", "light", "weather", "boxes"]
@@ -184,11 +190,31 @@ def write_csv(path, evaluation):
     head += [f"{label} {ring} {part}" for label in labels for ring in ring_names() for part in parts[:2]]
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head + [f"loss {name}" for name in losses])
+    writer.writerow(map(_inert, head + [f"loss {name}" for name in losses]))
     for row in evaluation.rows:
-        writer.writerow(_csv_row(row, labels, losses))
-    write_atomically(path, out.getvalue().encode())
+        writer.writerow(map(_inert, _csv_row(row, labels, losses)))
+    write_atomically(path, out.getvalue().encode(errors="backslashreplace"))
     return Path(path)
+
+
+def read_csv(path):
+    """Rows of what write_csv wrote: dict from column to text, each as it was before write_csv made it inert."""
+    with open(path, newline="", encoding="utf-8") as file:
+        head, *rows = [[_FORMULA_MADE_INERT.sub(r"\1", cell) for cell in row] for row in csv.reader(file)] or [[]]
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def _inert(value):
+    """A cell's value, of which no spreadsheet makes a formula: https://owasp.org/www-community/attacks/CSV_Injection."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _is_number(value) else value
+
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _csv_row(row, labels, losses):

@@ -19,6 +19,7 @@ from common.spelling import spelled
 from common.stores import parse_options
 from common.versions import own_version
 from train import checkpoint
+from train.agreement import check_same_run, check_same_shards
 from train.command import commands_among, known_options
 from train.data.label_spec import labels_side_by_side
 from train.evaluation.damage import damages, offsets
@@ -36,7 +37,7 @@ from train.pictures.thumbnails import thumbnails_of
 from train.processes.precision import on_device, set_precision
 from train.processes.ranks import say
 from train.samples import Network, Samples
-from train.setup import check_same_network, check_same_shards, make_loaders, make_network
+from train.setup import check_same_network, make_loaders, make_network
 
 # What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
 _OF_MODEL = (
@@ -47,6 +48,8 @@ _OF_MODEL = (
     "res_scale",
     "interpolation",
     "refcam_id",
+    "refcam",
+    "cams",
     "image_size",
     "crop",
     "order",
@@ -130,6 +133,7 @@ class Evaluation:
 
     def __call__(self, options, world):
         parts = world.together(lambda: _prepare(options, world))
+        world.together(lambda: check_same_run(parts.options, parts.step, world))
         world.together(lambda: check_same_shards((None, parts.loader), world))
         out = Path(self.choices["out"] or parts.folder / "eval")
         world.together(lambda: world.leads and _check_folders(out, _curves(parts)))

@@ -12,6 +12,7 @@ from common.errors import InputError
 from common.files import write_atomically
 from common.spelling import spelled
 from train import checkpoint
+from train.agreement import check_same_run, check_same_shards
 from train.command import commands_among, known_options
 from train.jobs.launch import launch
 from train.loop import Trainer
@@ -23,7 +24,7 @@ from train.options import FREE_ON_RESUME, Options, as_dict
 from train.processes.precision import on_device, set_precision
 from train.processes.ranks import say
 from train.runs import new_folder
-from train.setup import check_same_network, check_same_shards, make_loaders, make_network
+from train.setup import check_same_network, make_loaders, make_network
 
 
 def read_options(given):
@@ -86,8 +87,9 @@ def _check_importable(build):
 def train_rank(options, world, build=None):
     """One process's part of a run."""
     parts, options, step, folder = world.together(lambda: _prepare(options, world, build))
+    world.together(lambda: check_same_run(options, step, world))
     world.together(lambda: check_same_shards(parts["loaders"][:2], world))
-    if step >= options.max_iters:
+    if step >= options.max_iters and not parts["kept"].get("validation_due"):
         done = folder or options.init_dir
         say(f"note: {done} has its {options.max_iters} updates; --max_iters says how far to go on")
         return checkpoint.find(done)
@@ -142,9 +144,9 @@ def _prepare(options, world, build):
         step, folder, kept = _resume(options, network, optimizer, loaders, world)
     elif options.init_dir:
         step = _load_init(options, network, optimizer, world)
-    if scheduler is not None and step < options.max_iters:
+    if scheduler is not None and step <= options.max_iters:
         stand_at(scheduler, step)
-    parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler, "loaders": loaders, **kept}
+    parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler, "loaders": loaders, "kept": kept}
     return parts, options, step, folder
 
 
@@ -163,7 +165,7 @@ def _resume(options, network, optimizer, loaders, world):
     note_other_order(content, loaders[0])
     step = checkpoint.load_weights(path, content, network)
     load_moments(optimizer, content["optimizer_state_dict"])
-    kept = {"pools": content["pools"]} if "pools" in content else {}
+    kept = {name: content[name] for name in ("pools", "validation_due") if name in content}
     if "best_by" in content:
         kept["best"] = content["best_by"] | {"value": content["best"]}
     named = content["name"]

@@ -69,6 +69,11 @@ class Curves:
             self.writers["t"].add_scalar(f"_/{name}", figures[name], step)
         self.writers["t"].add_scalar("_/current_lr", figures["lr"], step)
         if validated:
+            self.validation(step)
+
+    def validation(self, step):
+        """Curves of a validation."""
+        if self.leads:
             self._write("v", step)
 
     def _write(self, part, step):

@@ -3,34 +3,61 @@
 import glob
 import re
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
 from common.errors import InputError
+from common.files import write_atomically
 
+PROMISED_STEPS = 100  # that a Board notes ahead of those it has logged, so that it need not write at each
 FLUSH_S = 30.0  # until what is held back is written: so long a full disk is not noticed
 
 
 class Board:
     """A run of Weights & Biases, which drops what is logged at a step before its latest.
 
-    A run that has gone back therefore goes on counting there; the axis of all curves is `update`. run: of the package's.
-    first_step: of the updates to come.
+    A run that has gone back therefore goes on counting there; the axis of all curves is `update`. How far it came the service
+    tells; offline a file does.
+
+    Args:
+        run: of the package's. first_step: of the updates to come. reached: the file, or None.
     """
 
-    def __init__(self, run, first_step):
+    def __init__(self, run, first_step, reached=None):
         run.define_metric("*", step_metric="update")
-        self.run, self._ahead = run, max(0, run.step - first_step)
+        self.run, self._file = run, reached
+        self._next = max(run.step, _noted(reached))
+        self._ahead, self._promised = max(0, self._next - first_step), self._next
 
     def log(self, values, step):
         """Values by name, of an update."""
-        self.run.log({**values, "update": step}, step=step + self._ahead)
+        step += self._ahead
+        if step >= self._promised:
+            self._note(step + PROMISED_STEPS)
+        self._next = max(self._next, step + 1)
+        self.run.log({**values, "update": step - self._ahead}, step=step)
 
     def finish(self):
         """Write, or send, what is still held back."""
+        self._note(self._next)
         self.run.finish()
+
+    def _note(self, step):
+        """All steps of the run lie before this one, whatever ends it."""
+        self._promised = step
+        if self._file is not None:
+            with suppress(OSError):  # of a disk that takes nothing, which the curves will tell
+                write_atomically(self._file, b"%d" % step)
+
+
+def _noted(path):
+    """The step in a file of Board's; 0 where there is none."""
+    try:
+        return int(path.read_text())
+    except (AttributeError, OSError, ValueError):
+        return 0
 
 
 def open_wandb(mode, name, log_dir, config, first_step=1):
@@ -49,12 +76,12 @@ def open_wandb(mode, name, log_dir, config, first_step=1):
         import wandb
     except ImportError:
         raise InputError("--wandb needs Weights & Biases: pip install 'bevshards[wandb]'") from None
-    Path(log_dir).mkdir(parents=True, exist_ok=True)
+    folder = Path(log_dir, "wandb")
+    folder.mkdir(parents=True, exist_ok=True)
     same = {"id": board_id(name), "resume": "allow"}
     try:
-        return Board(
-            wandb.init(project="bevshards", name=name, dir=str(log_dir), config=config, mode=mode, **same), first_step
-        )
+        run = wandb.init(project="bevshards", name=name, dir=str(log_dir), config=config, mode=mode, **same)
+        return Board(run, first_step, folder / f"{same['id']}.step" if mode == "offline" else None)
     except wandb.Error as error:
         raise InputError(f"--wandb {mode}: {error}; log in with `wandb login`, or write --wandb offline") from None
 

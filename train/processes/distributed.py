@@ -247,6 +247,8 @@ def _join(device, devices):
     dist.init_process_group(backend, store=met, rank=rank, world_size=size, timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout) if backend != "gloo" else None
     ranks.join()
+    if _saving is not None:
+        _end_with_parent(signal.SIGTERM)
     world = World(rank, size, device, control, devices.timeout_min)
     return FirstError(dist.PrefixStore("first_error", store), rank, size), world
 
@@ -295,16 +297,19 @@ def _wait(processes, saving):
     return failed or next((p.exitcode for p in processes if p.exitcode), 0)
 
 
-def _end_with_parent():
-    """Have the kernel send this process SIGTERM when the launcher is killed: it saves and ends instead of running on."""
+def _end_with_parent(number):
+    """Have the kernel send this process a signal when the launcher is killed, instead of letting it run on."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != multiprocessing.parent_process().pid:  # killed before this was asked for
+        os.kill(os.getpid(), number)
 
 
 def _spawned(rank, size, port, flags, target, arguments):
     global _saving
     _saving = flags, rank
-    _end_with_parent()
+    # Until the ranks have met there is nothing to save, and whoever waits for them in torch hears no other signal.
+    _end_with_parent(signal.SIGKILL)
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

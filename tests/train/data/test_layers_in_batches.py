@@ -205,3 +205,14 @@ def test_depth_is_that_of_the_lidar_in_the_batch(shards):
         assert away.amin(0).max() < 0.02
         nearest = away.argmin(0)
         assert (cam[2, ahead][nearest] - own[3]).abs().max() < 1e-3
+
+
+def test_sources_with_other_layers_are_no_copies_of_one_set(small_shards, tmp_path, shards):
+    def identity(folder, **layers):
+        return layered(open_source(folder, split="val"), config_of(layers)).identity
+
+    other = shutil.copytree(small_shards, tmp_path / "other")
+    write_layer(other, "numbers", lambda sample: numbers(sample) | {"note.txt": b"other"})
+    ours, theirs = (identity(folder, numbers=("same.npy.zst",)) for folder in (shards, other))
+    assert ours != theirs and identity(shards) == identity(other)
+    assert [name for name in ours if ours[name] != theirs[name]] == ["another layer numbers"]

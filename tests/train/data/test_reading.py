@@ -4,6 +4,7 @@ import functools
 import gc
 import http.server
 import os
+import re
 import shutil
 import socket
 import threading
@@ -275,12 +276,37 @@ def test_without_workers_a_stream_is_read_without_a_thread_and_as_with_one(synth
     assert open_files() <= descriptors + 1
 
 
-def test_a_command_that_fails(synth_shards):
-    loader = stream_of(f"{synth_shards}/train-000.tar", reader="stream")
-    loader.reader.addresses[0] = "pipe:false"
-    assert "pipe:false" in run_out(loader)
-    with pytest.raises(ShardError, match="index"):
-        stream_of("pipe:cat nowhere.tar")
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("false", "ended with exit code 1"),
+        ("head -c 700000 {tar}; exit 22", "ended with exit code 22"),  # as curl where the server breaks off
+        ("head -c 1536 {tar}; kill -9 $$", "ended with signal 9"),
+        ("head -c 700000 {tar}", "scene-.*cut short|scene-.*unexpected end"),
+        ("true", "scene-.*empty"),
+    ],
+)
+def test_a_command_that_fails(synth_shards, command, said):
+    """Named with its exit code, whatever the half that came looks like; what ended well, with the sample that it lacks."""
+    loader = stream_of(f"{synth_shards}/train-000.tar", reader="stream", nworkers=0)
+    command = f"pipe:{command.format(tar=synth_shards / 'train-000.tar')}"
+    loader.reader.addresses[0] = command
+    message = run_out(loader)
+    assert command in message and re.search(said, message), message
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("cat nowhere.tar", "ended with exit code 1"),
+        ("echo half: nowhere.tar", "the command gave no index"),
+        ("true nowhere.tar", "the command gave no index"),
+    ],
+)
+def test_a_command_that_gives_no_index(command, said):
+    with pytest.raises(ShardError, match=said) as caught:
+        stream_of(f"pipe:{command}")
+    assert f"pipe:{command}".replace(".tar", ".idx.json") in str(caught.value)
 
 
 def open_files():

@@ -18,8 +18,7 @@ from train.data.sources import LocalSource, PipeSource, SourceConfig, open_sourc
 from train.data.sources import cache as cache_file
 from train.data.sources.cache import Cache
 from train.data.sources.open_files import OpenFiles
-from train.processes.distributed import World
-from train.setup import check_same_shards
+from train.errors import DataError
 
 MEMBERS = ["sample.json", "CAM_FRONT.jpg"]
 
@@ -119,6 +118,16 @@ def test_a_descriptor_in_use_is_not_closed_and_its_number_means_no_other_file(tm
     for descriptor in (first, second, again):
         with pytest.raises(OSError):
             os.fstat(descriptor)
+
+
+def test_an_error_does_not_wait_for_what_later_batches_wait_for(server):
+    """One read is refused for good; the one behind it is of a store that is waited for in minutes."""
+    loader = stream_of(f"{server.address}/train-000.tar", nworkers=1, requests=1)
+    server.faults, server.lasting = ["403"], "503"
+    began = time.monotonic()
+    with pytest.raises(DataError, match="access is refused"):
+        next(iter(loader))
+    assert time.monotonic() - began < 20
 
 
 def test_one_batch_may_be_asked_for_while_epochs_end(folder):
@@ -280,7 +289,7 @@ def test_a_cache_that_fails_costs_speed_alone(server, tmp_path, monkeypatch, cap
         fault(source)
         assert [source.read(n, MEMBERS) for n in range(3)] == want
         said = [line for line in capsys.readouterr().err.splitlines() if "--cache_dir" in line]
-        assert len(said) == 1 and "cannot be written" in said[0], fault
+        assert len(said) == 1 and "cannot be used" in said[0], fault
         monkeypatch.undo()
 
 
@@ -296,7 +305,7 @@ def test_a_cache_of_another_user_is_read_and_not_written(server, tmp_path, monke
     monkeypatch.setattr(cache_file.os, "utime", no)
     source = cached(server, tmp_path)
     assert [source.read(n, MEMBERS) for n in (0, 1)] == want and source.cache.hits == 2
-    assert "cannot be written (Permission denied)" in capsys.readouterr().err
+    assert "cannot be used (Permission denied)" in capsys.readouterr().err
 
 
 def test_keyframes_without_the_member_count_neither_as_kept_nor_as_fetched(server, tmp_path):
@@ -320,29 +329,29 @@ def test_a_cache_full_of_used_files_is_not_walked_again(server, tmp_path, monkey
     assert len(walks) == 1 and source.cache.hits == 19
 
 
-# Ranks whose copies of the shards differ.
-
-
-class Ranks(World):
-    """The World of rank 0 of two, the other one reading `other`."""
-
-    def gather(self, value):
-        return [value, ("node-b (rank 1)", *self.control)] if value[1] else [value] * 2
-
-
-def test_ranks_that_read_other_shards_are_told_apart_before_the_first_step(folder):
-    loader = stream_of(f"{folder}/train-*.tar", nworkers=0)
-    count, digest, metadata = loader.reader.identity
-
-    def compared(*identity):
-        check_same_shards((loader, None), Ranks(0, 2, None, (identity, "/b/train-000.tar")))
-
-    check_same_shards((loader, loader), World(0, 1, None))
-    compared(count, digest, metadata)
-    assert count == 9
-    with pytest.raises(
-        ValueError, match=r"node-b \(rank 1\) has other samples .*on: 4 samples.*on: 9 samples.*copy one set"
-    ):
-        compared(4, "other", metadata)
-    with pytest.raises(ValueError, match="made with other options"):
-        compared(count, digest, "other")
+@pytest.mark.parametrize("what", ["a read", "a write", "opening"])
+def test_a_cache_whose_disk_hangs_costs_speed_alone(server, tmp_path, monkeypatch, capsys, what):
+    """A pipe that nobody writes to hangs whoever opens it, as a disk behind a network does; later it answers again."""
+    monkeypatch.setattr(cache_file, "READ_S", 0.2)
+    monkeypatch.setattr(cache_file, "WRITE_S", 0.2)
+    want = [cached(server, tmp_path / "plain").read(n, MEMBERS) for n in range(3)]
+    folder = tmp_path / "hanging"
+    first = cached(server, folder)
+    [first.read(n, MEMBERS) for n in range(2)]
+    [kept] = (folder / "v1").glob("*/0/*")
+    pipe = kept if what == "a read" else folder / "v1" / ".lock"
+    aside = pipe.rename(tmp_path / "aside")
+    os.mkfifo(pipe)
+    source = first if what == "a write" else cached(server, folder)
+    began = time.monotonic()
+    assert [source.read(n, MEMBERS) for n in range(3)] == want
+    assert time.monotonic() - began < 2
+    assert "no answer in 0.2 s" in capsys.readouterr().err
+    patience = source.cache._reading if what == "a read" else source.cache._writing
+    assert patience.hanging == 1
+    os.close(os.open(pipe, os.O_RDWR))  # from now on it answers
+    aside.rename(pipe)
+    deadline = time.monotonic() + 5
+    while patience.hanging and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert source.read(1, MEMBERS) == want[1] and source.cache.hits >= 1

@@ -22,6 +22,9 @@ class Run:
     def define_metric(self, name, step_metric):
         self.axes[name] = step_metric
 
+    def finish(self):
+        pass
+
     def log(self, values, step):
         if step >= self.step:  # what the package does
             self.step = step
@@ -86,3 +89,21 @@ def test_a_run_that_has_gone_back_loses_nothing(wandb, tmp_path):
     for step in (1001, 1002):
         board.log({"t/stats/iou": 0.5}, step)
     assert [values["update"] for _, values in board.run.logged] == [1001, 1002] and board.run.axes == {"*": "update"}
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_offline_a_run_that_has_gone_back_loses_nothing_either(wandb, tmp_path, killed):
+    """No server says how far it came, and each part of it has a counter that begins at 0 until both are sent to one place."""
+    first = open_wandb("offline", "run", tmp_path, {}, first_step=1)
+    for step in range(1, 251):
+        first.log({"t/stats/iou": 0.5}, step)
+    if not killed:
+        first.finish()
+    again = open_wandb("offline", "run", tmp_path, {}, first_step=101)
+    again.log({"t/stats/iou": 0.5}, 101)
+    assert again.run.logged[0][0] > first.run.logged[-1][0] and again.run.logged[0][1]["update"] == 101
+    other = open_wandb("offline", "another", tmp_path, {}, first_step=7)
+    other.log({"t/stats/iou": 0.5}, 7)
+    assert other.run.logged[0][0] == 7
+    if not killed:
+        assert again.run.logged[0][0] == 251

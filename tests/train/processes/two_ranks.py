@@ -1,12 +1,13 @@
-"""python -m tests.train.processes.two_ranks PORT…: what may befall one of two processes, told as a command tells it.
+"""python -m tests.train.processes.two_ranks SHARDS PORT…: what may befall one of two processes, told as a command tells it.
 
-Each case has a port of its own.
+Each case has a port of its own. SHARDS: folder of this rank's shards, each named by the case that reads it.
 """
 
 import os
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.errors import InputError
 from common.vox import VoxUtil
+from train.agreement import check_same_run, check_same_shards
 from train.command import fail_in_one_line
+from train.data.sources import LocalSource
 from train.errors import DataError
 from train.evaluation.evaluator import evaluate
 from train.jobs.evaluating import Parts
@@ -155,10 +158,39 @@ def signal_to_one(world):
     world.sum(torch.zeros(1))
 
 
+def _compare_shards(world, name):
+    loader = SimpleNamespace(reader=LocalSource(f"{sys.argv[1]}/{name}-000.tar"))
+    world.together(lambda: check_same_shards((loader, None), world))
+
+
+def other_samples(world):
+    _compare_shards(world, "samples")
+
+
+def other_options_of_shards(world):
+    _compare_shards(world, "options")
+
+
+def other_bytes(world):
+    _compare_shards(world, "bytes")
+
+
+def another_command_line(world):
+    """Paths may differ from machine to machine; what is trained may not."""
+    own = {"data_dir": f"/data/{world.rank}", "nworkers": world.rank}
+    world.together(lambda: check_same_run(Options(**own), 7, world))
+    world.together(lambda: check_same_run(Options(**own, lr=[3e-4, 1e-4][world.rank]), 7, world))
+
+
+def another_checkpoint(world):
+    world.together(lambda: check_same_run(Options(), [2000, 1000][world.rank], world))
+
+
 CASES = (
     *(what_all_meet, bad_sample_of_rank_0, bad_sample_of_rank_1, out_of_memory_in_an_update, two_errors_at_once),
     *(another_fails_after_it_has_left, time_out_of_an_evaluation),
     *(layer_left_out_by_one, layer_left_out_and_searched, layer_left_out_from_the_first, signal_to_one),
+    *(other_samples, other_options_of_shards, other_bytes, another_command_line, another_checkpoint),
 )
 
 
@@ -176,4 +208,4 @@ def main(ports):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[2:])

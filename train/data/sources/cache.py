@@ -5,7 +5,8 @@ One file holds what one read fetched of one keyframe, its members one after anot
 hexadecimal. Where each member lies in it follows from the index, whose checksums are compared on every read: nothing
 torn or stale is ever served, and a file that does not match is fetched anew. Files get their names when they are whole.
 
-Whatever fails here costs speed alone: what a broken, full, read-only or foreign folder does not give is fetched.
+Whatever fails here costs speed alone: what a broken, full, read-only or foreign folder does not give is fetched, and what a
+disk that hangs does not give in time; while a call hangs there no other one is made.
 """
 
 import os
@@ -18,12 +19,15 @@ from pathlib import Path
 
 from common.errors import ShardError
 from common.files import locked
+from train.data.sources.patience import Patience
 from train.processes.ranks import say
 
 LAYOUT = "v1"
 SHA_DIGITS = 32
 ROOMY = 0.9  # of the limit is left after an eviction, so that not every file calls for the next one
 FULL_S = 60.0  # without trying again to keep anything, once there was no room or the disk failed
+READ_S = 10.0  # that the disk has for a keyframe
+WRITE_S = 60.0  # the same, and that other processes have which make room
 ABANDONED_S = 3600.0  # a half-written file this old belongs to a process that was killed
 _SHARD, _ROW, _FILE = re.compile(rf"[0-9a-f]{{{SHA_DIGITS}}}"), re.compile(r"\d+"), re.compile(r"[0-9a-f]+")
 _HALF_WRITTEN = re.compile(r"\.[0-9a-f]+\.\d+\.\d+\.tmp")
@@ -47,19 +51,27 @@ class Cache:
         self.hits, self.misses = 0, 0
         self._lock, self._reserving = threading.Lock(), threading.Lock()
         self._full_until, self._told, self._all_in_use = 0.0, False, False
+        self._reading, self._writing = Patience(READ_S), Patience(WRITE_S)
+        opened = self._tried(self._writing, self._open, folder)
+        self._opened = time.time() if opened is None else opened
+
+    def _tried(self, patience, action, *arguments):
+        """What action(*arguments) gives; None where the disk fails or hangs, and while an earlier call hangs there."""
+        if patience.hanging:
+            return None
+        try:
+            return patience.call(action, *arguments)
+        except OSError as error:
+            self._fails(error)
+            return None
+
+    def _open(self, folder):
+        """The time by the clock of the file system, which may not be this machine's. Raises OSError, ShardError."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             if not os.path.isdir(folder):
                 raise ShardError(f"{folder}: --cache_dir cannot be made ({error.strerror or error})") from None
-        try:
-            self._opened = self._open()
-        except OSError as error:
-            self._opened = time.time()
-            self._fails(error)
-
-    def _open(self):
-        """The time by the clock of the file system, which may not be this machine's. Raises OSError."""
         marker = self.root / "used"
         with locked(self.root / ".lock") as alone:
             if not alone:
@@ -84,6 +96,14 @@ class Cache:
 
         wanted: (offset, size, column, member) of each that is asked for; see KeyframeTable.
         """
+        out = self._tried(self._reading, self._found, index, row, wanted) or {}
+        if wanted:  # a keyframe that has none of the members is neither
+            with self._lock:
+                self.hits += len(out) == len(wanted)
+                self.misses += len(out) < len(wanted)
+        return out
+
+    def _found(self, index, row, wanted):
         out, missing = {}, {column: member for _, _, column, member in wanted}
         for path, columns in self._files_of(index, row):
             if missing.keys().isdisjoint(columns):
@@ -93,14 +113,14 @@ class Cache:
                 _remove(path)
                 continue
             out |= {missing.pop(column): data for column, data in found.items()}
-        if wanted:  # a keyframe that has none of the members is neither
-            with self._lock:
-                self.hits += not missing
-                self.misses += bool(missing)
         return out
 
     def put(self, index, row, wanted, members):
         """Keep what was fetched of a keyframe, where there is room and the disk does not fail."""
+        if time.monotonic() >= self._full_until:
+            self._tried(self._writing, self._keep, index, row, wanted, members)
+
+    def _keep(self, index, row, wanted, members):
         columns = sorted((column, member) for _, _, column, member in wanted)
         folder = self._folder(index, row)
         path = folder / f"{sum(1 << column for column, _ in columns):x}"
@@ -111,9 +131,9 @@ class Cache:
                 with open(temporary, "wb") as file:  # not flushed: the checksums find what a power cut leaves
                     file.writelines(members[member] for _, member in columns)
                 os.replace(temporary, path)
-        except OSError as error:
+        except OSError:
             _remove(temporary)
-            self._fails(error)
+            raise
 
     def _fails(self, error):
         """For a while nothing is kept; the first time it is said why."""
@@ -122,9 +142,7 @@ class Cache:
             told, self._told = self._told, True
         if not told:
             reason = error.strerror or error
-            note = (
-                f"--cache_dir cannot be written ({reason}); what it lacks is fetched each time, which costs speed alone"
-            )
+            note = f"--cache_dir cannot be used ({reason}); what it does not give is fetched each time, which costs speed alone"
             say(f"note: {self.root.parent}: {note}", "node")
 
     def say(self, whose=""):

@@ -45,6 +45,12 @@ class LayeredSource:
     def bytes_read(self):
         return self.base.bytes_read + sum(layer.source.bytes_read for layer in self._layers.values())
 
+    @property
+    def identity(self):
+        """As a source's, of the layers too."""
+        layers = {f"another layer {name}": layer.source.bytes_sha256 for name, layer in self._layers.items()}
+        return self.base.identity | layers
+
     def begin(self, frames, members=None):
         """As a source's; what a layer has of the frames is fetched ahead too."""
         self.close()

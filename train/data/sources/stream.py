@@ -26,12 +26,14 @@ from train.data.order import ORDER_STREAM
 from train.data.sources.table import KeyframeTable
 from train.processes.ranks import say
 
+END_S = 5.0  # that a command has to end in, once it has given all
 INDEX_STALLS = 4  # times Retry.stall_s that a command has for an index: many of them start at once
 
 
 @contextmanager
 def open_stream(address, stores, stall_s, on_process=lambda process: None):
-    """A binary stream of an address of a ShardSet. Raises ShardError; a pipe: command that fails is an error at its end.
+    """A binary stream of an address of a ShardSet. Raises ShardError, of a pipe: command that has failed with its exit code:
+    at its end, or in the place of what the block could not make of the half that came.
 
     stores: of common.shard_set.open_stores, or its like. stall_s: time that a command has for its next bytes; stores have
     limits of their own. on_process is given the process of a command, so that another thread can end it.
@@ -43,24 +45,41 @@ def open_stream(address, stores, stall_s, on_process=lambda process: None):
     command = address[len("pipe:") :]
     process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, bufsize=0, start_new_session=True)
     on_process(process)
-    stream = io.BufferedReader(_Output(process.stdout, stall_s))
+    output = _Output(process.stdout, stall_s)
+    stream = io.BufferedReader(output)
     try:
         yield stream
-        if stream.read(1) == b"" and process.wait() != 0:
-            raise ShardError(
-                f"{address}: the command ended with exit code {process.returncode}; try it by itself, above is what it said"
-            )
+        stream.read(1)
+        _check_ended(address, process, output)
+    except ShardError:
+        raise
+    except Exception as error:
+        _check_ended(address, process, output, error)
+        raise
     finally:
         _kill(process)
         process.stdout.close()
         process.wait()
 
 
+def _check_ended(address, process, output, cause=None):
+    """Raise ShardError where a command that gives nothing more has failed."""
+    if not output.ended:
+        return
+    try:
+        code = process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        return
+    if code:
+        how = f"exit code {code}" if code > 0 else f"signal {-code}"
+        raise ShardError(f"{address}: the command ended with {how}; try it by itself, above is what it said") from cause
+
+
 class _Output(io.RawIOBase):
-    """What a process writes. Raises OSError where nothing comes for so many seconds."""
+    """What a process writes. Raises OSError where nothing comes for so many seconds. ended: whether all has come."""
 
     def __init__(self, output, stall_s):
-        self._output, self._stall_s = output, stall_s
+        self._output, self._stall_s, self.ended = output, stall_s, False
         self._poll = select.poll()
         self._poll.register(output, select.POLLIN)
 
@@ -70,7 +89,9 @@ class _Output(io.RawIOBase):
     def readinto(self, buffer):
         if not self._poll.poll(self._stall_s * 1000):
             raise OSError(f"nothing arrived for {self._stall_s:g} s; is the source up?")
-        return self._output.readinto(buffer)
+        count = self._output.readinto(buffer)
+        self.ended = count == 0
+        return count
 
 
 class _Pieces(io.RawIOBase):
@@ -151,7 +172,13 @@ class PipeSource(KeyframeTable):
         except (OSError, ShardError) as error:
             reason = error if isinstance(error, ShardError) else f"{addresses.shown(address)}: {error}"
             raise ShardError(f"the index cannot be read: {reason}") from None
-        index = parse_index(raw, addresses.shown(tar))
+        try:
+            index = parse_index(raw, addresses.shown(tar))
+        except ShardError as error:
+            if not addresses.is_pipe(tar):
+                raise
+            reason = str(error).partition(";")[0].removeprefix(f"{tar}: ")
+            raise ShardError(f"{address}: the command gave no index ({reason}); try it by itself") from None
         check_listed(index, self.shards.entry(tar))
         return index
 

@@ -63,9 +63,18 @@ class KeyframeTable:
 
     @property
     def identity(self):
-        """What sources must share to be copies of one set: (keyframes, samples_sha256, digest of the metadata)."""
+        """What sources must share to be copies of one set: in words what another one has -> digest of it."""
         metadata = json.dumps(self.facts, sort_keys=True).encode()
-        return len(self.keys), self.samples_sha256, hashlib.sha256(metadata).hexdigest()
+        return {
+            "other samples": self.samples_sha256,
+            "shards made with other options": hashlib.sha256(metadata).hexdigest(),
+            "the same samples in shards of other bytes": self.bytes_sha256,
+        }
+
+    @property
+    def bytes_sha256(self):
+        """Hex digest of the shards' own digests, in order."""
+        return hashlib.sha256("".join(index.tar_sha256 for index in self.indexes).encode()).hexdigest()
 
     def lacks(self, member):
         """The first shard none of whose keyframes holds the member; None where each has one that does."""
