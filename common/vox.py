@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from common.errors import InputError
+from common.lens import LENS_SIZE, PINHOLE, bend
 
 ORIGIN_RADIUS_CELLS = 0.1  # points this close to the reference camera are none
 DEPTH_FLOOR_M = 1e-6
@@ -159,15 +160,16 @@ class VoxUtil:
 
         return self._constant("centers", device, build)[0]
 
-    def sampling_grid(self, pix_T_ref, cam_T_ref, feat_hw):
+    def sampling_grid(self, pix_T_ref, cam_T_ref, feat_hw, lenses=None):
         """Where each voxel centre falls in an image.
 
         Args:
             pix_T_ref: (B, 4, 4), pixels of the feature map from ref. cam_T_ref: (B, 4, 4). feat_hw: its rows and columns.
+            lenses: see project.
         Returns:
             grid (B, Z*Y, X, 2) float32 for grid_sample, valid (B, 1, Z, Y, X) bool.
         """
-        x, y, valid = project(self.centers_ref(pix_T_ref.device), pix_T_ref, cam_T_ref, feat_hw)
+        x, y, valid = project(self.centers_ref(pix_T_ref.device), pix_T_ref, cam_T_ref, feat_hw, lenses)
         grid = torch.stack([sampling_coordinate(x, feat_hw[1]), sampling_coordinate(y, feat_hw[0])], -1)
         return grid.reshape(-1, self.Z * self.Y, self.X, 2), valid.view(-1, 1, self.Z, self.Y, self.X)
 
@@ -184,10 +186,12 @@ class VoxUtil:
         return values.unflatten(2, (self.Z, self.Y)) * valid
 
 
-def project(points, pix_T_ref, cam_T_ref, feat_hw):
+def project(points, pix_T_ref, cam_T_ref, feat_hw, lenses=None):
     """Points (N, 3) in ref -> their pixels x and y (B, N) float32 in a map of feat_hw rows and columns, and valid (B, N).
 
     Valid: in front of the camera, and inside the image. pix_T_ref, cam_T_ref: (B, 4, 4). float32 whatever the autocast.
+    lenses: (B, LENS_SIZE + 6), rows of common.lens, each followed by the upper 2 x 3 of the map's intrinsics; of a pinhole
+    among them nothing changes, to the bit.
     """
     height, width = feat_hw
     with torch.autocast(points.device.type, enabled=False):
@@ -195,8 +199,20 @@ def project(points, pix_T_ref, cam_T_ref, feat_hw):
         matrix = pix_T_ref.float()
         pix = points @ matrix[:, :3, :3].transpose(1, 2) + matrix[:, None, :3, 3]
         x, y = (pix[..., :2] / pix[..., 2:].clamp(min=DEPTH_FLOOR_M)).unbind(-1)
-        valid = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5) & (depth[..., 0] > 0)
+        ahead = depth[..., 0] > 0
+        if lenses is not None:
+            x, y, ahead = _bent(points, cam_T_ref.float(), lenses.float(), (x, y, ahead))
+        valid = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5) & ahead
     return x, y, valid
+
+
+def _bent(points, cam_T_ref, lenses, straight):
+    """x, y and whether a lens sees there, of `project`; `straight`, those of pinholes, for the pinholes among the cameras."""
+    rows, intrinsics = lenses[:, :LENS_SIZE], lenses[:, LENS_SIZE:].unflatten(1, (2, 3))
+    x, y, seen = bend(points @ cam_T_ref[:, :3, :3].transpose(1, 2) + cam_T_ref[:, None, :3, 3], rows)
+    (a, b, c), (d, e, f) = (row.unsqueeze(-1).unbind(1) for row in intrinsics.unbind(1))
+    bent = a * x + b * y + c, d * x + e * y + f, seen
+    return tuple(torch.where(rows[:, :1] == PINHOLE, s, b) for s, b in zip(straight, bent, strict=True))
 
 
 def sampling_coordinate(pixel, size):

@@ -1,4 +1,6 @@
-"""Source images: every one is decoded once, so that training never meets a bad one; re-encoding to another size."""
+"""Source images: every one is decoded once, so that training never meets a bad one; some are rectified or resized."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
@@ -6,6 +8,7 @@ from PIL import Image
 
 from common.record import MAX_IMAGE_PIXELS
 from preprocess.errors import SourceError
+from preprocess.rectify import rectified
 
 COLOUR_SPACES = ("YCbCr", "Gray", "RGB")  # what decodes to RGB; CMYK does not
 
@@ -23,12 +26,43 @@ def check_image(data, what):
     return size
 
 
-def reencode(data, what, image_hw, quality):
-    """(JPEG bytes of the image resized to (height, width), its size before). Raises SourceError as check_image does."""
+@dataclass(frozen=True)
+class StoredImage:
+    """JPEG bytes, their (height, width), intrinsics (3, 3) of their pixels, and the (height, width) of the source image."""
+
+    data: bytes
+    hw: tuple
+    intrinsics: np.ndarray
+    source_hw: tuple
+
+
+def stored_image(data, what, intrinsics, image_hw=None, quality=90, distortion=None):
+    """The StoredImage of a source JPEG: the same bytes, unless it is rectified or resized.
+
+    Args:
+        intrinsics: (3, 3) of the source's pixels. image_hw: (height, width) to resize to; None keeps the size. quality: of the
+            JPEG where it is encoded anew. distortion: common.rig.Distortion to be taken out; None leaves pixels where they are.
+    Raises:
+        SourceError: as check_image does.
+    """
+    if not image_hw and distortion is None:
+        size = check_image(data, what)
+        return StoredImage(data, size, intrinsics, size)
     size = _check_header(data, what)
-    pixels = Image.fromarray(_decode(data, what, "RGB"))
-    small = pixels.resize((image_hw[1], image_hw[0]), Image.Resampling.BICUBIC)
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality=quality, colorsubsampling="420"), size
+    pixels, intrinsics = _decode(data, what, "RGB"), np.array(intrinsics, np.float64)
+    if distortion is not None:
+        pixels, intrinsics = rectified(pixels, intrinsics, distortion)
+    if image_hw:
+        small = Image.fromarray(pixels).resize((image_hw[1], image_hw[0]), Image.Resampling.BICUBIC)
+        pixels = np.asarray(small)
+        intrinsics[0] *= image_hw[1] / size[1]
+        intrinsics[1] *= image_hw[0] / size[0]
+    return StoredImage(encode(pixels, quality), pixels.shape[:2], intrinsics, size)
+
+
+def encode(pixels, quality):
+    """JPEG bytes of (H, W, 3) uint8 RGB pixels."""
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorsubsampling="420")
 
 
 def _check_header(data, what):

@@ -38,6 +38,11 @@ class IndexedTar:
         self._archive = tarfile.open(fileobj=self._stream, mode="w", format=tarfile.USTAR_FORMAT)
         self._rows, self._tokens, self._scenes = {}, [], []
 
+    @property
+    def size(self):
+        """Bytes written so far."""
+        return self._stream.size
+
     def __enter__(self):
         return self
 

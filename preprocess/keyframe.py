@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,19 @@ from common.rigid import rigid_inverse
 from preprocess.datasets import dataset_of
 from preprocess.errors import SourceError, sample_error
 from preprocess.frames import rotation_matrix
-from preprocess.images import check_image, reencode
+from preprocess.images import stored_image
 from preprocess.pointclouds import to_frame
 
 
-def read_source(dataroot, filename, key):
-    """Bytes of a sensor file. Raises SourceError, naming file and sample, if it is missing or empty."""
-    path = Path(dataroot) / filename
+def read_source(source, filename, key):
+    """(what a sensor file holds, what messages call it).
+
+    source: the data set's folder; or a mapping from names to bytes and arrays, of data that lies in no files.
+    Raises SourceError, naming file and sample, if a file is missing or empty.
+    """
+    if isinstance(source, Mapping):
+        return source[filename], filename
+    path = Path(source) / filename
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -42,14 +49,14 @@ def read_source(dataroot, filename, key):
         raise SourceError(f"{path}: sensor file is {reason} (sample {key})") from None
     if not data:
         raise SourceError(f"{path}: sensor file is empty (sample {key})")
-    return data
+    return data, path
 
 
-def build_record(dataroot, recipe, facts, image_hw=None, jpeg_quality=90):
+def build_record(source, recipe, facts, image_hw=None, jpeg_quality=90):
     """The members of one keyframe.
 
     Args:
-        dataroot: the data set's folder.
+        source: the data set's folder, or a mapping: see read_source.
         recipe: KeyframeRecipe. facts: of its shard, written into sample.json.
         image_hw: (height, width) to re-encode images to; None keeps the source bytes.
     Returns:
@@ -60,9 +67,9 @@ def build_record(dataroot, recipe, facts, image_hw=None, jpeg_quality=90):
     """
     try:
         rig = rig_of(facts, recipe.facts["schema"])
-        cameras, images, camera_in = _images(dataroot, recipe, image_hw, jpeg_quality)
-        radar, radar_in = _radar(dataroot, recipe, rig, facts)
-        lidar, lidar_in, found = _lidar(dataroot, recipe, rig, facts)
+        cameras, images, camera_in = _images(source, recipe, rig, image_hw, jpeg_quality)
+        radar, radar_in = _radar(source, recipe, rig, facts)
+        lidar, lidar_in, found = _lidar(source, recipe, rig, facts)
         members = {
             SAMPLE: encode_json(_sample_json(recipe, facts, rig)),
             CAMERAS_MEMBER: encode_rows(cameras),
@@ -104,33 +111,29 @@ def _sweep_json(file):
     }
 
 
-def _images(dataroot, recipe, image_hw, quality):
+def _images(source, recipe, rig, image_hw, quality):
     rows = np.zeros(len(recipe.cameras), CAMERA_DTYPE)
     members, read = {}, 0
+    kept = {camera.name: camera.distortion for camera in rig.cameras}
     for row, camera in zip(rows, recipe.cameras, strict=True):
-        data = read_source(dataroot, camera.filename, recipe.key)
+        data, path = read_source(source, camera.filename, recipe.key)
         read += len(data)
-        path, intrinsics = Path(dataroot) / camera.filename, camera.intrinsics.copy()
-        if image_hw:
-            data, (height, width) = reencode(data, path, image_hw, quality)
-            intrinsics[0] *= image_hw[1] / width
-            intrinsics[1] *= image_hw[0] / height
-        else:
-            height, width = check_image(data, path)
-        if camera.height and (camera.height, camera.width) != (height, width):
-            raise SourceError(f"{path}: {height}x{width} pixels, its table says {camera.height}x{camera.width}")
-        height, width = image_hw or (height, width)
+        bent = camera.distortion if kept[camera.channel] is None else None
+        image = stored_image(data, path, camera.intrinsics, image_hw, quality, bent)
+        if camera.height and (camera.height, camera.width) != image.source_hw:
+            found, said = ("x".join(map(str, size)) for size in (image.source_hw, (camera.height, camera.width)))
+            raise SourceError(f"{path}: {found} pixels, its table says {said}")
         row["intrinsics"], row["ego_T_cam"], row["global_T_ego"] = (
-            intrinsics,
+            image.intrinsics,
             camera.ego_T_cam,
             camera.global_T_ego,
         )
-        row["timestamp_us"], row["height"], row["width"] = camera.timestamp, height, width
-        members[image_member(camera.channel)] = data
+        row["timestamp_us"], (row["height"], row["width"]) = camera.timestamp, image.hw
+        members[image_member(camera.channel)] = image.data
     return rows, members, read
 
 
-def _lidar(dataroot, recipe, rig, facts):
+def _lidar(source, recipe, rig, facts):
     """One member per sweep: the rig's fields and, of a rig with several lidars, the lidar's place in it."""
     members, read, found, reader = {}, 0, Counter(), dataset_of(facts)
     for k, sweep in enumerate(recipe.lidar):
@@ -138,9 +141,9 @@ def _lidar(dataroot, recipe, rig, facts):
         # A data set may keep several lidars of a sweep in one file, which is read once.
         for filename, group in itertools.groupby(sweep, lambda file: file.filename):
             files = list(group)
-            data = read_source(dataroot, filename, recipe.key)
+            data, path = read_source(source, filename, recipe.key)
             read += len(data)
-            found_here = reader.lidar_points(data, Path(dataroot) / filename, files, facts, found)
+            found_here = reader.lidar_points(data, path, files, facts, found)
             for file, points in zip(files, found_here, strict=True):
                 clouds.append(_numbered(to_frame(points, file.ego_T_sensor), file.channel, rig))
         members[lidar_member(k)] = encode_points(np.concatenate(clouds, axis=1) if len(clouds) > 1 else clouds[0])
@@ -155,15 +158,15 @@ def _numbered(points, channel, rig):
     return np.concatenate([points, number])
 
 
-def _radar(dataroot, recipe, rig, facts):
+def _radar(source, recipe, rig, facts):
     """One member per sweep: the rig's fields, then time lag in seconds, then the radar's place in the rig."""
     members, read, reader = {}, 0, dataset_of(facts)
     for k, files in enumerate(recipe.radar):
         clouds = []
         for file in files:
-            data = read_source(dataroot, file.filename, recipe.key)
+            data, path = read_source(source, file.filename, recipe.key)
             read += len(data)
-            points = reader.radar_points(data, Path(dataroot) / file.filename, file)
+            points = reader.radar_points(data, path, file, facts)
             extra = np.empty((2, points.shape[1]), np.float32)
             extra[0], extra[1] = file.lag, rig.radar_names.index(file.channel)
             clouds.append(np.concatenate([to_frame(points, file.ego_T_sensor), extra]))

@@ -20,7 +20,7 @@ class Options:
     for the source bytes. jpeg_quality applies to re-encoding only. sensors: kinds whose files are needed and kept; None
     means those that the tables have. channels: (name of nuScenes, name in the tables) pairs. lidar_columns: see parse_lidar.
     dataset: which of preprocess.datasets it is made of. hz: keyframes per second, of data sets that have more of them annotated
-    than one may want; None for all.
+    than one may want; None for all. keep_distortion: of images that are not a pinhole's; else they are rectified.
     """
 
     sweeps: int = 5
@@ -31,6 +31,7 @@ class Options:
     lidar_columns: int = len(LIDAR_FIELDS)
     dataset: str = DEFAULT
     hz: float | None = None
+    keep_distortion: bool = False
 
     def __post_init__(self):
         if self.sweeps < 1:
@@ -78,6 +79,8 @@ class Options:
             facts["adapter"] = self.dataset
         if self.hz is not None:
             facts["hz"] = self.hz
+        if self.keep_distortion:
+            facts["keep_distortion"] = True
         return facts
 
     @staticmethod
@@ -92,6 +95,7 @@ class Options:
             lidar_columns=facts.get("lidar_columns", len(LIDAR_FIELDS)),
             dataset=facts.get("adapter", DEFAULT),
             hz=facts.get("hz"),
+            keep_distortion=facts.get("keep_distortion", False),
         )
 
 

@@ -185,16 +185,16 @@ def radar_problem(points, fields=NUSCENES.radar_fields):
     bad = ~np.isfinite(points)
     if bad.any():
         field, point = np.argwhere(bad)[0]
-        name = fields[field].name if field < len(fields) else "number or lag"
+        name = fields[field].name if field < len(fields) else f"field {field}"
         return f"radar point {point} has {name} = {points[field, point]}"
     if points.size and np.abs(points[:3]).max() > MAX_RANGE_M:
         return f"a radar point lies {np.abs(points[:3]).max():.3g} m away"
     return None
 
 
-def remove_ego_returns(points):
-    """Points (fields, n) without those of the square |x|, |y| < MIN_DISTANCE_M around the sensor."""
-    close = (np.abs(points[0]) < MIN_DISTANCE_M) & (np.abs(points[1]) < MIN_DISTANCE_M)
+def remove_ego_returns(points, distance_m=MIN_DISTANCE_M):
+    """Points (fields, n) without those of the square |x|, |y| < distance_m around the sensor."""
+    close = (np.abs(points[0]) < distance_m) & (np.abs(points[1]) < distance_m)
     return points.compress(~close, axis=1)
 
 

@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common.record import encode_json
+from common.rig import Distortion
 
 
 @dataclass(slots=True)
 class CameraFile:
-    """One image of a keyframe: file, intrinsics (3, 3) in its source pixels, transforms (4, 4) in metres."""
+    """One image of a keyframe: file, intrinsics (3, 3) in its source pixels, transforms (4, 4) in metres.
+
+    distortion: common.rig.Distortion of the source image; None for a pinhole's.
+    """
 
     channel: str
     token: str
@@ -21,6 +25,7 @@ class CameraFile:
     intrinsics: np.ndarray
     ego_T_cam: np.ndarray
     global_T_ego: np.ndarray
+    distortion: Distortion | None = None
 
 
 @dataclass(slots=True)
@@ -75,6 +80,8 @@ class ShardRecipe:
             sweeps = [*frame.lidar, *frame.radar]
             texts = [(c.channel, c.token, c.filename, c.timestamp, c.height, c.width) for c in frame.cameras]
             texts += [[(f.channel, f.token, f.filename, f.timestamp, f.lag) for f in files] for files in sweeps]
+            bent = [c.distortion for c in frame.cameras if c.distortion is not None]
+            texts += [[lens.model, *lens.coefficients] for lens in bent]
             digest.update(encode_json([frame.key, frame.facts, frame.boxes, texts]))
             arrays = [m for c in frame.cameras for m in (c.intrinsics, c.ego_T_cam, c.global_T_ego)]
             arrays += [f.ego_T_sensor for files in sweeps for f in files]

@@ -51,6 +51,9 @@ CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
     "--channels", callback=parsed(parse_channels), help="names of another rig: LIDAR_TOP=LIDAR_CONCAT,CAM_FRONT=..."
 )
 @click.option(
+    "--keep-distortion", is_flag=True, help="of images that are not a pinhole's  [default: they are rectified]"
+)
+@click.option(
     "--lidar-columns",
     default="5",
     type=click.Choice(list(map(str, LIDAR_COLUMNS))),
@@ -96,7 +99,7 @@ def _fail(error, code=1):
 def _run(version, dataroot, out, sweeps, image_size, jpeg_quality, split_file, workers, scheduler, on_error, **rest):
     started = time.monotonic()
     columns = int(rest["lidar_columns"])
-    chosen = rest["sensors"], rest["channels"], columns, rest["dataset"], rest["hz"]
+    chosen = rest["sensors"], rest["channels"], columns, rest["dataset"], rest["hz"], rest["keep_distortion"]
     options = Options(sweeps, image_size, jpeg_quality, *chosen)
     skip = {"on_error": on_error, "keep_sequences": rest["keep_sequences"]}
     recipes, names = _plan(version, dataroot, options, split_file, rest, skip)

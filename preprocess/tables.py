@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from common.rig import Distortion, RigError
 from preprocess.errors import SourceError, sample_error
 from preprocess.options import CANONICAL, channel_names
 from preprocess.plausible import check_intrinsics
@@ -213,7 +214,7 @@ def read_poses(folder, faults):
 
 
 def read_calibration(folder, channels, faults):
-    """calibrated_sensor token -> (channel, quaternion (4,), translation (3,), intrinsics (3, 3) or None).
+    """calibrated_sensor token -> (channel, quaternion (4,), translation (3,), intrinsics (3, 3) or None, Distortion or None).
 
     The channel alone for a sensor that nobody asks for, whose rows may have any form. channels: (name of nuScenes, name in
     the tables) pairs; channels come out under nuScenes' names.
@@ -246,11 +247,22 @@ def _mounted(row, sensors, names):
     if not rotation.any():
         raise SourceError(f"{what}: rotation is the zero quaternion")
     translation = finite(field_of(row, "translation", what), (3,), f"{what}: translation")
-    intrinsics = None
+    intrinsics = distortion = None
     if sensor["modality"] == "camera":
+        distortion = _distortion(row.get("camera_distortion"), what)
         intrinsics = finite(field_of(row, "camera_intrinsic", what), (3, 3), f"{what}: camera_intrinsic")
         check_intrinsics(intrinsics, what)
-    return channel, rotation, translation, intrinsics
+    return channel, rotation, translation, intrinsics, distortion
+
+
+def _distortion(value, what):
+    """Distortion of {"model": …, "coefficients": […]}, as tables may have it; None of None. Raises SourceError."""
+    if value is None:
+        return None
+    try:
+        return Distortion(value["model"], value["coefficients"])
+    except (KeyError, TypeError, RigError) as error:
+        raise SourceError(f"{what}: camera_distortion is no object of model and coefficients ({error})") from None
 
 
 def read_sensor_frames(folder, calibration, poses, samples, faults):

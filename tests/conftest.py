@@ -185,6 +185,20 @@ def synth_shards(synth_world, made_once):
     return made_once("synth-shards", lambda out: preprocess(synth_world, out, *options))
 
 
+@pytest.fixture(scope="session")
+def yard(made_once):
+    """Folder with own.py, the program of the page on one's own data, and shards/yard, which it wrote."""
+    page = REPOSITORY / "preprocess" / "own_data.md"
+
+    def make(folder):
+        [program] = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+        (folder / "own.py").write_text(program)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        subprocess.run([sys.executable, "own.py"], cwd=folder, check=True, env=environment, timeout=120)
+
+    return made_once("yard", make)
+
+
 class S3Server:
     """A moto server in a process of its own: bucket, and the requests that it has answered."""
 

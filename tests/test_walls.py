@@ -11,6 +11,8 @@ FORBIDDEN = {
     "preprocess": {"train"},
     "train": {"preprocess", "nuscenes", "pyquaternion"},
 }
+# bevshards.ShardWriter: what programs of one's own import, loaded when it is asked for.
+EXCEPTION = ("common.entry", "preprocess.writer")
 # What a module or folder of train/ must not know: everything that stands above it.
 COMMANDS = {
     *("run", "evaluate", "compare", "show", "report", "demo", "doctor"),
@@ -66,9 +68,9 @@ def modules(folder):
 def test_imports_stay_within_the_walls(folder):
     crossed = [
         f"{path}: {name}"
-        for path in modules(folder).values()
+        for module, path in modules(folder).items()
         for name in imports(path)
-        if name.split(".")[0] in FORBIDDEN[folder]
+        if name.split(".")[0] in FORBIDDEN[folder] and not (module == EXCEPTION[0] and EXCEPTION[1].startswith(name))
     ]
     assert not crossed
 

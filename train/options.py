@@ -111,7 +111,9 @@ class Options:
     rand_crop_and_resize: bool = _option(True, "random scale 0.8-1.2 and crop", "augmentation")
     ncams: int = _option(0, "cameras of a training sample; 0: all of them", "augmentation", least=0)
     do_shuffle_cams: bool = _option(True, "draw the reference camera", "augmentation")
+    cams: tuple = _option((), "names of the cameras in slot order; without it all, as the rig has them", "augmentation")
     refcam_id: int = _option(-1, "reference camera slot in evaluation; -1: the rig's own", "augmentation", least=-1)
+    refcam: str = _option("", "the same by its name, such as CAM_FRONT", "augmentation")
     image_size: str = _option("", "of the network's images instead of res_scale's, such as 256x704", "augmentation")
     crop: str = _option("", "bottom or centre: images keep their shape  [with --image_size: bottom]", "augmentation")
     interpolation: str = _option("bilinear", "bilinear (antialiased) or nearest (Simple-BEV's)", "augmentation")
@@ -224,6 +226,8 @@ class Options:
             raise InputError(f"--crop {self.crop}: it is bottom or centre")
         if self.image_size and self.image_hw and self.res_scale != Options.res_scale:
             raise InputError(f"--image_size {self.image_size} and --res_scale {self.res_scale}; leave one out")
+        if self.refcam and self.refcam_id != Options.refcam_id:
+            raise InputError(f"--refcam {self.refcam} and --refcam_id {self.refcam_id}; leave one out")
         if self.frame not in ("cam0", "ego"):
             raise InputError(f"--frame {self.frame}: it is cam0 or ego")
         if class_specs(self.classes) and self.target_categories != Options.target_categories:
@@ -242,6 +246,7 @@ class Options:
             "resize_lim": [0.8, 1.2] if crops else [1.0, 1.0],
             "crop_offset": int(height * (1 - 0.8)) if crops else 0,
             "ncams": self.ncams,
+            "cams": self.cams,
             "crop": self.crop or ("bottom" if self.image_size else ""),
         }
 

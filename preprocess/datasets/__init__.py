@@ -18,7 +18,7 @@ and two functions that read sensor files in the processes that write shards, whe
     lidar_points(data, path, files, facts, found)
                             points (fields, n), as the rig has fields, of each of the PointFiles of this file, without the
                             car's own returns, in the frame that its ego_T_sensor starts from; found: Counter of what was met
-    radar_points(data, path, file)      the same of a radar's file
+    radar_points(data, path, file, facts)      the same of a radar's file
 
 A recipe says everything else. What is wrong raises SourceError, which names the file and the remedy.
 """
@@ -33,10 +33,14 @@ DATASETS = {
     "argoverse2": "preprocess.datasets.argoverse2",
 }
 DEFAULT = "nuscenes"
+OWN = "own"  # what preprocess.writer is given: no folder, and so no Dataset
+_READERS = {**DATASETS, OWN: "preprocess.datasets.own"}
 
 
 def dataset(name):
     """The module of a data set. Raises SourceError for one that is not known."""
+    if name == OWN:
+        raise SourceError("shards that preprocess.writer made have no folder that they could be held against")
     if name not in DATASETS:
         raise SourceError(f"data set {name!r} is none of {', '.join(DATASETS)}")
     return importlib.import_module(DATASETS[name])
@@ -44,4 +48,7 @@ def dataset(name):
 
 def dataset_of(facts):
     """The module of the data set that shards with this metadata were made of; nuScenes, where nothing is said."""
-    return dataset(facts.get("adapter", DEFAULT))
+    name = facts.get("adapter", DEFAULT)
+    if name not in _READERS:
+        raise SourceError(f"shards of data set {name!r:.40}, which this version does not know")
+    return importlib.import_module(_READERS[name])

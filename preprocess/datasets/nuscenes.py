@@ -17,6 +17,7 @@ from preprocess.frames import transform
 from preprocess.nuscenes import CAMERAS, LIDAR, LIDAR_FIELDS, MIN_DISTANCE_M, RADARS
 from preprocess.pointclouds import parse_lidar, parse_radar, remove_ego_returns
 from preprocess.recipe import CameraFile, KeyframeRecipe, PointFile
+from preprocess.rectify import can_keep
 from preprocess.steps import (
     MAX_KEYFRAME_STEP_US,
     UNIT,
@@ -47,7 +48,7 @@ def lidar_points(data, path, files, facts, found):
     return [remove_ego_returns(parse_lidar(data, path, columns, found)) for _ in files]
 
 
-def radar_points(data, path, file):
+def radar_points(data, path, file, facts):
     """The cloud of a radar's file; see preprocess.datasets."""
     return remove_ego_returns(parse_radar(data, path))
 
@@ -206,6 +207,8 @@ class Dataset:
         rig = NUSCENES.holding(self.cameras, NUSCENES.lidars if lidar else (), self.radars)
         # Without any lidar in the tables a camera's keyframe has to say when the sample was.
         clock = LIDAR if LIDAR in channels else rig.camera_names[rig.reference_slot]
+        if self.options.keep_distortion:
+            rig = replace(rig, cameras=tuple(replace(c, distortion=self._lens(folder, c.name)) for c in rig.cameras))
         names = self.annotations.categories
         try:
             self.rig = replace(rig, clock=clock, keyframe_interval_s=self._keyframe_interval_s(), categories=names)
@@ -219,6 +222,17 @@ class Dataset:
         usual = NUSCENES.keyframe_interval_s
         median = 1e-6 * float(np.median(steps)) if len(steps) else usual
         return usual if abs(median - usual) < 0.2 * usual else round(median, 6)
+
+    def _lens(self, folder, channel):
+        """The distortion that all images of a camera have. Raises SourceError for several, or a tilted one."""
+        rows = (row for row in self.calibration.values() if not isinstance(row, (str, SourceError)))
+        lenses = {row[4] for row in rows if row[0] == channel}
+        if len(lenses) > 1 or not all(map(can_keep, lenses)):
+            why = "differs between its calibrations" if len(lenses) > 1 else "tilts the image plane"
+            raise SourceError(
+                f"{folder}: the distortion of {channel} {why}; leave out --keep-distortion, and it is rectified"
+            )
+        return lenses.pop() if lenses else None
 
     def _reference(self, sample, channel):
         token = self.keyframes.get((sample["token"], channel))
@@ -252,7 +266,7 @@ class Dataset:
         out = []
         for channel in self.cameras:
             frame = self._reference(sample, channel)
-            intrinsics = self.calibration[frame.calibration][3]
+            intrinsics, distortion = self.calibration[frame.calibration][3:]
             out.append(
                 CameraFile(
                     channel,
@@ -264,6 +278,7 @@ class Dataset:
                     intrinsics,
                     self._mounting(frame.calibration),
                     self._pose(frame),
+                    distortion,
                 )
             )
         return out
@@ -286,7 +301,7 @@ class Dataset:
     def _mounting(self, calibration):
         """ego_T_sensor (4, 4) of a calibrated_sensor token."""
         if calibration not in self._mountings:
-            _, rotation, translation, _ = self.calibration[calibration]
+            _, rotation, translation, *_ = self.calibration[calibration]
             self._mountings[calibration] = transform(rotation, translation)
         return self._mountings[calibration]
 

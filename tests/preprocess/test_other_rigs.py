@@ -18,7 +18,7 @@ from preprocess.annotations import visibility_of
 from preprocess.errors import SourceError
 from preprocess.plan import Options, Planner
 from preprocess.verify import verify
-from tests.conftest import call_module
+from tests.conftest import call_module, split_file
 from tests.index_files import load_index
 from tests.preprocess.test_preprocess import loaders
 from tests.preprocessing import rewrite, run_here, says_no, table
@@ -325,3 +325,32 @@ def test_hostile_texts_are_shown_on_one_line_that_nothing_obeys(copy, tmp_path):
         assert all(line.isprintable() and len(line) < 700 for line in lines), lines
     assert results[0].stdout.count("1 of 3 samples left out") == 1 and len(refused.stderr.splitlines()) < 6
     assert json.loads((out / "train.manifest.json").read_bytes())["skipped"][0]["why"].isprintable()
+
+
+def test_images_of_lenses_that_bend_are_rectified_or_keep_their_distortion(copy, tmp_path):
+    lens = {"model": "brown_conrady", "coefficients": [-0.2, 0.05, 0, 0]}
+    sensors = json.loads(table(copy, "sensor").read_bytes())
+    front = next(row["token"] for row in sensors if row["channel"] == "CAM_FRONT")
+
+    def bend(rows):
+        for row in (row for row in rows if row["sensor_token"] == front):
+            row["camera_distortion"] = lens
+
+    rewrite(copy, "calibrated_sensor", bend)
+    made = *split_file(tmp_path, copy), "--train-shards", 1
+    assert run_here(copy, tmp_path / "plain", *made).exit_code == 0
+    assert run_here(copy, tmp_path / "kept", *made, "--keep-distortion").exit_code == 0
+    plain, kept = (load_index(tmp_path / name / "train-000.tar") for name in ("plain", "kept"))
+    assert all(camera.distortion is None for camera in plain.rig.cameras) and "keep_distortion" not in plain.facts
+    assert [camera.name for camera in kept.rig.cameras if camera.distortion] == ["CAM_FRONT"]
+    sources = {path.read_bytes() for path in (copy / "samples" / "CAM_FRONT").iterdir()}
+    assert _images(tmp_path / "kept") <= sources and not _images(tmp_path / "plain") & sources
+    call_module("preprocess.verify", tmp_path / "plain", "--against", copy)
+    rewrite(copy, "calibrated_sensor", lambda rows: rows[0].update(camera_distortion={"model": "brown_conrady"}))
+    assert "camera_distortion is no object of model and coefficients" in says_no(copy, tmp_path / "x")
+
+
+def _images(folder):
+    return {
+        sample["cam_front.jpg"] for sample in webdataset.WebDataset(str(folder / "train-000.tar"), shardshuffle=False)
+    }

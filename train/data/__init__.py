@@ -166,6 +166,12 @@ def make_loader(reader, config, nworkers):
             "can be read anywhere, or order shuffled"
         )
     _check_modalities(reader, config.decode)
+    bent = [camera.name for camera in reader.rig.cameras if camera.distortion is not None]
+    if bent and not config.lenses:
+        raise InputError(
+            f"the images of {bent[0]} keep their distortion, and this network takes cameras for pinholes; make the shards "
+            "without --keep-distortion, or take a network whose Needs say lenses=True, as simple_bev's do"
+        )
     augment = config.augment.of_rig(reader.rig)
     augment.check_reference(config.order.is_train)
     return Loader(reader, config.order, config.decode, augment, config.stage, nworkers)

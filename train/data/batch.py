@@ -70,6 +70,7 @@ class Batch:
     pix_T_stored: (
         torch.Tensor
     )  # (B,T,S,3,3) float32, pixels of imgs from those of the stored images, by which layers go
+    lenses: torch.Tensor | None  # (B,T,S,16) float32, rows of common.lens; None where all cameras are pinholes
     lidar_data: torch.Tensor | None  # (B,T,3,V) float32 ego, all sweeps, the keyframe's first
     lidar_extra: torch.Tensor | None  # (B,T,3,V) float32 intensity, ring, lag; padding -1
     lidar_index: (
@@ -95,6 +96,7 @@ class Batch:
     ref_T_ego: torch.Tensor  # (B,T,4,4) float32; what labels, voxels, masks and pictures go by. A similarity: may scale
     ego_T_camego: torch.Tensor  # (B,T,S,4,4) float32 of a float64 computation
     ego_T_now: torch.Tensor  # (B,T,4,4) float32 of a float64 computation, ego at t from ego at t = 0
+    age_s: torch.Tensor  # (B,T) float32, seconds from t to t = 0: how long ago t was, in windows that look back
     is_real: torch.Tensor  # (B,T) bool, False where it stands in for a keyframe that there is not
     starts: torch.Tensor  # (B,) bool, where a scene starts, or samples come in no order of time
     num_lidar0: torch.Tensor | None  # (B,T) int64
@@ -175,7 +177,8 @@ class Batch:
 
     def __repr__(self):
         lines = [f"Batch of {len(self)}, epoch {self.epoch}"]
-        for each in fields(self):
+        absent = [each.name for each in fields(self) if getattr(self, each.name) is None]
+        for each in (each for each in fields(self) if each.name not in (*absent, "epoch")):
             value = getattr(self, each.name)
             if isinstance(value, torch.Tensor):
                 what = f"{str(tuple(value.shape)):<28}{str(value.dtype).removeprefix('torch.'):<9}{value.device}"
@@ -186,4 +189,5 @@ class Batch:
             else:
                 what = str(value)
             lines.append(f"  {each.name:<16}{what}")
+        lines += [f"  None: {', '.join(absent)}"] * bool(absent)
         return "\n".join(lines)

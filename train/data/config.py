@@ -92,6 +92,8 @@ class AugmentConfig:
     (metres along X and Z); see train.data.bev_augmentation. drop_cameras: the share of cameras that training does without.
     photometric: the most by which it changes colours, see train.data.colours.
 
+    refcam: the reference camera's name, instead of refcam_id.
+
     Without cams, ncams 0 and refcam_id -1 stand for what the rig of the shards has, which `of_rig` puts in.
     """
 
@@ -103,6 +105,7 @@ class AugmentConfig:
     shuffle_cams: bool = True
     refcam_id: int = -1
     crop: str = ""
+    refcam: str = ""
     bev_rotate: float = 0.0
     bev_scale: float = 0.0
     bev_shift: float = 0.0
@@ -146,7 +149,7 @@ class AugmentConfig:
     def of_rig(self, rig):
         """With the cameras, their number and the reference slot of a Rig wherever none was chosen.
 
-        Raises ValueError for a camera that the rig does not have.
+        Raises ValueError for a camera that the rig does not have, or a reference camera that is not among those chosen.
         """
         names = rig.camera_names
         cams = tuple(self.cams or names)
@@ -156,7 +159,11 @@ class AugmentConfig:
         if self.ncams > len(cams):
             raise InputError(f"ncams is {self.ncams}, but there are {len(cams)} cameras; lower it, or give 0 for all")
         reference = self.refcam_id
-        if reference < 0:
+        if self.refcam:
+            if self.refcam not in cams:
+                raise InputError(f"refcam: {self.refcam} is none of the cameras {', '.join(cams)}")
+            reference = cams.index(self.refcam)
+        elif reference < 0:
             own = names[rig.reference_slot]
             reference = cams.index(own) if own in cams else 0
         return replace(self, cams=cams, ncams=self.ncams or len(cams), refcam_id=reference)
@@ -247,6 +254,8 @@ class Wanted:
 
     cameras: False reads no image. frames: how many keyframes of seqlen's windows are loaded, the first ones; None for all.
     get_tids: number tracks. train_only: of SENSORS those that evaluation does not read. layers: as DecodeConfig's.
+    remembers: in streams no past is loaded, since the network has it. lenses: whether it projects by Batch.lenses, so that
+    images may keep their distortion.
     """
 
     cameras: bool = True
@@ -254,11 +263,16 @@ class Wanted:
     get_tids: bool = False
     train_only: tuple = ()
     layers: tuple = ()
+    lenses: bool = True
+    remembers: bool = False
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The whole data path of an experiment. train_only: of "cameras", "lidar", "radar" those that evaluation does not read."""
+    """The whole data path of an experiment.
+
+    train_only: of "cameras", "lidar", "radar" those that evaluation does not read. lenses: see Wanted.
+    """
 
     order: OrderConfig
     decode: DecodeConfig
@@ -266,6 +280,7 @@ class DataConfig:
     stage: StageConfig
     source: SourceConfig
     train_only: tuple = ()
+    lenses: bool = True
 
     @classmethod
     def of(cls, options, device="cpu", *, wanted=None, labels=None, rank=0, world_size=1, is_train=True):
@@ -283,12 +298,21 @@ class DataConfig:
             options.data_aug_conf(),
             shuffle_cams=options.do_shuffle_cams,
             refcam_id=options.refcam_id,
+            refcam=getattr(options, "refcam", ""),
             **{name: getattr(options, name, 0.0) for name in MOST_AUGMENTED},
         )
         labels = tuple(labels) if labels is not None else (LabelSpec.of(options),)
         requests = max(options.requests, options.nworkers)  # waiting for answers takes no cores
         return cls(
-            _named(OrderConfig, options, rank=rank, world_size=world_size, is_train=is_train, frames=wanted.frames),
+            _named(
+                OrderConfig,
+                options,
+                rank=rank,
+                world_size=world_size,
+                is_train=is_train,
+                frames=wanted.frames,
+                past=0 if wanted.remembers and options.order == "streams" else getattr(options, "past", 0),
+            ),
             _named(
                 DecodeConfig,
                 options,
@@ -301,6 +325,7 @@ class DataConfig:
             _named(StageConfig, options, final_hw=augment.final_hw, device=device, get_tids=wanted.get_tids),
             _named(SourceConfig, options, store_options=options.stores, requests=requests),
             tuple(wanted.train_only),
+            wanted.lenses,
         )
 
     @property

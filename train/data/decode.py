@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common.geometry import transform_lrtlist
+from common.lens import lens_row
 from common.map_shapes import MAP_LAYER, decode_shapes
 from common.map_shapes import MEMBERS as MAP_MEMBERS
 from common.record import (
@@ -47,7 +48,8 @@ class Frame:
     sizes_hw: stored height and width of each camera's image. resize_wh, crop_ltrb: what is done to each, (S,2) and (S,4); set
     by who loads it. global_T_ego: float64. lidar, lidar_index, num_lidar0: see lidar_points. maps: by label, LabelMaps.
     box_numbers: of `boxes`. drawn: (n,19) boxes in ref that the first label's maps are of, where these are others than
-    `boxes`; else None. categories: of every box of the keyframe, drawn or not. layers: see _layers.
+    `boxes`; else None. lenses: (S,16) rows of common.lens; None where
+    all are pinholes. categories: of every box of the keyframe, drawn or not. layers: see _layers.
     """
 
     facts: FrameFacts
@@ -70,6 +72,7 @@ class Frame:
     layers: dict = field(default_factory=dict)
     resize_wh: np.ndarray | None = None
     crop_ltrb: np.ndarray | None = None
+    lenses: np.ndarray | None = None
 
 
 def decode_frame(members, key, cams, config, moved_T_ref=None):
@@ -101,6 +104,7 @@ def decode_frame(members, key, cams, config, moved_T_ref=None):
             ego_T_camego=ego_T_camegos(global_T_ego, rows["global_T_ego"]),
             global_T_ego=global_T_ego,
             ref_T_ego=ref_T_ego,
+            lenses=_lenses(rig, cams),
             lidar=lidar[0],
             lidar_index=lidar[1],
             num_lidar0=lidar[2],
@@ -118,6 +122,14 @@ def _cameras(members, sample, cams):
     if missing:
         raise RecordError(f"has no {missing[0]}; leave that camera out of cams")
     return decode_cameras(members[CAMERAS_MEMBER], sample)[[channels.index(c) for c in cams]]
+
+
+def _lenses(rig, cams):
+    """(S,16) float32 of the cameras, None where all are pinholes."""
+    lenses = {camera.name: camera.distortion for camera in rig.cameras}
+    if all(lenses[name] is None for name in cams):
+        return None
+    return np.stack([lens_row(lenses[name]) for name in cams])
 
 
 def _boxes_and_maps(members, key, sample, ref_T_ego, config):

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from common.lens import LENS_SIZE
 from train.augment import moved_intrinsics, pix_T_stored, resample, resample_into, sampling_plan, stacked
 from train.data.augmentation import UNSEEN_PX, colours_of
 from train.data.batch import Batch
 from train.data.buffers import passed
 from train.data.colours import recoloured
-from train.data.frames import ego_T_nows
+from train.data.frames import ages_s, ego_T_nows
 from train.data.images import EncodedImages, NoImages, ResampledImages
 from train.data.layer_members import batched
 from train.data.targets import bev_targets
@@ -19,7 +20,18 @@ from train.errors import DataError
 
 # What every batch takes as it was sent.
 AS_SENT = (
-    *("rots", "trans", "intrins", "pix_T_stored", "egopose", "ref_T_ego", "ego_T_camego", "ego_T_now", "is_real"),
+    *(
+        "rots",
+        "trans",
+        "intrins",
+        "pix_T_stored",
+        "egopose",
+        "ref_T_ego",
+        "ego_T_camego",
+        "ego_T_now",
+        "age_s",
+        "is_real",
+    ),
     *("num_boxes", "lrtlist", "lrtlist_ref", "vislist", "box_class", "box_velocity", "box_numbers"),
 )
 
@@ -122,6 +134,7 @@ class DeviceStage:
             imgs=imgs,
             **{name: sent[name] for name in AS_SENT},
             tidlist=sent.get("tidlist"),
+            lenses=sent.get("lenses"),
             labels=self._labels(maps, sent),
             class_names=self.labels[0].class_names,
             class_weights=tuple(spec.weight for spec in self.labels[0].classes),
@@ -157,10 +170,14 @@ class DeviceStage:
         parcel.copy("ego_T_camego", [f.ego_T_camego for f in frames])
         nows = [ego_T_nows(np.stack([f.global_T_ego for f in window])) for window in loaded.windows]
         parcel.copy("ego_T_now", list(np.concatenate(nows)))
+        times = [[f.facts.timestamp_us for f in window] for window in loaded.windows]
+        parcel.copy("age_s", list(np.concatenate([ages_s(own) for own in times])))
         real = loaded.is_real or [np.ones(len(window), bool) for window in loaded.windows]
         parcel.copy("is_real", list(np.concatenate(real)))
         starts = loaded.starts or [True] * len(loaded.windows)
         parcel.copy("starts", [np.bool_(own) for own in starts])
+        if any(f.lenses is not None for f in frames):
+            parcel.copy("lenses", [_pinholes(f) if f.lenses is None else f.lenses for f in frames])
         self._add_boxes(parcel, loaded)
         self._add_maps(parcel, frames)
         if frames[0].lidar is not None:
@@ -265,6 +282,11 @@ class DeviceStage:
         for spec in self.labels[1:]:
             labels[spec.name] = tuple(sent[f"{what} of {spec.name}"].float() for what in ("seg", "valid"))
         return labels
+
+
+def _pinholes(frame):
+    """Lenses of a frame whose cameras are all pinholes, beside others whose are not."""
+    return np.zeros((len(frame.sizes_hw), LENS_SIZE), np.float32)
 
 
 def _points(frames, sent):

@@ -13,17 +13,8 @@ from train.options import SHARDS, Options
 from train.processes.ranks import say
 
 # What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
-_OF_MODEL = (
-    "sensors",
-    "model",
-    "labels",
-    "grid",
-    "res_scale",
-    "interpolation",
-    "refcam_id",
-    "image_size",
-    "crop",
-    "order",
+_OF_MODEL = frozenset(
+    "sensors model labels grid res_scale interpolation refcam_id refcam cams image_size crop order".split()
 )
 
 
@@ -31,7 +22,7 @@ def read_options(given):
     """Options of the command line over those that the checkpoint records. Raises ValueError."""
     content = checkpoint.peek(given["init_dir"], command=spelled("train.evaluate"))
     recorded = known_options(content.get("options") or {}, given["init_dir"], strict=False)
-    own = [f.name for f in fields(Options) if {f.name, f.metadata["group"]} & set(_OF_MODEL)]
+    own = [f.name for f in fields(Options) if {f.name, f.metadata["group"]} & _OF_MODEL]
     own = {name: recorded[name] for name in own if name in recorded}
     own["interpolation"] = checkpoint.interpolation(content)
     # An empty precision was the default of whatever device the run had.

@@ -78,7 +78,7 @@ def training_bytes(options, image_hw=IMAGE_HW):
         return None
     used, parameters = _used_bytes(options)
     height, width = options.data_aug_conf()["final_dim"]
-    frame = 3 * (options.ncams or CAMERAS)
+    frame = 3 * (options.ncams or len(options.cams) or CAMERAS)
     batch = 4 * options.batch_size * frame * height * width
     threads = [options.nworkers, options.nworkers_val][: 1 + options.do_val]
     # A loader has a frame being decoded in each thread; the batch in use, one that is ready and those on their way.
@@ -104,7 +104,7 @@ def _used_bytes(options):
 
 def _batch(options):
     """A batch of these options' shapes, as the loader gives it."""
-    size, cameras = options.batch_size, options.ncams or CAMERAS
+    size, cameras = options.batch_size, options.ncams or len(options.cams) or CAMERAS
     lidar, radar = POINTS_PER_SWEEP * options.nsweeps, RADAR_POINTS_PER_SWEEP * options.nsweeps
     plane = (options.Z, options.X)
     classes = len(options.classes) or 1

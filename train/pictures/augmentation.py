@@ -1,6 +1,6 @@
 """What a network really gets of one sample: images after crop, mirroring and shuffling, with the boxes where they then lie."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from train.pictures.bev import Ground
 from train.pictures.cameras import draw_camera
 from train.pictures.layout import GAP, beside, captioned, framed, legend, page, stacked, title
 from train.pictures.maps import draw_truth, reach_of
-from train.pictures.view import Camera, View
+from train.pictures.view import View
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ def mirror(camera):
     """The Camera with its image mirrored left to right, and the intrinsics that see it so."""
     flip = np.array([[-1.0, 0, camera.image.shape[1] - 1], [0, 1, 0], [0, 0, 1]])
     image = np.ascontiguousarray(camera.image[:, ::-1])
-    return Camera(camera.name, image, flip @ camera.intrinsics, camera.ego_T_cam)
+    return replace(camera, image=image, intrinsics=flip @ camera.intrinsics)
 
 
 def augmentation_sheet(view, drawn, width=1920):

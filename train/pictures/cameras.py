@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import torch
 
+from common.lens import bend
 from train.pictures.palette import DEPTH_RAMP, FAINT_INK, FAR_M, GROUND, PAGE, colour_of, ramp
 from train.pictures.text import fitting, tag, write
-from train.pictures.view import Camera
 
 NEAR_M = 0.1  # edges are cut here, just before the image plane
 _EDGES = np.array([[0, 1], [1, 2], [2, 3], [3, 0], [4, 5], [5, 6], [6, 7], [7, 4], [0, 4], [1, 5], [2, 6], [3, 7]])
 _FRONT = np.array([0, 1, 2, 3])
+BENT_STEPS = 8  # straight pieces that an edge is drawn in where a lens bends it
 _SHIFT = 4  # OpenCV draws at sixteenths of a pixel
 _FAR_PIXEL = 1 << 16  # beyond this, a corner's pixel is of no use to OpenCV's integers
 
@@ -22,10 +24,25 @@ def in_camera(points, camera):
     return (points - translation) @ rotation
 
 
-def to_pixels(points, intrinsics):
-    """(..., 3) in the camera's frame, Z > 0 -> (..., 2) column and row."""
-    projected = points @ intrinsics.T
-    return projected[..., :2] / projected[..., 2:]
+def to_pixels(points, intrinsics, lens=None):
+    """(..., 3) in the camera's frame, Z > 0 -> (..., 2) column and row. With a lens, (n, 3); NaN where it does not see."""
+    if lens is None:
+        projected = points @ intrinsics.T
+        return projected[..., :2] / projected[..., 2:]
+    x, y, seen = (v.numpy() for v in bend(torch.from_numpy(points), torch.from_numpy(lens.astype(float))))
+    bent = np.stack([x, y, np.ones_like(x)], -1) @ intrinsics.T
+    return np.where(seen[:, None], bent[:, :2], np.nan)
+
+
+def _lines(starts, ends, camera):
+    """Pixels (n, 2) of the ends of the lines that edges (n, 3) to (n, 3) are in the image; short ones, where a lens bends."""
+    if camera.lens is not None:
+        steps = np.linspace(0, 1, BENT_STEPS + 1)[:, None, None]
+        along = starts + steps * (ends - starts)
+        starts, ends = along[:-1].reshape(-1, 3), along[1:].reshape(-1, 3)
+    starts, ends = (to_pixels(points, camera.intrinsics, camera.lens) for points in (starts, ends))
+    seen = np.isfinite(starts).all(1) & np.isfinite(ends).all(1)
+    return starts[seen], ends[seen]
 
 
 def clip_edges(starts, ends, near=NEAR_M):
@@ -61,7 +78,7 @@ def draw_boxes(camera, boxes, thickness=1):
         layer = sharp.copy() if dim else sharp
         for n in order:
             if (boxes.visibility[n] == 1) == dim:
-                _draw_box(layer, corners[n], camera.intrinsics, colour_of(boxes.categories[n]), thickness)
+                _draw_box(layer, corners[n], camera, colour_of(boxes.categories[n]), thickness)
         if dim:
             sharp = cv2.addWeighted(layer, 0.45, sharp, 0.55, 0)
     return sharp
@@ -74,19 +91,21 @@ def _is_seen(corners, camera):
         return False
     if len(ahead) < len(corners):
         return True
-    pixels = to_pixels(ahead, camera.intrinsics)
+    pixels = to_pixels(ahead, camera.intrinsics, camera.lens)
+    pixels = pixels[np.isfinite(pixels).all(1)]
+    if not len(pixels):
+        return False
     height, width = camera.image.shape[:2]
     return bool((pixels.max(0) >= 0).all() and (pixels.min(0) < [width, height]).all())
 
 
-def _draw_box(image, corners, intrinsics, colour, thickness):
+def _draw_box(image, corners, camera, colour, thickness):
     front = clip_polygon(corners[_FRONT])
-    if len(front) > 2:
-        _tint(image, to_pixels(front, intrinsics), colour)
+    outline = to_pixels(front, camera.intrinsics, camera.lens) if len(front) > 2 else np.full((1, 2), np.nan)
+    if np.isfinite(outline).all():
+        _tint(image, outline, colour)
     kept, starts, ends = clip_edges(corners[_EDGES[:, 0]], corners[_EDGES[:, 1]])
-    for start, end in zip(
-        _fixed(to_pixels(starts[kept], intrinsics)), _fixed(to_pixels(ends[kept], intrinsics)), strict=True
-    ):
+    for start, end in zip(*map(_fixed, _lines(starts[kept], ends[kept], camera)), strict=True):
         cv2.line(image, start, end, colour, thickness, cv2.LINE_AA, _SHIFT)
 
 
@@ -116,7 +135,7 @@ def resized(camera, width, height):
     smaller = cv2.INTER_AREA if width < columns else cv2.INTER_LINEAR
     image = cv2.resize(camera.image, (width, height), interpolation=smaller)
     scale = np.array([width / columns, height / rows, 1.0])
-    return Camera(camera.name, image, camera.intrinsics * scale[:, None], camera.ego_T_cam)
+    return replace(camera, image=image, intrinsics=camera.intrinsics * scale[:, None])
 
 
 def draw_points(camera, points, radius=0):
@@ -128,7 +147,7 @@ def draw_points(camera, points, radius=0):
     seen = in_camera(points.T, camera)
     seen = seen[seen[:, 2] > NEAR_M]
     height, width = camera.image.shape[:2]
-    places = to_pixels(seen, camera.intrinsics)
+    places = to_pixels(seen, camera.intrinsics, camera.lens)
     inside = ((places >= 0) & (places < [width, height])).all(1)
     places, depth = np.floor(places[inside]).astype(int), seen[inside, 2]
     order = np.argsort(-depth, kind="stable")

@@ -21,6 +21,13 @@ PANELS_PX = 1200
 _POINTS_AN_EDGE = 16
 
 
+def _model_of(distortion):
+    """Foxglove's name of a lens, and how many of its coefficients that has."""
+    if distortion.model == "kannala_brandt":
+        return "kannala_brandt", 4
+    return ("plumb_bob", 5) if len(distortion.coefficients) <= 5 else ("rational_polynomial", 8)
+
+
 def write_recording(path, frames):
     """Write keyframes to `path`; the file gets its name when it is whole. Returns their number.
 
@@ -109,9 +116,13 @@ class _Messages:
         yield "/pose", self._transform("global", "ego", np.array(sample["global_T_ego"], float), stamp_ns)
         rows = decode_cameras(members[CAMERAS_MEMBER], sample)
         rows = dict(zip([camera["channel"] for camera in sample["cameras"]], rows, strict=True))
+        lenses = {camera.name: camera.distortion for camera in view.rig.cameras}
         for camera in view.cameras:
             yield "/pose", self._transform("ego", camera.name, camera.ego_T_cam, stamp_ns)
-            yield f"/{camera.name}/calibration", self._calibration(camera.name, rows[camera.name], stamp_ns)
+            yield (
+                f"/{camera.name}/calibration",
+                self._calibration(camera.name, rows[camera.name], lenses.get(camera.name), stamp_ns),
+            )
             yield (
                 f"/{camera.name}/image",
                 self._image(camera.name, members[image_member(camera.name)], "jpeg", stamp_ns),
@@ -147,9 +158,13 @@ class _Messages:
         message.translation.x, message.translation.y, message.translation.z = parent_T_child[:3, 3].tolist()
         return message
 
-    def _calibration(self, name, row, stamp_ns):
+    def _calibration(self, name, row, distortion, stamp_ns):
         message = self._stamped(self.Calibration, name, stamp_ns)
         message.width, message.height = int(row["width"]), int(row["height"])
+        if distortion is not None:
+            model, count = _model_of(distortion)
+            message.distortion_model = model
+            message.D.extend([*distortion.coefficients, 0.0][:count])
         message.K.extend(row["intrinsics"].ravel().tolist())
         message.R.extend(np.eye(3).ravel().tolist())
         message.P.extend(np.pad(row["intrinsics"], ((0, 0), (0, 1))).ravel().tolist())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import simplejpeg
 
+from common.lens import lens_row
 from common.record import (
     BOXES_MEMBER,
     CAMERAS_MEMBER,
@@ -27,12 +28,16 @@ from common.rigid import rigid_inverse
 
 @dataclass(frozen=True)
 class Camera:
-    """image (H,W,3) uint8 RGB; intrinsics (3,3), its pixels from cam; ego_T_cam (4,4)."""
+    """image (H,W,3) uint8 RGB; intrinsics (3,3), its pixels from cam; ego_T_cam (4,4).
+
+    lens: (16,) row of common.lens; None for a pinhole.
+    """
 
     name: str
     image: np.ndarray
     intrinsics: np.ndarray
     ego_T_cam: np.ndarray
+    lens: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -147,8 +152,9 @@ def view_of_record(key, members, width=None):
         rows = decode_cameras(members[CAMERAS_MEMBER], sample)
         global_T_ego = np.asarray(sample["global_T_ego"], float)
         names, rig = [camera["channel"] for camera in sample["cameras"]], rig_of(sample["facts"], sample["schema"])
+        lenses = {c.name: None if c.distortion is None else lens_row(c.distortion) for c in rig.cameras}
         cameras = [
-            _camera(name, members[image_member(name)], row, global_T_ego, width)
+            replace(_camera(name, members[image_member(name)], row, global_T_ego, width), lens=lenses[name])
             for name, row in zip(names, rows, strict=True)
             if image_member(name) in members
         ]
@@ -239,7 +245,8 @@ def _cameras_of_batch(batch, sample):
         ego_T_cam = array_of(batch.ego_T_camego[sample, 0]) @ ego_T_cam
     images = (array_of(batch.imgs[sample, 0]).transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
     intrinsics = array_of(batch.intrins[sample, 0])[:, :3, :3]
-    cameras = zip(batch.cams[sample], np.ascontiguousarray(images), intrinsics, ego_T_cam, strict=True)
+    lenses = [None] * len(images) if batch.lenses is None else array_of(batch.lenses[sample, 0])
+    cameras = zip(batch.cams[sample], np.ascontiguousarray(images), intrinsics, ego_T_cam, lenses, strict=True)
     return tuple(Camera(*camera) for camera in cameras)
 
 

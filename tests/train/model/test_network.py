@@ -339,7 +339,7 @@ def test_networks_are_found_by_name_and_wrong_ones_told(tmp_path, monkeypatch):
     (tmp_path / "nets.py").write_text("import missing_thing\n")
     monkeypatch.syspath_prepend(tmp_path)
     for name, told in (
-        ("segnet", "one of simple_bev, or package.module:factory"),
+        ("segnet", "one of simple_bev, .*or package.module:factory"),
         ("absent.nets:build", "no module absent.nets; run in the folder that holds it"),
         ("train.model.simple_bev:absent", "has no function or class absent"),
     ):

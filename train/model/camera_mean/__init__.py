@@ -13,7 +13,7 @@ UNPROJECTIONS = ("fused", "plain")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-def camera_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips=None, unprojection="fused"):
+def camera_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips=None, unprojection="fused", lenses=None):
     """Mean over cameras of features unprojected into the grid. Geometry is float32 whatever the autocast.
 
     Args:
@@ -21,16 +21,18 @@ def camera_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips=None, unprojectio
         flips: Flips whose image flips the features have and shall lose, and whose BEV flips the result shall have.
         unprojection: "fused" gathers what the cameras see and counts a camera where its weights are not all zero;
             "plain" samples each camera's whole volume, and counts it channel by channel where features are not zero.
+        lenses: (B,S,LENS_SIZE+6) of cameras that bend, see common.vox.project; None for pinholes.
     Returns:
         (B,C,Z,Y,X). Fused: in the features' dtype, summed in float32 at least, a voxel's features side by side in memory.
         Plain: float32, float64 for float64 features.
     """
-    mean = reference_mean if unprojection == "plain" else _fused_for(feats)
+    mean = reference_mean if unprojection == "plain" else _fused_for(feats, lenses is not None)
+    bent = {} if lenses is None else {"lenses": lenses}
     with torch.autocast(feats.device.type, enabled=False):
-        return mean(feats, pix_T_refs, cams_T_ref, vox_util, flips)
+        return mean(feats, pix_T_refs, cams_T_ref, vox_util, flips, **bent)
 
 
-def convolved_mean(feats, pix_T_refs, cams_T_ref, vox_util, kernels, flips=None, unprojection="fused"):
+def convolved_mean(feats, pix_T_refs, cams_T_ref, vox_util, kernels, flips=None, unprojection="fused", lenses=None):
     """The sum over heights y of conv2d(camera_mean[..., y, :], kernels[y]), padded to keep the size.
 
     On the CPU the fused way never holds the whole mean. Arguments as camera_mean's, and kernels (Y,O,C,k,k), k odd.
@@ -40,8 +42,8 @@ def convolved_mean(feats, pix_T_refs, cams_T_ref, vox_util, kernels, flips=None,
     """
     if unprojection == "fused" and feats.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):
-            return cpu_conv(feats, pix_T_refs, cams_T_ref, vox_util, kernels, flips)
-    volume = camera_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips, unprojection)
+            return cpu_conv(feats, pix_T_refs, cams_T_ref, vox_util, kernels, flips, lenses)
+    volume = camera_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips, unprojection, lenses)
     return F.conv2d(_heights_as_channels(volume), kernels.transpose(0, 1).flatten(1, 2), padding=kernels.shape[-1] // 2)
 
 
@@ -54,10 +56,11 @@ def _heights_as_channels(volume):
     return volume.permute(0, 2, 4, 3, 1).flatten(3).permute(0, 3, 1, 2)
 
 
-def _fused_for(feats):
+def _fused_for(feats, bent):
+    """The fused way for these features; the Triton kernel projects by pinholes alone."""
     if feats.device.type == "cpu":
         return cpu_mean
-    if feats.is_cuda and HAS_TRITON and not torch.are_deterministic_algorithms_enabled():
+    if feats.is_cuda and HAS_TRITON and not bent and not torch.are_deterministic_algorithms_enabled():
         from train.model.camera_mean.triton import DTYPES, triton_mean
 
         if feats.dtype in DTYPES:

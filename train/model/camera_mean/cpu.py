@@ -22,16 +22,16 @@ CORNERS = 4
 PIECE_ROWS = 16384
 
 
-def cpu_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips=None):
+def cpu_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips=None, lenses=None):
     """As camera_mean, for tensors on the CPU."""
-    table, *pairs = _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips)
+    table, *pairs = _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips, lenses)
     volume = gather_bags(table, *pairs)
     return volume.view(vox_util.Y, feats.shape[0], vox_util.Z, vox_util.X, -1).permute(1, 4, 2, 0, 3)
 
 
-def cpu_conv(feats, pix_T_refs, cams_T_ref, vox_util, kernels, flips=None):
+def cpu_conv(feats, pix_T_refs, cams_T_ref, vox_util, kernels, flips=None, lenses=None):
     """As convolved_mean, for tensors on the CPU."""
-    table, *pairs = _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips)
+    table, *pairs = _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips, lenses)
     return HeightByHeight.apply(table, kernels.to(table.dtype), *pairs, (feats.shape[0], vox_util.Z, vox_util.X))
 
 
@@ -58,18 +58,19 @@ class HeightByHeight(torch.autograd.Function):
         table, kernels, pixels, weights, starts = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         padding = [kernels.shape[-1] // 2] * 2
-        of_table, of_kernels = 0, []
+        of_table, of_kernels, wanted = 0, [], ctx.needs_input_grad[0]
         for own, kernel in zip(_by_height(starts, kernels.shape[0]), kernels, strict=True):
             plane = _plane(gather_bags(table, pixels, weights, own), ctx.shape)
             # Stride and dilation 1, not transposed, one group; of input and weight, not of a bias.
             of_plane, of_kernel, _ = torch.ops.aten.convolution_backward(
-                grad, plane, kernel, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [True, True, False]
+                grad, plane, kernel, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [wanted, True, False]
             )
             del plane
-            rows = of_plane.permute(0, 2, 3, 1).reshape(-1, table.shape[1])
-            of_table = scatter_bags(rows, pixels, weights, own, table.shape[0]).to(weights.dtype) + of_table
             of_kernels.append(of_kernel)
-        return of_table.to(table.dtype), torch.stack(of_kernels), None, None, None, None
+            if wanted:
+                rows = of_plane.permute(0, 2, 3, 1).reshape(-1, table.shape[1])
+                of_table = scatter_bags(rows, pixels, weights, own, table.shape[0]).to(weights.dtype) + of_table
+        return of_table.to(table.dtype) if wanted else None, torch.stack(of_kernels), None, None, None, None
 
 
 def _by_height(starts, heights):
@@ -83,7 +84,7 @@ def _plane(rows, shape):
     return rows.view(*shape, -1).permute(0, 3, 1, 2)
 
 
-def _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips):
+def _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips, lenses):
     """The features (B*S*h*w,C), one pixel per row, and what find_pairs gives."""
     table = feats.permute(0, 1, 3, 4, 2).reshape(-1, feats.shape[2])
     flags = (None, None, None) if flips is None else (flips.image, flips.bev_x, flips.bev_z)
@@ -95,6 +96,7 @@ def _table_and_pairs(feats, pix_T_refs, cams_T_ref, vox_util, flips):
         [vox_util.Z, vox_util.Y, vox_util.X],
         list(feats.shape[-2:]),
         torch.float64 if feats.dtype == torch.float64 else torch.float32,
+        None if lenses is None else lenses.detach(),
     )
     return table, *pairs
 
@@ -110,6 +112,7 @@ def find_pairs(
     grid_shape: list[int],
     feat_hw: list[int],
     dtype: torch.dtype,
+    lenses: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Bags of weighted pixels, one a voxel.
 
@@ -121,7 +124,8 @@ def find_pairs(
         bag begins in them. What lies behind the last bag is not initialised.
     """
     (batch, cameras), (depth, height_y, width_x), (height, width) = pix_T_refs.shape[:2], grid_shape, feat_hw
-    x, y, valid = project(centers, pix_T_refs.flatten(0, 1), cams_T_ref.flatten(0, 1), feat_hw)
+    lenses = None if lenses is None else lenses.flatten(0, 1)
+    x, y, valid = project(centers, pix_T_refs.flatten(0, 1), cams_T_ref.flatten(0, 1), feat_hw, lenses)
     # Flipped as voxels are: the order of bags is that of the flipped volume.
     valid = valid.view(batch, cameras, depth, height_y, width_x)
     valid = _flip_items(_flip_items(valid, flip_x, -1), flip_z, -3)
@@ -175,7 +179,7 @@ def _flip_items(x, which, dim):
 
 
 @find_pairs.register_fake
-def _(pix_T_refs, cams_T_ref, centers, image_flip, flip_x, flip_z, grid_shape, feat_hw, dtype):
+def _(pix_T_refs, cams_T_ref, centers, image_flip, flip_x, flip_z, grid_shape, feat_hw, dtype, lenses=None):
     bags = pix_T_refs.shape[0] * centers.shape[0]
     size = bags * pix_T_refs.shape[1] * CORNERS
     return (

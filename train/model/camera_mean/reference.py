@@ -47,11 +47,13 @@ def _precise(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def reference_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips=None):
+def reference_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips=None, lenses=None):
     """As camera_mean; (B,C,Z,Y,X) float32, float64 for float64 features."""
     batch, cameras = feats.shape[:2]
     with torch.no_grad():
-        grids, valid = vox_util.sampling_grid(pix_T_refs.flatten(0, 1), cams_T_ref.flatten(0, 1), feats.shape[-2:])
+        lenses = None if lenses is None else lenses.flatten(0, 1)
+        geometry = pix_T_refs.flatten(0, 1), cams_T_ref.flatten(0, 1)
+        grids, valid = vox_util.sampling_grid(*geometry, feats.shape[-2:], lenses)
         grids = grids.unflatten(0, (batch, cameras))
         valid = valid.flatten(2, 3).unflatten(0, (batch, cameras))
     if flips is not None:
