@@ -20,6 +20,7 @@ from train.evaluation.files import THUMBNAILS, read_json, write_collected, write
 from train.evaluation.gallery import chosen_rows
 from train.evaluation.robustness import baseline_ious, evaluate_damaged, robustness
 from train.evaluation.table import lines_of, robustness_lines, scalars, score_lines
+from train.exporting.beside import Beside
 from train.jobs.evaluation_options import read_options
 from train.jobs.evaluation_parts import opening, prepare
 from train.jobs.launch import launch
@@ -43,7 +44,7 @@ def evaluate_run(given, choices):
 class Evaluation:
     """One process's part of the command: called with the options and its World.
 
-    choices: out, pictures, robustness and baseline, as the command line has them; with robustness off, see `damages`.
+    choices: out, pictures, robustness, baseline and exported, as the command line has them; with robustness off, see `damages`.
     """
 
     choices: dict
@@ -52,7 +53,9 @@ class Evaluation:
         parts = world.together(lambda: prepare(options, world))
         world.together(lambda: check_same_run(parts.options, parts.step, world))
         world.together(lambda: check_same_shards((None, parts.loader), world))
-        out = Path(self.choices["out"] or parts.folder / "eval")
+        if exported := self.choices.get("exported"):
+            parts.network = Beside(exported, parts.network.eval(), parts.loader, parts.grid)
+        out = Path(self.choices["out"] or (Path(exported).parent if exported else parts.folder) / "eval")
         world.together(lambda: world.leads and _check_folders(out, _curves(parts)))
         if world.leads:
             say(opening(parts, world))
@@ -95,6 +98,8 @@ class Evaluation:
                 )
         else:
             click.echo(f"{start}; the network gives no seg, so there is no IoU")
+        if self.choices.get("exported"):
+            click.echo("\n".join(parts.network.lines()))
         lines = lines_of(whole, headline, figures) if headline else []
         for line in [*lines, *score_lines(whole.scores), *(robustness_lines(damaged) if damaged else ())]:
             click.echo(line)

@@ -79,6 +79,7 @@ class Parts:
             "shards": {str(index.tar): index.tar_sha256 for index in self.loader.reader.indexes},
             "checkpoint": str(self.path),
             "step": self.step,
+            "exported": getattr(self.network, "facts", None),
             "grid": f"{self.options.Z}x{self.options.Y}x{self.options.X} over {self.options.bounds}",
             "precision": self.options.precision,
             "parameters": sum(p.numel() for p in self.network.parameters()),
