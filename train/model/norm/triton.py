@@ -3,7 +3,8 @@
 torch reads and writes a channels-last tensor of a training step ten times for batch norm, sum and ReLU, forward and backward,
 its statistics at a quarter of an H100's bandwidth, and copies it to and fro for instance norm. Here it is eight at most, all at
 the memory's speed. Statistics are sums of differences from the first row, in float32 whatever the tensor is, part by part and
-then over the parts: the same bits in every run.
+then over the parts: the same bits in every run. Loops over sizes are written with `while`, since Triton 3.6 cannot interpret
+others beside NumPy 2.5.
 
 A tensor is (G, R, C): G groups of R rows of C channels, and each group's channel is normalised by itself. Batch norm has one
 group of N*H*W rows, instance norm has N of H*W.
@@ -58,12 +59,14 @@ def moments_kernel(x, sums, R, C, rows_each, BLOCK_R: tl.constexpr, BLOCK_C: tl.
     squares = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     begin = part * rows_each
     end = tl.minimum(begin + rows_each, R)
-    for row in range(begin, end, BLOCK_R):
+    row = begin
+    while row < end:
         inside = ((row + tl.arange(0, BLOCK_R)) < end)[:, None] & own[None, :]
         values = tl.load(base + _place(row, C, channels, BLOCK_R), mask=inside, other=0.0).to(tl.float32)
         values = tl.where(inside, values - first[None, :], 0.0)
         total += values
         squares += values * values
+        row += BLOCK_R
     place = sums + ((group * tl.num_programs(1) + part) * 2).to(tl.int64) * C + channels
     tl.store(place, tl.sum(total, 0), mask=own)
     tl.store(place + C, tl.sum(squares, 0), mask=own)
@@ -74,12 +77,14 @@ def _over_parts(sums, group, parts, C, channels, own, BLOCK_P: tl.constexpr, BLO
     """Both sums over all parts of a group."""
     one = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     two = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for first in range(0, parts, BLOCK_P):
+    first = group * 0
+    while first < parts:
         part = first + tl.arange(0, BLOCK_P)
         inside = (part < parts)[:, None] & own[None, :]
         place = sums + ((group * parts + part) * 2)[:, None].to(tl.int64) * C + channels[None, :]
         one += tl.load(place, mask=inside, other=0.0)
         two += tl.load(place + C, mask=inside, other=0.0)
+        first += BLOCK_P
     return tl.sum(one, 0), tl.sum(two, 0)
 
 
@@ -170,7 +175,8 @@ def gradient_sums_kernel(
     products = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     begin = part * rows_each
     end = tl.minimum(begin + rows_each, R)
-    for row in range(begin, end, BLOCK_R):
+    row = begin
+    while row < end:
         inside = ((row + tl.arange(0, BLOCK_R)) < end)[:, None] & own[None, :]
         place = base + _place(row, C, channels, BLOCK_R)
         values = _normalised(tl.load(x + place, mask=inside, other=0.0), mu, sigma)
@@ -180,6 +186,7 @@ def gradient_sums_kernel(
             tl.store(passed + place, given.to(passed.dtype.element_ty), mask=inside)
         total += given
         products += given * values
+        row += BLOCK_R
     place = sums + ((group * tl.num_programs(1) + part) * 2).to(tl.int64) * C + channels
     tl.store(place, tl.sum(total, 0), mask=own)
     tl.store(place + C, tl.sum(products, 0), mask=own)
