@@ -22,7 +22,7 @@ from tests.conftest import REPOSITORY, call_module
 from tests.processes.client import run
 from train import checkpoint, show
 from train.jobs import showing
-from train.jobs.evaluating import read_options
+from train.jobs.evaluation_options import read_options
 from train.jobs.training import from_run
 from train.loop import Trainer, is_better
 from train.loss import Normaliser, default_loss

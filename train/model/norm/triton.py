@@ -3,7 +3,8 @@
 torch reads and writes a channels-last tensor of a training step ten times for batch norm, sum and ReLU, forward and backward,
 its statistics at a quarter of an H100's bandwidth, and copies it to and fro for instance norm. Here it is eight at most, all at
 the memory's speed. Statistics are sums of differences from the first row, in float32 whatever the tensor is, part by part and
-then over the parts: the same bits in every run.
+then over the parts: the same bits in every run. Loops over sizes are written with `while`, since Triton 3.6 cannot interpret
+others beside NumPy 2.5.
 
 A tensor is (G, R, C): G groups of R rows of C channels, and each group's channel is normalised by itself. Batch norm has one
 group of N*H*W rows, instance norm has N of H*W.
@@ -14,6 +15,8 @@ from contextlib import nullcontext
 import torch
 import triton
 import triton.language as tl
+
+from train.model.operators import operator
 
 BLOCK_ROWS, BLOCK_CHANNELS = 32, 128  # measured on an H100 against 8 and 16 rows
 ROWS_PER_PROGRAM = 128  # of the kernels that write a tensor
@@ -58,12 +61,14 @@ def moments_kernel(x, sums, R, C, rows_each, BLOCK_R: tl.constexpr, BLOCK_C: tl.
     squares = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     begin = part * rows_each
     end = tl.minimum(begin + rows_each, R)
-    for row in range(begin, end, BLOCK_R):
+    row = begin
+    while row < end:
         inside = ((row + tl.arange(0, BLOCK_R)) < end)[:, None] & own[None, :]
         values = tl.load(base + _place(row, C, channels, BLOCK_R), mask=inside, other=0.0).to(tl.float32)
         values = tl.where(inside, values - first[None, :], 0.0)
         total += values
         squares += values * values
+        row += BLOCK_R
     place = sums + ((group * tl.num_programs(1) + part) * 2).to(tl.int64) * C + channels
     tl.store(place, tl.sum(total, 0), mask=own)
     tl.store(place + C, tl.sum(squares, 0), mask=own)
@@ -74,12 +79,14 @@ def _over_parts(sums, group, parts, C, channels, own, BLOCK_P: tl.constexpr, BLO
     """Both sums over all parts of a group."""
     one = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     two = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for first in range(0, parts, BLOCK_P):
+    first = group * 0
+    while first < parts:
         part = first + tl.arange(0, BLOCK_P)
         inside = (part < parts)[:, None] & own[None, :]
         place = sums + ((group * parts + part) * 2)[:, None].to(tl.int64) * C + channels[None, :]
         one += tl.load(place, mask=inside, other=0.0)
         two += tl.load(place + C, mask=inside, other=0.0)
+        first += BLOCK_P
     return tl.sum(one, 0), tl.sum(two, 0)
 
 
@@ -170,7 +177,8 @@ def gradient_sums_kernel(
     products = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     begin = part * rows_each
     end = tl.minimum(begin + rows_each, R)
-    for row in range(begin, end, BLOCK_R):
+    row = begin
+    while row < end:
         inside = ((row + tl.arange(0, BLOCK_R)) < end)[:, None] & own[None, :]
         place = base + _place(row, C, channels, BLOCK_R)
         values = _normalised(tl.load(x + place, mask=inside, other=0.0), mu, sigma)
@@ -180,6 +188,7 @@ def gradient_sums_kernel(
             tl.store(passed + place, given.to(passed.dtype.element_ty), mask=inside)
         total += given
         products += given * values
+        row += BLOCK_R
     place = sums + ((group * tl.num_programs(1) + part) * 2).to(tl.int64) * C + channels
     tl.store(place, tl.sum(total, 0), mask=own)
     tl.store(place + C, tl.sum(products, 0), mask=own)
@@ -222,18 +231,6 @@ def gradient_kernel(
         tl.store(out + place, result.to(out.dtype.element_ty), mask=inside)
 
 
-# Plain operators, not torch.library.custom_op, whose wrappers cost the host more than the kernels take on small tensors.
-_LIBRARY = torch.library.Library("bevshards", "FRAGMENT")
-_LIBRARY.define(
-    "normalise(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-    "Tensor(c!)? batches, bool by_item, bool relu, float eps, float momentum) -> (Tensor, Tensor, Tensor)"
-)
-_LIBRARY.define(
-    "normalise_backward(Tensor grad, Tensor x, Tensor? y, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
-    "bool by_item, bool relu) -> (Tensor, Tensor, Tensor)"
-)
-
-
 def _normalise(x, weight, bias, residual, running_mean, running_var, batches, by_item, relu, eps, momentum):
     rows = _Rows(x, by_item)
     y, mean, rstd = _new_normalised(x, by_item)
@@ -254,8 +251,7 @@ def _new_normalised(x, by_item):
     return torch.empty_like(x, memory_format=torch.channels_last), mean, rstd
 
 
-@torch.library.register_fake("bevshards::normalise", lib=_LIBRARY)
-def _(x, weight, bias, residual, running_mean, running_var, batches, by_item, relu, eps, momentum):
+def _fake_normalise(x, weight, bias, residual, running_mean, running_var, batches, by_item, relu, eps, momentum):
     return _new_normalised(x, by_item)
 
 
@@ -286,16 +282,22 @@ def _new_gradients(x, y, mean):
     return out, passed, x.new_empty((mean.shape[0], 2, mean.shape[1]), dtype=torch.float32)
 
 
-@torch.library.register_fake("bevshards::normalise_backward", lib=_LIBRARY)
-def _(grad, x, y, mean, rstd, weight, bias, by_item, relu):
+def _fake_normalise_backward(grad, x, y, mean, rstd, weight, bias, by_item, relu):
     return _new_gradients(x, y, mean)
 
 
-for _kind in ("CUDA", "CPU"):  # on the CPU they run under Triton's interpreter
-    _LIBRARY.impl("normalise", _normalise, _kind)
-    _LIBRARY.impl("normalise_backward", _normalise_backward, _kind)
-_NORMALISE = torch.ops.bevshards.normalise.default
-_NORMALISE_BACKWARD = torch.ops.bevshards.normalise_backward.default
+_NORMALISE = operator(
+    "normalise(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+    "Tensor(c!)? batches, bool by_item, bool relu, float eps, float momentum) -> (Tensor, Tensor, Tensor)",
+    _normalise,
+    _fake_normalise,
+)
+_NORMALISE_BACKWARD = operator(
+    "normalise_backward(Tensor grad, Tensor x, Tensor? y, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
+    "bool by_item, bool relu) -> (Tensor, Tensor, Tensor)",
+    _normalise_backward,
+    _fake_normalise_backward,
+)
 
 
 def normalise(x, affine, residual, running, by_item, relu, eps):
