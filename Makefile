@@ -95,4 +95,4 @@ bench-gpu: $(STAMP)  ## everything that only a CUDA device can tell, into bench-
 	$(PY) -m tests.bench.gpu --out bench-gpu $(ARGS)
 
 clean:  ## remove what make demo wrote (never your shards or checkpoints)
-	rm -rf demo demo.png demo-quick demo-quick.png
+	rm -rf demo demo.png demo-quick demo-quick.png demo-maps demo-maps.png

@@ -109,7 +109,7 @@ class VoxUtil:
             inside = inside & (mem[..., axis] - padding > -0.5) & (mem[..., axis] + padding < cells - 0.5)
         return inside
 
-    def _voxel_of(self, xyz, valid):
+    def voxel_of(self, xyz, valid):
         """(B, N) int64 flat voxel of each point; Z*Y*X, one past the last, for points that fill none."""
         mem = self.ref_to_mem(xyz)
         origin = self.ref_to_mem(torch.zeros(3, device=xyz.device))
@@ -128,16 +128,16 @@ class VoxUtil:
         valid: (B, N) bool, False for padding. Points out of bounds or at the origin fill nothing, and voxel (0, 0, 0)
         is always empty.
         """
-        voxel = self._voxel_of(xyz, valid)
+        voxel = self.voxel_of(xyz, valid)
         out = torch.zeros((xyz.shape[0], self.Z * self.Y * self.X + 1), device=xyz.device)
-        return self._grid(out.scatter_(1, voxel, 1.0)[:, :-1, None])
+        return self.from_flat(out.scatter_(1, voxel, 1.0)[:, :-1, None])
 
     def voxelize_xyz_and_feats(self, xyz, feats, valid=None):
         """Features (B, D, Z, Y, X) float32 of points (B, N, 3) with feats (B, N, D).
 
         Where points share a voxel, the last in stored order wins, on every device alike.
         """
-        voxel = self._voxel_of(xyz, valid)
+        voxel = self.voxel_of(xyz, valid)
         batch, count, _ = feats.shape
         cells = self.Z * self.Y * self.X
         # The highest point number per voxel sees: scatter with duplicates would be a race on CUDA.
@@ -145,9 +145,10 @@ class VoxUtil:
         last = torch.zeros((batch, cells + 1), dtype=torch.int64, device=xyz.device)
         last = last.scatter_reduce(1, voxel, number, "amax")[:, :-1]
         padded = torch.cat([torch.zeros_like(feats[:, :1]), feats], 1).float()
-        return self._grid(padded.gather(1, last[..., None].expand(-1, -1, feats.shape[-1])))
+        return self.from_flat(padded.gather(1, last[..., None].expand(-1, -1, feats.shape[-1])))
 
-    def _grid(self, flat):
+    def from_flat(self, flat):
+        """Of every voxel (B, Z*Y*X, D) -> (B, D, Z, Y, X)."""
         return flat.unflatten(1, (self.Z, self.Y, self.X)).permute(0, 4, 1, 2, 3)
 
     def centers_ref(self, device):

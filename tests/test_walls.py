@@ -15,16 +15,17 @@ FORBIDDEN = {
 EXCEPTION = ("common.entry", "preprocess.writer")
 # What a module or folder of train/ must not know: everything that stands above it.
 COMMANDS = {
-    *("run", "evaluate", "compare", "show", "report", "demo", "doctor"),
+    *("run", "evaluate", "compare", "show", "report", "demo", "doctor", "export"),
     "jobs",  # what these do once torch is loaded
     *("command", "paths", "setup", "samples", "agreement"),
 }
 RUNNING = COMMANDS | {"loop", "monitor.console"}
-EVALUATING = {"evaluation", "step", "model.forward"}
+EVALUATING = {"evaluation", "exporting", "step", "model.forward"}
 ABOVE = {
     "loop": COMMANDS,
     "monitor.console": COMMANDS | {"loop"},
     "evaluation": RUNNING | {"step", "options"},
+    "exporting": RUNNING | {"evaluation", "step", "options"},
     "step": RUNNING | {"evaluation", "options"},
     "model.forward": RUNNING | {"evaluation", "step", "options"},
     "options": RUNNING | EVALUATING | {"data", "checkpoint", "processes.distributed"},

@@ -214,14 +214,14 @@ def resample(images, plan, final_hw, interpolation, dtype=None):
         )
     if dtype is None:
         dtype = torch.float16 if images.device.type == "cuda" else torch.float32
-    rows = _weights(plan[:, 0], height, images.shape[1]).to(dtype)
-    columns = _weights(plan[:, 1], width, images.shape[2]).to(dtype)
+    rows = resample_weights(plan[:, 0], height, images.shape[1]).to(dtype)
+    columns = resample_weights(plan[:, 1], width, images.shape[2]).to(dtype)
     half = (rows @ images.flatten(2).to(dtype)).unflatten(2, (-1, 3))
     out = half.permute(0, 3, 1, 2).flatten(1, 2) @ columns.transpose(1, 2)
     return out.float().unflatten(1, (3, height)).div_(255.0).clamp_(max=1.0)
 
 
-def _weights(plan, count, size):
+def resample_weights(plan, count, size):
     """(N, count, size) float32: the share that each of `size` stored pixels has in each of `count` pixels of the crop.
 
     A triangle around the pixel's place, as wide as a resized pixel where that is larger than a stored one; no share of what

@@ -1,11 +1,14 @@
 """python -m train.evaluate: what a checkpoint is worth over every validation sample, under both protocols."""
 
+from pathlib import Path
+
 import click
 
 from common.errors import InputError
 from common.spelling import spelled
 from train.command import fail_in_one_line, from_config, options_command
 from train.evaluation.files import evaluation_file
+from train.exporting.card import read_card
 from train.options import SHARDS, Options
 from train.paths import check_paths
 
@@ -20,6 +23,9 @@ _CHOICES = (
     click.Option(["--out"], help="folder of eval.json, samples.csv, pictures  [RUN/eval]"),
     click.Option(["--pictures"], type=click.IntRange(0), default=9, help="worst, median and best samples drawn  [9]"),
     click.Option(["--robustness"], is_flag=True, help="evaluate again under some forty kinds of damage"),
+    click.Option(
+        ["--exported"], help="a file that train.export wrote, instead of RUN's network, which is counted beside it"
+    ),
     click.Option(["--baseline"], help="with --robustness: an eval.json to compare corruptions with (mCE)"),
     click.Option(["--off_degrees"], default="0.5,1,2,5", help="with --robustness: cameras turned by  [0.5,1,2,5]"),
     click.Option(["--off_cm"], default="2,5,10,20", help="and moved by as many centimetres, pair by pair  [2,5,10,20]"),
@@ -33,14 +39,16 @@ def main(given, **choices):
     Intersections are summed over all samples, and so are unions, before they are divided. What the run recorded (network,
     sensors, grid, image size, labels, shards) need not be said again. Options of training are taken and change nothing.
     """
-    given = fail_in_one_line(lambda: _looked_up(given, choices["baseline"]))
+    given = fail_in_one_line(lambda: _looked_up(given, choices["baseline"], choices["exported"]))
     from train.jobs import evaluating  # loads torch, which takes seconds
 
     fail_in_one_line(lambda: evaluating.evaluate_run(given, choices))
 
 
-def _looked_up(given, baseline):
+def _looked_up(given, baseline, exported):
     """The given options with those of --config, once all paths that they name are known to be there. Raises ValueError."""
+    if exported:
+        given = _of_card(given, exported)
     given = from_config(given, {"init_dir": "RUN"})
     if given.get("resume") or not given.get("init_dir"):
         raise InputError(f"give a run's folder or a checkpoint file: {spelled('train.evaluate')} RUN")
@@ -49,6 +57,16 @@ def _looked_up(given, baseline):
     if baseline:
         evaluation_file(baseline)
     return given
+
+
+def _of_card(given, exported):
+    """The given options with the checkpoint that an exported file is of, where none is named; on one CPU."""
+    card = read_card(exported)
+    if not Path(exported).is_file():
+        raise InputError(f"--exported {exported}: there is no such file")
+    if given.get("device", "cpu") != "cpu" or len(given.get("device_ids", ())) > 1:
+        raise InputError("--exported is evaluated in one process on the CPU; leave out --device and --device_ids")
+    return {"init_dir": card["checkpoint"]["path"], **given, "device": "cpu"}
 
 
 if __name__ == "__main__":

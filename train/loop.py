@@ -32,14 +32,6 @@ from train.step import LossStep, validate
 LOST = 255  # no signal's number: rank 0 could not write a checkpoint, or curves
 
 
-def batches(loader):
-    """Batches without end, epoch after epoch; None where this rank has no share of one of an epoch's last batches."""
-    while True:
-        missing = loader.num_global_batches - max(len(loader), loader.position)
-        yield from loader
-        yield from [None] * missing
-
-
 def _writer(folder, keep_latest):
     return checkpoint.Writer(folder, keep_latest, saving, lambda note: say(f"note: {note}"))
 
@@ -125,8 +117,8 @@ class Trainer:
 
         Raises Stopped after a signal, NotFinite, what a loader raises.
         """
-        train = batches(self.train_loader)
-        val = batches(self.val_loader) if self.val_loader is not None else None
+        train = self.train_loader.endless()
+        val = self.val_loader.endless() if self.val_loader is not None else None
         self.world.together(lambda: checkpoint.check_readable(self.network, self.optimizer))
         self.world.together(lambda: self.world.leads and self._set_aside(first_step))
         saver = _writer(self.folder, self.options.keep_latest) if self.world.leads else None
@@ -417,7 +409,11 @@ def is_better(value, best, higher_is_better):
 def _beside_parameters(network):
     """What a checkpoint holds of a network besides its parameters, copied: what forward passes may change."""
     trained = {name for name, _ in network.named_parameters()}
-    return {name: copy.deepcopy(value) for name, value in network.state_dict().items() if name not in trained}
+    state = {name: value for name, value in network.state_dict().items() if name not in trained}
+    return {
+        name: value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+        for name, value in state.items()
+    }
 
 
 def _last_written(saver):

@@ -15,7 +15,7 @@ from tests.processes.client import run
 from tests.train.model.test_network import Points
 from tests.train.test_resume import arguments, run_folder
 from train import checkpoint
-from train.jobs.evaluating import read_options
+from train.jobs.evaluation_options import read_options
 from train.jobs.training import check_samples
 from train.loop import Trainer
 from train.model import Segnet

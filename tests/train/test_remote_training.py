@@ -21,7 +21,7 @@ from tests.train.data.test_order import CONF, GRID, equal
 from tests.train.test_resume import SMALL, UNHURRIED, assert_same, run_folder, start, wait_for
 from train import checkpoint, show
 from train.data import compile_data
-from train.jobs.evaluating import read_options
+from train.jobs.evaluation_options import read_options
 from train.jobs.training import check_samples, note_other_order
 from train.options import Options
 from train.setup import make_loaders

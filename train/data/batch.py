@@ -96,6 +96,7 @@ class Batch:
     ref_T_ego: torch.Tensor  # (B,T,4,4) float32; what labels, voxels, masks and pictures go by. A similarity: may scale
     ego_T_camego: torch.Tensor  # (B,T,S,4,4) float32 of a float64 computation
     ego_T_now: torch.Tensor  # (B,T,4,4) float32 of a float64 computation, ego at t from ego at t = 0
+    age_s: torch.Tensor  # (B,T) float32, seconds from t to t = 0: how long ago t was, in windows that look back
     is_real: torch.Tensor  # (B,T) bool, False where it stands in for a keyframe that there is not
     starts: torch.Tensor  # (B,) bool, where a scene starts, or samples come in no order of time
     num_lidar0: torch.Tensor | None  # (B,T) int64

@@ -254,7 +254,8 @@ class Wanted:
 
     cameras: False reads no image. frames: how many keyframes of seqlen's windows are loaded, the first ones; None for all.
     get_tids: number tracks. train_only: of SENSORS those that evaluation does not read. layers: as DecodeConfig's.
-    lenses: whether it projects by Batch.lenses, so that images may keep their distortion.
+    remembers: in streams no past is loaded, since the network has it. lenses: whether it projects by Batch.lenses, so that
+    images may keep their distortion.
     """
 
     cameras: bool = True
@@ -263,6 +264,7 @@ class Wanted:
     train_only: tuple = ()
     layers: tuple = ()
     lenses: bool = True
+    remembers: bool = False
 
 
 @dataclass(frozen=True)
@@ -302,7 +304,15 @@ class DataConfig:
         labels = tuple(labels) if labels is not None else (LabelSpec.of(options),)
         requests = max(options.requests, options.nworkers)  # waiting for answers takes no cores
         return cls(
-            _named(OrderConfig, options, rank=rank, world_size=world_size, is_train=is_train, frames=wanted.frames),
+            _named(
+                OrderConfig,
+                options,
+                rank=rank,
+                world_size=world_size,
+                is_train=is_train,
+                frames=wanted.frames,
+                past=0 if wanted.remembers and options.order == "streams" else getattr(options, "past", 0),
+            ),
             _named(
                 DecodeConfig,
                 options,

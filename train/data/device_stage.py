@@ -11,7 +11,7 @@ from train.data.augmentation import UNSEEN_PX, colours_of
 from train.data.batch import Batch
 from train.data.buffers import passed
 from train.data.colours import recoloured
-from train.data.frames import ego_T_nows
+from train.data.frames import ages_s, ego_T_nows
 from train.data.images import EncodedImages, NoImages, ResampledImages
 from train.data.layer_members import batched
 from train.data.targets import bev_targets
@@ -20,7 +20,18 @@ from train.errors import DataError
 
 # What every batch takes as it was sent.
 AS_SENT = (
-    *("rots", "trans", "intrins", "pix_T_stored", "egopose", "ref_T_ego", "ego_T_camego", "ego_T_now", "is_real"),
+    *(
+        "rots",
+        "trans",
+        "intrins",
+        "pix_T_stored",
+        "egopose",
+        "ref_T_ego",
+        "ego_T_camego",
+        "ego_T_now",
+        "age_s",
+        "is_real",
+    ),
     *("num_boxes", "lrtlist", "lrtlist_ref", "vislist", "box_class", "box_velocity", "box_numbers"),
 )
 
@@ -159,6 +170,8 @@ class DeviceStage:
         parcel.copy("ego_T_camego", [f.ego_T_camego for f in frames])
         nows = [ego_T_nows(np.stack([f.global_T_ego for f in window])) for window in loaded.windows]
         parcel.copy("ego_T_now", list(np.concatenate(nows)))
+        times = [[f.facts.timestamp_us for f in window] for window in loaded.windows]
+        parcel.copy("age_s", list(np.concatenate([ages_s(own) for own in times])))
         real = loaded.is_real or [np.ones(len(window), bool) for window in loaded.windows]
         parcel.copy("is_real", list(np.concatenate(real)))
         starts = loaded.starts or [True] * len(loaded.windows)

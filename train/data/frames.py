@@ -20,6 +20,12 @@ def ego_T_nows(global_T_ego):
     return (rigid_inverse(global_T_ego) @ global_T_ego[0]).astype(np.float32)
 
 
+def ages_s(timestamps_us):
+    """(T,) float32: seconds from each keyframe of a window to its first. timestamps_us: (T,) int64."""
+    times = np.asarray(timestamps_us, np.int64)
+    return ((times[0] - times) / 1e6).astype(np.float32)
+
+
 def are_real(timestamps_us, interval_s):
     """(T,) bool: which keyframes of a window are what they stand for.
 

@@ -1,5 +1,6 @@
 """The loader: threads that fetch and decode, a stage that finishes batches one ahead of its caller, and an exact order."""
 
+import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -25,6 +26,8 @@ from train.data.windows import windows_of
 from train.errors import DataError
 
 BATCHES_AHEAD = 2  # being decoded while one is finished
+# Of epochs in a row, at least: a pause of a few batches at the end of that many is not felt.
+BATCHES_WITHOUT_PAUSE = 1000
 
 
 class Loader:
@@ -134,26 +137,47 @@ class Loader:
         """
         self._check_single()
         size, samples = self.order.batch_size // self.order.world_size, [self._number(sample) for sample in samples]
-        return self._loaded([samples[n : n + size] for n in range(0, len(samples), size)], self.epoch, augment=False)
+        return self._loaded([(self.epoch, samples[n : n + size]) for n in range(0, len(samples), size)], augment=False)
 
-    def _batches(self, epoch, first):
+    def endless(self):
+        """Batches of this epoch and of all after it; None where this rank has no share of one of an epoch's last batches.
+
+        Small epochs follow one another without a pause: the next one's first batches are loaded during the last ones of this.
+        """
+        while True:
+            count, missing = len(self), self.num_global_batches - max(len(self), self.position)
+            if self.position >= count:  # of an epoch's last batch, saved by a rank that has a share of it
+                self.epoch, self.position = self.epoch + 1, 0
+                yield from [None] * missing
+                continue
+            epochs = 1
+            if not self.reader.is_stream and self.order.order != "streams":
+                epochs = math.ceil(BATCHES_WITHOUT_PAUSE / count)
+            for batch in self._batches(self.epoch, self.position, epochs):
+                yield batch
+                if self.position == 0:
+                    yield from [None] * missing
+
+    def _batches(self, epoch, first, epochs=1):
         self._end()
         if first == 0 and self._looks:
             self._met = set()
-        with closing(self._loaded(self._shares(epoch)[first:], epoch, self.order.is_train)) as loaded:
+        count = len(self)
+        work = [(number, share) for number in range(epoch, epoch + epochs) for share in self._shares(number)]
+        with closing(self._loaded(work[first:], self.order.is_train)) as loaded:
             for batch in loaded:
                 self.position += 1
-                if self.position == len(self):
-                    self.epoch, self.position = epoch + 1, 0
+                if self.position == count:
+                    self.epoch, self.position = self.epoch + 1, 0
                 yield batch
 
-    def _loaded(self, numbers, epoch, augment):
-        """The batch of each list of samples, in order; later ones are loaded ahead."""
+    def _loaded(self, work, augment):
+        """The batch of each (epoch, list of samples), in order; later ones are loaded ahead."""
         self._end()
-        samples = [sample for share in numbers for sample in share]
-        frames = [frame for sample in samples for frame in self.windows[sample]]
-        self.reader.begin(frames, self._members_ahead(samples, epoch, augment) if self.nworkers else None)
-        made = self._finish(numbers, epoch, augment)
+        samples = [(epoch, sample) for epoch, share in work for sample in share]
+        frames = [frame for _, sample in samples for frame in self.windows[sample]]
+        self.reader.begin(frames, self._members_ahead(samples, augment) if self.nworkers else None)
+        made = self._finish(work, augment)
         if self.nworkers:
             made = Prefetch(made, "loader-stage")
         self._live = made
@@ -176,9 +200,9 @@ class Loader:
             made.close()
             self.reader.close()
 
-    def _members_ahead(self, samples, epoch, augment):
-        """The members that will be read of each keyframe of these samples, in order: those of the cameras that are drawn."""
-        for sample in samples:
+    def _members_ahead(self, samples, augment):
+        """The members that will be read of each keyframe of these (epoch, sample), in order: those of the cameras drawn."""
+        for epoch, sample in samples:
             rng = sample_rng(self.order.seed, epoch, sample) if augment else None
             members = self.decode.members(drawn_cams(rng, self.augment))
             yield from [members] * len(self.windows[sample])
@@ -196,14 +220,15 @@ class Loader:
         """Whether a network with a memory is to forget before this sample: where a scene starts, or nothing is played."""
         return self.order.order != "streams" or sample == 0 or self._scene_of[sample] != self._scene_of[sample - 1]
 
-    def _finish(self, numbers, epoch, augment):
-        """(batch, event) of each list of samples, in order, later ones being decoded meanwhile; see DeviceStage.ahead."""
+    def _finish(self, work, augment):
+        """(batch, event) of each (epoch, samples), in order, later ones being decoded meanwhile; see DeviceStage.ahead."""
         pool = _threads(self.nworkers) if self.nworkers else None
-        pending, waiting = deque(), deque(numbers)
+        pending, waiting = deque(), deque(work)
         try:
             while pending or waiting:
                 while waiting and len(pending) <= (self.batches_ahead if pool else 0):
-                    pending.append(self._start(pool, waiting.popleft(), epoch, augment))
+                    epoch, samples = waiting.popleft()
+                    pending.append(self._start(pool, samples, epoch, augment))
                 loaded = self._finished(pending.popleft())
                 if self._met is not None:
                     self._met.update(name for window in loaded.windows for frame in window for name in frame.categories)

@@ -12,7 +12,9 @@ from common.spelling import spelled
 from train import checkpoint
 from train.classes import MEAN
 from train.evaluation.files import read_json
-from train.jobs.evaluating import Evaluation, read_options, shown
+from train.jobs.evaluating import Evaluation
+from train.jobs.evaluation_options import read_options
+from train.jobs.evaluation_parts import shown
 from train.jobs.launch import launch
 from train.jobs.showing import sheet_of, write_picture
 from train.jobs.training import from_run, train

@@ -1,27 +1,18 @@
 """An evaluation of a checkpoint from its options to its files: the work of train.evaluate."""
 
-import platform
 import shlex
 import tempfile
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import torch
 
-from common import addresses
 from common.errors import InputError
 from common.files import write_atomically
-from common.progress import Progress, clock, counted, progress
-from common.shard_set import find_beside, find_shards
+from common.progress import clock, counted, progress
 from common.spelling import spelled
-from common.stores import parse_options
-from common.versions import own_version
-from train import checkpoint
 from train.agreement import check_same_run, check_same_shards
-from train.command import commands_among, known_options
-from train.data.label_spec import labels_side_by_side
 from train.evaluation.damage import damages, offsets
 from train.evaluation.evaluator import evaluate
 from train.evaluation.figures import all_figures, headline_of, keys_of
@@ -29,40 +20,17 @@ from train.evaluation.files import THUMBNAILS, read_json, write_collected, write
 from train.evaluation.gallery import chosen_rows
 from train.evaluation.robustness import baseline_ious, evaluate_damaged, robustness
 from train.evaluation.table import lines_of, robustness_lines, scalars, score_lines
+from train.exporting.beside import Beside
+from train.jobs.evaluation_options import read_options
+from train.jobs.evaluation_parts import opening, prepare
 from train.jobs.launch import launch
 from train.jobs.showing import sheets
-from train.options import SHARDS, Options, as_dict
 from train.pictures.layout import encode
 from train.pictures.thumbnails import thumbnails_of
-from train.processes.precision import on_device, set_precision
 from train.processes.ranks import say
 from train.samples import Network, Samples
-from train.setup import check_same_network, make_loaders, make_network
 
-# What the checkpoint's own options decide, unless the command line says otherwise: groups, and names of other groups.
-_OF_MODEL = (
-    "sensors",
-    "model",
-    "labels",
-    "grid",
-    "res_scale",
-    "interpolation",
-    "refcam_id",
-    "refcam",
-    "cams",
-    "image_size",
-    "crop",
-    "order",
-)
-
-WORTH_SAYING_S = 20.0  # that an evaluation takes
 GALLERY_PX = 1000  # columns of a picture
-
-
-def shown(loader, what, progress=True):
-    """The loader's batches; how far it is shows on stderr."""
-    with Progress(len(loader), "batches", what, shown=progress) as bar:
-        yield from bar.over(loader)
 
 
 def evaluate_run(given, choices):
@@ -72,73 +40,25 @@ def evaluate_run(given, choices):
     launch(Evaluation(choices), read_options(given))
 
 
-def read_options(given):
-    """Options of the command line over those that the checkpoint records. Raises ValueError."""
-    content = checkpoint.peek(given["init_dir"], command=spelled("train.evaluate"))
-    recorded = known_options(content.get("options") or {}, given["init_dir"], strict=False)
-    own = [f.name for f in fields(Options) if {f.name, f.metadata["group"]} & set(_OF_MODEL)]
-    own = {name: recorded[name] for name in own if name in recorded}
-    own["interpolation"] = checkpoint.interpolation(content)
-    # An empty precision was the default of whatever device the run had.
-    trained = own | ({"precision": recorded["precision"]} if recorded.get("precision") else {})
-    for name in sorted(trained.keys() & given.keys()):
-        if trained[name] != given[name]:
-            say(f"note: --{name} {given[name]}; the run was trained with {trained[name]}")
-    _note_other_shards(given, recorded)
-    if not any(name in given for name in SHARDS):
-        own |= {name: recorded[name] for name in SHARDS if name in recorded}
-        own |= _val_shards_of(given["init_dir"], own, parse_options(given.get("store_options")))
-    own["exp_name"] = recorded.get("exp_name", Options.exp_name)
-    own["log_dir"] = recorded.get("log_dir", Options.log_dir)
-    options = Options(**{**own, **given, "do_val": True})
-    # As in Simple-BEV; training's bf16 is for speed.
-    return replace(options, precision=options.precision or "fp32")
-
-
-def _note_other_shards(given, recorded):
-    theirs = "val_shards" if recorded.get("val_shards") else "shards"
-    own = _listed(recorded.get(theirs) or ())
-    for name in SHARDS:
-        if own and name in given and _listed(given[name]) != own:
-            say(f"note: --{name} {_listed(given[name])}; the run recorded --{theirs} {own}")
-
-
-def _listed(patterns):
-    return ", ".join(map(addresses.shown, (patterns,) if isinstance(patterns, str) else patterns))
-
-
-def _val_shards_of(run, recorded, access):
-    """{"val_shards": those of the run}, or {} where it records none; access: options of the stores. Raises ValueError."""
-    if commands := commands_among(recorded):
-        raise InputError(
-            f"{run}: a checkpoint may not say which commands to run; if {commands[0]!r} is meant, name it: --val_shards …"
-        )
-    if recorded.get("val_shards") or not recorded.get("shards"):
-        return {"shards": ()}
-    found = find_beside(find_shards(recorded["shards"], "train", access), "val")
-    if not found:
-        beside = ", ".join(map(addresses.shown, recorded["shards"]))
-        raise InputError(f"{run}: no val shards beside {beside}; give --val_shards")
-    return {"shards": (), "val_shards": found.shards}
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """One process's part of the command: called with the options and its World.
 
-    choices: out, pictures, robustness and baseline, as the command line has them; with robustness off, see `damages`.
+    choices: out, pictures, robustness, baseline and exported, as the command line has them; with robustness off, see `damages`.
     """
 
     choices: dict
 
     def __call__(self, options, world):
-        parts = world.together(lambda: _prepare(options, world))
+        parts = world.together(lambda: prepare(options, world))
         world.together(lambda: check_same_run(parts.options, parts.step, world))
         world.together(lambda: check_same_shards((None, parts.loader), world))
-        out = Path(self.choices["out"] or parts.folder / "eval")
+        if exported := self.choices.get("exported"):
+            parts.network = Beside(exported, parts.network.eval(), parts.loader, parts.grid)
+        out = Path(self.choices["out"] or (Path(exported).parent if exported else parts.folder) / "eval")
         world.together(lambda: world.leads and _check_folders(out, _curves(parts)))
         if world.leads:
-            say(_opening(parts, world))
+            say(opening(parts, world))
         baseline = world.together(self._baseline)
         began = time.monotonic()
         draw = thumbnails_of if self.choices["pictures"] else None
@@ -178,6 +98,8 @@ class Evaluation:
                 )
         else:
             click.echo(f"{start}; the network gives no seg, so there is no IoU")
+        if self.choices.get("exported"):
+            click.echo("\n".join(parts.network.lines()))
         lines = lines_of(whole, headline, figures) if headline else []
         for line in [*lines, *score_lines(whole.scores), *(robustness_lines(damaged) if damaged else ())]:
             click.echo(line)
@@ -230,99 +152,6 @@ def labelled_cells(evaluation, label):
 def iou_of(figure):
     """A figure's value; 0 where nothing was predicted or true, as train.metrics has it."""
     return figure.value if figure.denominator else 0.0
-
-
-@dataclass
-class Parts:
-    """What an evaluation works with: a checkpoint's network on this rank's device, and its share of the samples."""
-
-    options: Options
-    network: torch.nn.Module
-    loader: object
-    grid: object
-    labels: tuple
-    step: int
-    path: Path
-    autocast: torch.dtype | None
-
-    @property
-    def folder(self):
-        """Folder of the run."""
-        return self.path.parent
-
-    def batches(self, what, world):
-        """This rank's batches, None where it has no share of one; rank 0 shows how far it is.
-
-        All ranks take them together, so that one waits for another no longer than for a batch, and hears of it if that fails.
-        """
-        own = iter(self.loader) if len(self.loader) else iter(())
-        count = self.loader.num_global_batches
-        with Progress(count, "batches", what, shown=world.leads) as bar:
-            for number, batch in enumerate(bar.over(world.together(lambda: next(own, None)) for _ in range(count))):
-                yield batch
-                world.first_step_done()
-                if number == 0:  # it also paid for what begins once
-                    began = time.monotonic()
-                elif number == 1 and (takes := (count - 2) * (time.monotonic() - began)) > WORTH_SAYING_S:
-                    say(f"{what}: about {clock(takes)}")
-
-    def held(self):
-        """(cameras, sensors besides them) of the batches."""
-        decode = self.loader.decode
-        sensors = [name for name in ("lidar", "radar") if getattr(decode, f"use_{name}")]
-        return self.loader.augment.cams if decode.use_cameras else (), sensors
-
-    def about(self, whole):
-        """What eval.json says of where its figures come from."""
-        facts = self.loader.reader.facts
-        return {
-            "headline": self.labels[0].name if keys_of(whole.rows) else "",
-            "split": facts.get("split", ""),
-            "version": facts["version"],
-            "samples": f"{len(whole.rows)} of {len(self.loader.windows)}",
-            "samples_sha256": self.loader.reader.samples_sha256,
-            "shards": {str(index.tar): index.tar_sha256 for index in self.loader.reader.indexes},
-            "checkpoint": str(self.path),
-            "step": self.step,
-            "grid": f"{self.options.Z}x{self.options.Y}x{self.options.X} over {self.options.bounds}",
-            "precision": self.options.precision,
-            "parameters": sum(p.numel() for p in self.network.parameters()),
-            "log_dir": self.options.log_dir,
-            "options": as_dict(self.options),
-            "versions": {
-                "bevshards": own_version(),
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-            },
-        }
-
-
-def _prepare(options, world):
-    set_precision(options, world.device)
-    path = checkpoint.find(options.init_dir)
-    content = checkpoint.read(path, command=spelled("train.evaluate"), check=world.leads)
-    check_same_network(path, content, options)
-    network, options = make_network(options)
-    labels = labels_side_by_side(options)
-    place = (world.device, False, world.rank, world.size)
-    _, loader, grid = make_loaders(options, *place, labels=labels, needs=network.needs)
-    autocast = options.autocast_on(world.device)
-    step = checkpoint.load_weights(path, content, on_device(network, world.device, autocast), options.ignore_load)
-    if options.compile:
-        network.compile()
-    return Parts(options, network, loader, grid, labels, step, Path(path), autocast)
-
-
-def _opening(parts, world):
-    """What is evaluated, on what."""
-    options, reader = parts.options, parts.loader.reader
-    split = reader.facts.get("split", "")
-    samples, shards = counted(len(parts.loader.windows), "sample"), counted(len(reader.indexes), "shard")
-    return (
-        f"{parts.path}, step {parts.step}: {samples} of {reader.facts['version']} {split}, {shards}\n"
-        f"protocol {parts.labels[0].name}; grid {options.Z}x{options.Y}x{options.X}; {options.precision} on "
-        f"{world.size} x {world.device.type}"
-    )
 
 
 def _check_folders(out, curves):

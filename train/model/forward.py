@@ -61,12 +61,13 @@ def with_voxels(batch, needs, grid):
     """
     out = copy.copy(batch)
     out.radar_voxels = out.lidar_voxels = None
+    times = range(min(1 + (needs.past or 0), batch.rots.shape[1]))
     with torch.no_grad(), torch.autocast(batch.rots.device.type, enabled=False):
         if needs.radar in (None, "voxels", "metaradar") and getattr(batch, "radar_data", None) is not None:
             make = radar_features if needs.radar == "metaradar" else radar_occupancy
-            out.radar_voxels = torch.stack([make(batch, t, grid) for t in range(1 + (needs.past or 0))], 1)
+            out.radar_voxels = torch.stack([make(batch, t, grid) for t in times], 1)
         if needs.lidar in (None, "voxels") and getattr(batch, "lidar_data", None) is not None:
-            out.lidar_voxels = torch.stack([lidar_occupancy(batch, t, grid) for t in range(1 + (needs.past or 0))], 1)
+            out.lidar_voxels = torch.stack([lidar_occupancy(batch, t, grid) for t in times], 1)
     return out
 
 

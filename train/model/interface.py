@@ -15,7 +15,10 @@ from common.errors import InputError
 from train.model.arguments import arguments_of
 from train.model.memory import has_memory
 
-NAMES = {"simple_bev": "train.model.simple_bev:build"}  # networks that go by a short name
+NAMES = {
+    "simple_bev": "train.model.simple_bev:build",
+    "pillars": "train.model.pillars:build",
+}  # networks that go by a short name
 LIDAR = (None, False, "points", "voxels")
 RADAR = (*LIDAR, "metaradar")
 SENSORS = ("cameras", "lidar", "radar")
@@ -49,10 +52,11 @@ class Needs:
     cameras: their images. lidar: "points" (Batch.lidar_data), "voxels" (Batch.lidar_voxels besides) or False; None: voxels
     with --use_lidar. radar: the same, and "metaradar" for voxels with the radars' 16 features; None: as --use_radar and
     --use_metaradar say. sweeps: of lidar and radar, keyframe included; None: --nsweeps. past: K, the keyframes before the
-    present that a sample holds besides it; None: --past. train_only: of "cameras", "lidar", "radar" those that evaluation
-    does without; their fields of the batch are None there. track_ids: Batch.tidlist. layers: name of a layer -> names of the
-    members of it that Batch.layers holds; "map" need not be named for classes that are drawn from it. lenses: True where the
-    network projects by Batch.lenses; others take no shards whose images keep their distortion.
+    present that a sample holds besides it; None: --past. remembers: with --order streams samples hold the present alone, and
+    the past is the network's memory. train_only: of "cameras", "lidar", "radar" those that evaluation does without; their
+    fields of the batch are None there. track_ids: Batch.tidlist. layers: name of a layer -> names of the members of it that
+    Batch.layers holds; "map" need not be named for classes that are drawn from it. lenses: True where the network projects by
+    Batch.lenses; others take no shards whose images keep their distortion.
 
     Raises:
         ValueError: another value.
@@ -63,6 +67,7 @@ class Needs:
     radar: bool | str | None = None
     sweeps: int | None = None
     past: int | None = 0
+    remembers: bool = False
     train_only: tuple = ()
     track_ids: bool = False
     layers: dict = field(default_factory=dict)
@@ -94,7 +99,7 @@ class Needs:
         )
         if not sound:
             raise InputError(f"Needs: layers={self.layers!r}; it is a dict such as {{'depth': ('depth.npy.zst',)}}")
-        for name in ("track_ids", "lenses"):
+        for name in ("track_ids", "lenses", "remembers"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"Needs: {name}={getattr(self, name)!r}; it is True or False")
 

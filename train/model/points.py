@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from common.geometry import apply_4x4, merge_rt
+from common.geometry import apply_4x4, merge_rt, scale_intrinsics, similarity_inverse
 
 NEAR_EGO_M = 1.0  # lidar points this close to the ego origin are dropped, as in Simple-BEV
 RADAR_FEATURES = slice(3, 19)  # of radar_data's rows: all but the position
@@ -31,10 +31,30 @@ def ref_T_cams(batch, t=0):
     With --true_times from where the car was when the camera took its picture. The benchmark, and this without the option, takes
     all sensors as of one moment.
     """
-    ego_T_cams = merge_rt(batch.rots[:, t], batch.trans[:, t])
-    if batch.true_times:
-        ego_T_cams = batch.ego_T_camego[:, t] @ ego_T_cams
-    return ref_T_ego(batch, t)[:, None] @ ego_T_cams
+    return ref_T_ego(batch, t)[:, None] @ ego_T_cams(batch, t)
+
+
+def ego_T_cams(batch, t=0):
+    """(B,S,4,4): the ego at frame t from each camera, at its own time with --true_times."""
+    own = merge_rt(batch.rots[:, t], batch.trans[:, t])
+    return batch.ego_T_camego[:, t] @ own if batch.true_times else own
+
+
+def pixels_of_ref(pix_T_cams, ref_T_cams, stride, lenses=None):
+    """What unprojecting features takes, float32 whatever the autocast: pix_T_ref and cams_T_ref (...,4,4), and a dict.
+
+    That is {"lenses": rows as common.vox.project takes them}, and empty for pinholes.
+
+    Args:
+        pix_T_cams: (...,4,4) pixels of the images from each camera. ref_T_cams: (...,4,4). stride: pixels of an image per pixel
+        of its features. lenses: (...,LENS_SIZE) rows of common.lens, or None.
+    """
+    with torch.autocast(pix_T_cams.device.type, enabled=False):
+        cams_T_ref = similarity_inverse(ref_T_cams.float())
+        pix_T_cams, bent = scale_intrinsics(pix_T_cams.float(), 1 / stride, 1 / stride), {}
+        if lenses is not None:
+            bent["lenses"] = torch.cat([lenses.float(), pix_T_cams[..., :2, :3].flatten(-2)], -1)
+        return pix_T_cams @ cams_T_ref, cams_T_ref, bent
 
 
 def lidar_places(batch, t=0):

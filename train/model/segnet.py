@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.errors import InputError
-from common.geometry import scale_intrinsics, similarity_inverse
 from train.model.bev_flips import flip_where, unflipped
 from train.model.camera_mean import UNPROJECTIONS, camera_mean, convolved_mean
 from train.model.decoder import Decoder, pad_to_multiple
 from train.model.encoders import make_encoder
 from train.model.interface import Flips
 from train.model.norm import InstanceNorm
+from train.model.past import PastConv
+from train.model.points import pixels_of_ref
 
 METARADAR_CHANNELS = 16
 
@@ -68,9 +69,10 @@ class Segnet(nn.Module):
         rand_flip: in training, flip images and features back, and BEV features and the decoder's feature back.
         latent_dim: channels of the features. encoder_type: res101, res50, effb0 or effb4.
         unprojection: "fused" or "plain", see camera_mean; an attribute that may be set at any time.
-        classes: K, maps of seg.
+        classes: K, maps of seg. past: keyframes before the present whose features bev gets, see train.model.past.
+        beside: channels of the maps that bev gets besides.
     Raises:
-        ValueError: metaradar without radar, or an unknown encoder or unprojection.
+        ValueError: metaradar without radar, an unknown encoder or unprojection, or a past without do_rgbcompress.
     """
 
     decided_by = "--encoder_type, or other sensors"
@@ -90,6 +92,8 @@ class Segnet(nn.Module):
         encoder_type="res101",
         unprojection="fused",
         classes=1,
+        past=0,
+        beside=0,
     ):
         super().__init__()
         if use_metaradar and not use_radar:
@@ -101,14 +105,18 @@ class Segnet(nn.Module):
         self.rand_flip, self.latent_dim, self.encoder_type = rand_flip, latent_dim, encoder_type
         self.do_rgbcompress, self.unprojection = do_rgbcompress, unprojection
         self.encoder = make_encoder(encoder_type, latent_dim)
-        compressed = latent_dim * Y + self._radar_bev_channels() + (Y if use_lidar else 0)
-        self.bev_compressor = None
-        if do_rgbcompress or use_radar or use_lidar:
+        compressed = latent_dim * Y + self._radar_bev_channels() + (Y if use_lidar else 0) + beside
+        self.bev_compressor = self.past_conv = None
+        if do_rgbcompress or use_radar or use_lidar or beside:
             self.bev_compressor = nn.Sequential(
                 BevConv(latent_dim, Y, compressed, latent_dim, kernel_size=3, padding=1, bias=False),
                 InstanceNorm(latent_dim),
                 nn.GELU(),
             )
+        if past:
+            if self.bev_compressor is None:
+                raise InputError("past features go through the compressor: leave out do_rgbcompress False")
+            self.past_conv = PastConv(past, latent_dim, Y, latent_dim)
         self.decoder = Decoder(latent_dim, classes)
         # Log-variances that weigh the three losses; learned.
         self.ce_weight = nn.Parameter(torch.tensor(0.0))
@@ -135,15 +143,17 @@ class Segnet(nn.Module):
         Raises:
             ValueError: voxels are missing or have other channels than the sensors in use.
         """
-        batch, cameras = rgb_camXs.shape[:2]
         self._check_voxels(rad_occ_mem0)
-        if flips is None and self.rand_flip and self.training:
-            flips = Flips.of(torch.rand(batch, 2 + cameras))
-        if flips is not None:
-            flips = flips.to(rgb_camXs.device)
+        flips = self._flips(flips, rgb_camXs)
         features = self.encode(rgb_camXs, flips)
         bev = self.bev(features, Geometry(pix_T_cams, cam0_T_camXs, lenses), vox_util, flips, rad_occ_mem0)
         return self.decode(bev, flips)
+
+    def _flips(self, flips, images):
+        """Flips on the images' device: those given, or drawn in training with rand_flip; else None."""
+        if flips is None and self.rand_flip and self.training:
+            flips = Flips.of(torch.rand(images.shape[0], 2 + images.shape[1]))
+        return None if flips is None else flips.to(images.device)
 
     def encode(self, images, flips=None):
         """Features of images, of those flipped that `flips` (on their device) flips, which they stay.
@@ -158,10 +168,18 @@ class Segnet(nn.Module):
         """
         x = (images.flatten(0, 1) + 0.5 - self.mean) / self.std
         # The mean colour, on the right and below, where it moves no pixel; flipped with the image, so that features flip back.
-        x = pad_to_multiple(x, math.lcm(self.encoder.multiple, self.encoder.strides[0]))
+        x = pad_to_multiple(x, self._multiple)
         if flips is not None:
             x = flip_where(flips.image.flatten(), x, -1)
         return self._of_image(self.encoder(x), x.shape[-2:]).unflatten(0, images.shape[:2])
+
+    @property
+    def _multiple(self):
+        return math.lcm(self.encoder.multiple, self.encoder.strides[0])
+
+    def features_hw(self, image_hw):
+        """(h, w) of the features of images of that size."""
+        return tuple(-(-n // self._multiple) * self._multiple // self.encoder.strides[0] for n in image_hw)
 
     def _of_image(self, features, image_hw):
         """Features (N,C,h,w) without those of what the encoder itself added to the image, on the right and below."""
@@ -178,32 +196,32 @@ class Segnet(nn.Module):
             )
         return features[..., : own[0], : own[1]]
 
-    def bev(self, features, geometry, grid, flips=None, voxels=None):
-        """Features of cameras, and voxels of other sensors, in the grid seen from above, flipped as `flips` say.
+    def bev(self, features, geometry, grid, flips=None, voxels=None, past=None, maps=None):
+        """Features of cameras, and what there is of other sensors and of the past, seen from above, flipped as `flips` say.
 
         Args:
             features: (B,S,C,h,w) of encode with the same flips. geometry: Geometry of the images. grid: VoxUtil.
-            voxels: (B,D,Z,Y,X) not flipped: radar's channels, then lidar's; None for cameras only.
+            voxels: (B,D,Z,Y,X) not flipped: radar's channels, then lidar's; None for cameras only. past: Past, of a network
+            that was built for one. maps: (B,beside,Z,X) not flipped.
         Returns:
             (B,latent_dim,Z,X).
         """
-        with torch.autocast(features.device.type, enabled=False):
-            cams_T_ref = similarity_inverse(geometry.ref_T_cams.float())
-            scale = 1 / self.encoder.strides[0]
-            pix_T_cams = scale_intrinsics(geometry.pix_T_cams.float(), scale, scale)
-            pix_T_ref, bent = pix_T_cams @ cams_T_ref, {}
-            if geometry.lenses is not None:
-                bent["lenses"] = torch.cat([geometry.lenses.float(), pix_T_cams[..., :2, :3].flatten(-2)], -1)
-        if flips is not None and voxels is not None:
-            voxels = flip_where(flips.bev_z, flip_where(flips.bev_x, voxels, -1), -3)
-        seen = features, pix_T_ref, cams_T_ref, grid
+        *where, bent = pixels_of_ref(*geometry[:2], self.encoder.strides[0], geometry.lenses)
+        if flips is not None:
+            voxels, maps = (
+                v if v is None else flip_where(flips.bev_z, flip_where(flips.bev_x, v, -1), dim)
+                for v, dim in ((voxels, -3), (maps, -2))
+            )
+        seen = features, *where, grid
         if self.bev_compressor is None:
             return camera_mean(*seen, flips, self.unprojection, **bent).sum(3)
         conv, *rest = self.bev_compressor
         x = convolved_mean(*seen, conv.of_features(), flips, self.unprojection, **bent)
         # In the memory order that the rest of the network computes in.
         x = x.contiguous(memory_format=_order_of(conv.weight))
-        others = self._other_channels(voxels)
+        if past is not None:
+            x = x + self.past_conv(past, self.encoder.strides[0], grid, flips, self.unprojection)
+        others = self._other_channels(voxels) + ([] if maps is None else [maps])
         if others:
             x = x + conv.of_others(torch.cat(others, 1))
         for layer in rest:

@@ -67,8 +67,8 @@ def _torch_norm(name, x, residual):
 def _our_norm(norms, name, x, residual):
     affine = (torch.ones(x.shape[1], device=x.device), torch.zeros(x.shape[1], device=x.device))
     by_item = name.startswith("instance")
-    weight, bias = (None, None) if by_item else affine
-    return norms.normalise(x, weight, bias, residual if "sum" in name else None, by_item, True, 1e-5)[0]
+    residual = residual if "sum" in name else None
+    return norms.normalise(x, (None, None) if by_item else affine, residual, None, by_item, True, 1e-5)
 
 
 def _torch_join(coarse, fine):

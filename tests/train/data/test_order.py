@@ -199,6 +199,33 @@ def test_two_ranks_share_each_batch(synth_shards, straight):
         assert torch.equal(torch.cat([left.imgs, right.imgs]), whole.imgs)
 
 
+@pytest.mark.parametrize("nworkers", [0, 2])
+@pytest.mark.parametrize("first", [0, 1])
+def test_epochs_without_a_pause_are_those_of_one_iterator_after_the_other(synth_shards, nworkers, first):
+    train, val = loaders(synth_shards)
+    train.load_state_dict({"epoch": 0, "position": first})
+    one_by_one = [(batch, train.state_dict()) for _ in range(3) for batch in train]
+    fresh, _ = loaders(synth_shards, nworkers=nworkers)
+    fresh.load_state_dict({"epoch": 0, "position": first})
+    endless = fresh.endless()
+    for (wanted, state), batch in zip(one_by_one, endless, strict=False):
+        equal(wanted, batch)
+        assert fresh.state_dict() == state
+    endless.close()
+
+
+def test_a_rank_without_a_share_of_a_batch_gets_none_in_every_epoch(synth_shards):
+    ranks = [loaders(synth_shards, bsz=3, rank=r, world_size=3)[1] for r in range(3)]
+    count = ranks[0].num_global_batches
+    taken = [list(itertools.islice(loader.endless(), 3 * count)) for loader in ranks]
+    for number in range(3 * count):
+        own = [batch.indices for batches in taken if (batch := batches[number]) is not None]
+        assert sum(own, []) == list(range(number % count * 3, min(number % count * 3 + 3, len(ranks[0].windows))))
+    assert any(batches[count - 1] is None for batches in taken)
+    ranks[2].load_state_dict({"epoch": 4, "position": count - 1})
+    assert next(ranks[2].endless()) is None and ranks[2].state_dict() == {"epoch": 5, "position": 0}
+
+
 @pytest.mark.parametrize("stop", [1, 5, 7])
 def test_resume_continues_exactly_and_reads_nothing_again(synth_shards, straight, stop):
     train, _ = loaders(synth_shards)

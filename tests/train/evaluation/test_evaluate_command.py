@@ -30,7 +30,8 @@ from train.evaluation.robustness import baseline_ious, evaluate_damaged, robustn
 from train.evaluation.samples import Evaluation, SceneSums
 from train.evaluation.table import robustness_lines
 from train.jobs import evaluating
-from train.jobs.evaluating import _check_folders, read_options
+from train.jobs.evaluating import _check_folders
+from train.jobs.evaluation_options import read_options
 from train.jobs.launch import launch
 from train.model.forward import with_voxels
 from train.model.interface import Needs

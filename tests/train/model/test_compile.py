@@ -10,7 +10,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from tests.small_step import GRID, SmallStep, grid, inputs
 from train import checkpoint
 from train.evaluation.files import read_json
-from train.jobs.evaluating import Evaluation, read_options
+from train.jobs.evaluating import Evaluation
+from train.jobs.evaluation_options import read_options
 from train.jobs.launch import launch
 from train.model import Needs
 from train.model.forward import with_voxels

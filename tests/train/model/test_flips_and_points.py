@@ -143,21 +143,22 @@ def test_what_the_network_is_given_is_the_same_under_bf16(synth_shards, monkeypa
     batch = next(iter(loaders(synth_shards, nsweeps=3)[0]))
     vox = VoxUtil(50, 2, 50, torch.tensor([[0.0, 1.0, 0.0]]), (-50, 50, -5, 5, -50, 50))
     net = SimpleBev(50, 2, 50, use_radar=True, use_lidar=True, latent_dim=8, encoder_type="res50").eval()
-    seen = segnet_inputs(net, monkeypatch)
+    seen = inputs_of(net, monkeypatch)
     with torch.no_grad():
         run_network(net, batch, vox)
         run_network(net, batch, vox, autocast=torch.bfloat16)
         with torch.autocast("cpu", torch.bfloat16):
             run_network(net, batch, vox)
-    for plain, rounded, wrapped in zip(*seen, strict=True):
-        assert plain is rounded or (plain.dtype == torch.float32 and torch.equal(plain, rounded))
-        assert plain is wrapped or torch.equal(plain, wrapped)
+    plain, rounded, wrapped = seen
+    for name, value in plain.items():
+        assert value.dtype == torch.float32 and torch.equal(value, rounded[name]) and torch.equal(value, wrapped[name])
+    assert plain.keys() == {"images", "pix_T_cams", "ref_T_cams", "radar_voxels", "lidar_voxels"}
 
 
-def segnet_inputs(net, monkeypatch):
-    """The list that will hold Segnet's arguments of every call of `net`."""
-    seen, forward = [], Segnet.forward
-    monkeypatch.setattr(Segnet, "forward", lambda self, *args, **kw: seen.append(args) or forward(self, *args, **kw))
+def inputs_of(net, monkeypatch):
+    """The list that will hold the tensors that `infer` takes in every call of `net`."""
+    seen, inputs = [], net.inference_inputs
+    monkeypatch.setattr(net, "inference_inputs", lambda *given: seen.append(inputs(*given)) or seen[-1])
     return seen
 
 
@@ -166,7 +167,7 @@ def test_points_of_a_ragged_batch_are_each_samples_own(synth_shards, monkeypatch
     batch = next(iter(train))
     vox = VoxUtil(50, 2, 50, torch.tensor([[0.0, 1.0, 0.0]]), (-50, 50, -5, 5, -50, 50))
     net = SimpleBev(50, 2, 50, use_radar=True, use_lidar=True, latent_dim=8, encoder_type="res50").eval()
-    seen = segnet_inputs(net, monkeypatch)
+    seen = inputs_of(net, monkeypatch)
     with torch.no_grad():
         run_network(net, batch, vox)
     alone = loaders(synth_shards, nsweeps=3, bsz=1)[0]
@@ -174,8 +175,9 @@ def test_points_of_a_ragged_batch_are_each_samples_own(synth_shards, monkeypatch
     for row, tokens in enumerate(batch.tokens):
         with torch.no_grad():
             run_network(net, by_token[tokens[0]], vox)
-        assert torch.equal(seen[-1][4][0], seen[0][4][row])
-    assert batch.num_lidar.unique().numel() > 1 and seen[0][4].sum() > 100
+        for name in ("radar_voxels", "lidar_voxels"):
+            assert torch.equal(seen[-1][name][0], seen[0][name][row])
+    assert batch.num_lidar.unique().numel() > 1 and seen[0]["lidar_voxels"].sum() > 100
 
 
 def test_protocols_and_categories(synth_shards):

@@ -22,7 +22,7 @@ from tests.conftest import REPOSITORY, call_module
 from tests.processes.client import run
 from train import checkpoint, show
 from train.jobs import showing
-from train.jobs.evaluating import read_options
+from train.jobs.evaluation_options import read_options
 from train.jobs.training import from_run
 from train.loop import Trainer, is_better
 from train.loss import Normaliser, default_loss
@@ -339,7 +339,7 @@ def test_networks_are_found_by_name_and_wrong_ones_told(tmp_path, monkeypatch):
     (tmp_path / "nets.py").write_text("import missing_thing\n")
     monkeypatch.syspath_prepend(tmp_path)
     for name, told in (
-        ("segnet", "one of simple_bev, or package.module:factory"),
+        ("segnet", "one of simple_bev, .*or package.module:factory"),
         ("absent.nets:build", "no module absent.nets; run in the folder that holds it"),
         ("train.model.simple_bev:absent", "has no function or class absent"),
     ):

@@ -20,7 +20,7 @@ from train.command import fail_in_one_line
 from train.data.sources import LocalSource
 from train.errors import DataError
 from train.evaluation.evaluator import evaluate
-from train.jobs.evaluating import Parts
+from train.jobs.evaluation_parts import Parts
 from train.loop import Trainer
 from train.model import Needs
 from train.options import Options

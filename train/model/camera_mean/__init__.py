@@ -20,12 +20,15 @@ def camera_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips=None, unprojectio
         feats: (B,S,C,h,w). pix_T_refs: (B,S,4,4), pixels of feats from ref. cams_T_ref: (B,S,4,4).
         flips: Flips whose image flips the features have and shall lose, and whose BEV flips the result shall have.
         unprojection: "fused" gathers what the cameras see and counts a camera where its weights are not all zero;
-            "plain" samples each camera's whole volume, and counts it channel by channel where features are not zero.
+            "plain" samples each camera's whole volume, and counts it channel by channel where features are not zero; or an
+            object of train.exporting.view that does it otherwise.
         lenses: (B,S,LENS_SIZE+6) of cameras that bend, see common.vox.project; None for pinholes.
     Returns:
         (B,C,Z,Y,X). Fused: in the features' dtype, summed in float32 at least, a voxel's features side by side in memory.
         Plain: float32, float64 for float64 features.
     """
+    if not isinstance(unprojection, str):
+        return unprojection.mean(feats, pix_T_refs, cams_T_ref, vox_util, lenses)
     mean = reference_mean if unprojection == "plain" else _fused_for(feats, lenses is not None)
     bent = {} if lenses is None else {"lenses": lenses}
     with torch.autocast(feats.device.type, enabled=False):
@@ -40,6 +43,8 @@ def convolved_mean(feats, pix_T_refs, cams_T_ref, vox_util, kernels, flips=None,
     Returns:
         (B,O,Z,X), in the dtype of a convolution of the mean.
     """
+    if not isinstance(unprojection, str):
+        return unprojection.convolved(feats, pix_T_refs, cams_T_ref, vox_util, kernels, lenses)
     if unprojection == "fused" and feats.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):
             return cpu_conv(feats, pix_T_refs, cams_T_ref, vox_util, kernels, flips, lenses)

@@ -58,18 +58,19 @@ class HeightByHeight(torch.autograd.Function):
         table, kernels, pixels, weights, starts = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         padding = [kernels.shape[-1] // 2] * 2
-        of_table, of_kernels = 0, []
+        of_table, of_kernels, wanted = 0, [], ctx.needs_input_grad[0]
         for own, kernel in zip(_by_height(starts, kernels.shape[0]), kernels, strict=True):
             plane = _plane(gather_bags(table, pixels, weights, own), ctx.shape)
             # Stride and dilation 1, not transposed, one group; of input and weight, not of a bias.
             of_plane, of_kernel, _ = torch.ops.aten.convolution_backward(
-                grad, plane, kernel, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [True, True, False]
+                grad, plane, kernel, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [wanted, True, False]
             )
             del plane
-            rows = of_plane.permute(0, 2, 3, 1).reshape(-1, table.shape[1])
-            of_table = scatter_bags(rows, pixels, weights, own, table.shape[0]).to(weights.dtype) + of_table
             of_kernels.append(of_kernel)
-        return of_table.to(table.dtype), torch.stack(of_kernels), None, None, None, None
+            if wanted:
+                rows = of_plane.permute(0, 2, 3, 1).reshape(-1, table.shape[1])
+                of_table = scatter_bags(rows, pixels, weights, own, table.shape[0]).to(weights.dtype) + of_table
+        return of_table.to(table.dtype) if wanted else None, torch.stack(of_kernels), None, None, None, None
 
 
 def _by_height(starts, heights):

@@ -29,8 +29,8 @@ class Fused:
 
     relu = False
 
-    def _in_one_go(self, x, residual, relu, by_item):
-        """(y, mean, rstd) of the kernels; None where they don't run: not on CUDA, and in a compiler's or exporter's hands."""
+    def _in_one_go(self, x, residual, running, by_item, relu):
+        """The result of the kernels; None where they don't run: not on CUDA, and in a compiler's or exporter's hands."""
         if not x.is_cuda or torch.compiler.is_compiling() or x.dtype not in CUDA_DTYPES or not x.numel():
             return None
         from train.model.norm.triton import normalise  # Triton is there where CUDA is
@@ -38,7 +38,7 @@ class Fused:
         x = x.contiguous(memory_format=torch.channels_last)
         if residual is not None:
             residual = residual.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        return normalise(x, self.weight, self.bias, residual, by_item, relu, self.eps)
+        return normalise(x, (self.weight, self.bias), residual, running, by_item, relu, self.eps)
 
 
 class BatchNorm(Fused, nn.BatchNorm2d):
@@ -47,16 +47,9 @@ class BatchNorm(Fused, nn.BatchNorm2d):
     def forward(self, x, residual=None, relu=False):
         done = None
         if self.training and self.track_running_stats and self.momentum is not None:
-            done = self._in_one_go(x, residual, relu, by_item=False)
-        if done is None:
-            return _followed(super().forward(x), residual, relu)
-        from train.model.norm.triton import follow_statistics
-
-        y, mean, rstd = done
-        self.num_batches_tracked.add_(1)
-        count = x.numel() // x.shape[1]
-        follow_statistics(self.running_mean, self.running_var, mean, rstd, count, self.eps, self.momentum)
-        return y
+            running = self.running_mean, self.running_var, self.num_batches_tracked, self.momentum
+            done = self._in_one_go(x, residual, running, by_item=False, relu=relu)
+        return _followed(super().forward(x), residual, relu) if done is None else done
 
 
 class InstanceNorm(Fused, nn.InstanceNorm2d):
@@ -73,9 +66,9 @@ class InstanceNorm(Fused, nn.InstanceNorm2d):
 
     def forward(self, x, residual=None, relu=False):
         relu = relu or self.relu
-        done = self._in_one_go(x, residual, relu, by_item=True)
+        done = self._in_one_go(x, residual, None, by_item=True, relu=relu)
         if done is not None:
-            return done[0]
+            return done
         if not torch.compiler.is_exporting() and x.shape[0] == 1:
             x = F.batch_norm(x, None, None, training=True, eps=self.eps)
         else:

@@ -3,17 +3,22 @@
 torch reads and writes a channels-last tensor of a training step ten times for batch norm, sum and ReLU, forward and backward,
 its statistics at a quarter of an H100's bandwidth, and copies it to and fro for instance norm. Here it is eight at most, all at
 the memory's speed. Statistics are sums of differences from the first row, in float32 whatever the tensor is, part by part and
-then over the parts: the same bits in every run.
+then over the parts: the same bits in every run. Loops over sizes are written with `while`, since Triton 3.6 cannot interpret
+others beside NumPy 2.5.
 
 A tensor is (G, R, C): G groups of R rows of C channels, and each group's channel is normalised by itself. Batch norm has one
 group of N*H*W rows, instance norm has N of H*W.
 """
 
+from contextlib import nullcontext
+
 import torch
 import triton
 import triton.language as tl
 
-BLOCK_ROWS, BLOCK_CHANNELS = 16, 128
+from train.model.operators import operator
+
+BLOCK_ROWS, BLOCK_CHANNELS = 32, 128  # measured on an H100 against 8 and 16 rows
 ROWS_PER_PROGRAM = 128  # of the kernels that write a tensor
 PARTS = 1056  # programs that the sums are spread over: eight for each of an H100's multiprocessors
 FINISH_PARTS, FINISH_CHANNELS = 64, 16
@@ -56,12 +61,14 @@ def moments_kernel(x, sums, R, C, rows_each, BLOCK_R: tl.constexpr, BLOCK_C: tl.
     squares = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     begin = part * rows_each
     end = tl.minimum(begin + rows_each, R)
-    for row in range(begin, end, BLOCK_R):
+    row = begin
+    while row < end:
         inside = ((row + tl.arange(0, BLOCK_R)) < end)[:, None] & own[None, :]
         values = tl.load(base + _place(row, C, channels, BLOCK_R), mask=inside, other=0.0).to(tl.float32)
         values = tl.where(inside, values - first[None, :], 0.0)
         total += values
         squares += values * values
+        row += BLOCK_R
     place = sums + ((group * tl.num_programs(1) + part) * 2).to(tl.int64) * C + channels
     tl.store(place, tl.sum(total, 0), mask=own)
     tl.store(place + C, tl.sum(squares, 0), mask=own)
@@ -72,18 +79,26 @@ def _over_parts(sums, group, parts, C, channels, own, BLOCK_P: tl.constexpr, BLO
     """Both sums over all parts of a group."""
     one = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     two = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for first in range(0, parts, BLOCK_P):
+    first = group * 0
+    while first < parts:
         part = first + tl.arange(0, BLOCK_P)
         inside = (part < parts)[:, None] & own[None, :]
         place = sums + ((group * parts + part) * 2)[:, None].to(tl.int64) * C + channels[None, :]
         one += tl.load(place, mask=inside, other=0.0)
         two += tl.load(place + C, mask=inside, other=0.0)
+        first += BLOCK_P
     return tl.sum(one, 0), tl.sum(two, 0)
 
 
 @triton.jit
-def statistics_kernel(x, sums, mean, rstd, R, C, parts, eps, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The sums of moments_kernel -> mean and rstd (G,C): 1 / sqrt(variance + eps), with the biased variance."""
+def statistics_kernel(
+    x, sums, mean, rstd, running_mean, running_var, batches, R, C, parts, eps, momentum,
+    FOLLOW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The sums of moments_kernel -> mean and rstd (G,C): 1 / sqrt(variance + eps), with the biased variance.
+
+    FOLLOW, of one group: move the running statistics (C,) towards them, their variance over R - 1, and count the batch.
+    """
     group = tl.program_id(1)
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     own = channels < C
@@ -93,21 +108,15 @@ def statistics_kernel(x, sums, mean, rstd, R, C, parts, eps, BLOCK_P: tl.constex
     variance = tl.maximum(squares / R - away * away, 0.0)
     tl.store(mean + group * C + channels, first + away, mask=own)
     tl.store(rstd + group * C + channels, 1.0 / tl.sqrt(variance + eps), mask=own)
-
-
-@triton.jit
-def follow_kernel(mean, rstd, running_mean, running_var, C, R, eps, momentum, BLOCK_C: tl.constexpr):
-    """Move the running statistics towards those of one group of R rows; their variance is over R - 1."""
-    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    own = channels < C
-    rate = tl.load(rstd + channels, mask=own, other=1.0)
-    variance = (1.0 / (rate * rate) - eps) * R / tl.maximum(R - 1, 1)
-    for_mean = tl.load(running_mean + channels, mask=own, other=0.0).to(tl.float32)
-    for_var = tl.load(running_var + channels, mask=own, other=0.0).to(tl.float32)
-    for_mean += momentum * (tl.load(mean + channels, mask=own, other=0.0) - for_mean)
-    for_var += momentum * (variance - for_var)
-    tl.store(running_mean + channels, for_mean.to(running_mean.dtype.element_ty), mask=own)
-    tl.store(running_var + channels, for_var.to(running_var.dtype.element_ty), mask=own)
+    if FOLLOW:
+        so_far = tl.load(running_mean + channels, mask=own, other=0.0).to(tl.float32)
+        so_far += momentum * (first + away - so_far)
+        tl.store(running_mean + channels, so_far.to(running_mean.dtype.element_ty), mask=own)
+        so_far = tl.load(running_var + channels, mask=own, other=0.0).to(tl.float32)
+        so_far += momentum * (variance * R / tl.maximum(R - 1, 1) - so_far)
+        tl.store(running_var + channels, so_far.to(running_var.dtype.element_ty), mask=own)
+        if tl.program_id(0) == 0:
+            tl.store(batches, tl.load(batches) + 1)
 
 
 @triton.jit
@@ -168,7 +177,8 @@ def gradient_sums_kernel(
     products = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     begin = part * rows_each
     end = tl.minimum(begin + rows_each, R)
-    for row in range(begin, end, BLOCK_R):
+    row = begin
+    while row < end:
         inside = ((row + tl.arange(0, BLOCK_R)) < end)[:, None] & own[None, :]
         place = base + _place(row, C, channels, BLOCK_R)
         values = _normalised(tl.load(x + place, mask=inside, other=0.0), mu, sigma)
@@ -178,6 +188,7 @@ def gradient_sums_kernel(
             tl.store(passed + place, given.to(passed.dtype.element_ty), mask=inside)
         total += given
         products += given * values
+        row += BLOCK_R
     place = sums + ((group * tl.num_programs(1) + part) * 2).to(tl.int64) * C + channels
     tl.store(place, tl.sum(total, 0), mask=own)
     tl.store(place + C, tl.sum(products, 0), mask=own)
@@ -220,110 +231,102 @@ def gradient_kernel(
         tl.store(out + place, result.to(out.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("bevshards::normalise", mutates_args=())
-def normalise(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    by_item: bool,
-    relu: bool,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y, and mean and rstd (G,C) float32 of x.
-
-    x, residual and y are (N,C,H,W) and channels-last. weight, bias: (C,) float32, both or none. by_item: each item by itself.
-    """
+def _normalise(x, weight, bias, residual, running_mean, running_var, batches, by_item, relu, eps, momentum):
     rows = _Rows(x, by_item)
-    mean, rstd = (x.new_empty((rows.groups, rows.channels), dtype=torch.float32) for _ in range(2))
-    y = torch.empty_like(x, memory_format=torch.channels_last)
+    y, mean, rstd = _new_normalised(x, by_item)
     with _device_of(x):
         sums = rows.new_sums(x)
         moments_kernel[rows.summing](x, sums, *rows.size, rows.rows_each, *rows.tile, num_warps=NUM_WARPS)
-        statistics_kernel[rows.finishing](
-            x, sums, mean, rstd, *rows.size, rows.parts, eps, FINISH_PARTS, FINISH_CHANNELS, num_warps=NUM_WARPS
-        )
+        tensors = x, sums, mean, rstd, running_mean, running_var, batches
+        sizes = *rows.size, rows.parts, eps, momentum, running_mean is not None, FINISH_PARTS, FINISH_CHANNELS
+        statistics_kernel[rows.finishing](*tensors, *sizes, num_warps=NUM_WARPS)
         own = weight is not None, residual is not None, relu
         tensors = x, mean, rstd, weight, bias, residual, y
         apply_kernel[rows.writing](*tensors, *rows.size, *own, *rows.tile, ROWS_PER_PROGRAM, num_warps=NUM_WARPS)
     return y, mean, rstd
 
 
-@normalise.register_fake
-def _(x, weight, bias, residual, by_item, relu, eps):
-    statistics = (x.shape[0] if by_item else 1, x.shape[1])
-    return (
-        torch.empty_like(x, memory_format=torch.channels_last),
-        *(x.new_empty(statistics, dtype=torch.float32) for _ in range(2)),
-    )
+def _new_normalised(x, by_item):
+    mean, rstd = (x.new_empty((x.shape[0] if by_item else 1, x.shape[1]), dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(x, memory_format=torch.channels_last), mean, rstd
 
 
-@torch.library.custom_op("bevshards::normalise_backward", mutates_args=())
-def normalise_backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    y: torch.Tensor | None,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    by_item: bool,
-    relu: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of normalise for x and for the residual, and totals (G,2,C).
+def _fake_normalise(x, weight, bias, residual, running_mean, running_var, batches, by_item, relu, eps, momentum):
+    return _new_normalised(x, by_item)
+
+
+def _normalise_backward(grad, x, y, mean, rstd, weight, bias, by_item, relu):
+    """Gradients for x and for the residual, and totals (G,2,C).
 
     y is given where a ReLU follows a sum; without it the second is empty, for it is grad then. totals: of grad behind the
     ReLU, and of its product with x normalised.
     """
-    rows, by_y = _Rows(x, by_item), y is not None
-    passed = torch.empty_like(x, memory_format=torch.channels_last) if by_y else x.new_empty(0)
-    totals = x.new_empty((rows.groups, 2, rows.channels), dtype=torch.float32)
-    out = torch.empty_like(x, memory_format=torch.channels_last)
-    affine = weight is not None
+    rows, by_y, affine = _Rows(x, by_item), y is not None, weight is not None
+    out, passed, totals = _new_gradients(x, y, mean)
     with _device_of(x):
         sums = rows.new_sums(x)
         tensors = grad, x, y, mean, rstd, weight, bias, sums, passed
-        gradient_sums_kernel[rows.summing](
-            *tensors, *rows.size, rows.rows_each, affine, relu, by_y, *rows.tile, num_warps=NUM_WARPS
-        )
-        totals_kernel[rows.finishing](
-            sums, totals, rows.channels, rows.parts, FINISH_PARTS, FINISH_CHANNELS, num_warps=NUM_WARPS
-        )
+        sizes = *rows.size, rows.rows_each, affine, relu, by_y, *rows.tile
+        gradient_sums_kernel[rows.summing](*tensors, *sizes, num_warps=NUM_WARPS)
+        sizes = rows.channels, rows.parts, FINISH_PARTS, FINISH_CHANNELS
+        totals_kernel[rows.finishing](sums, totals, *sizes, num_warps=NUM_WARPS)
         tensors = passed if by_y else grad, x, mean, rstd, weight, bias, totals, out
-        gradient_kernel[rows.writing](
-            *tensors, *rows.size, affine, relu and not by_y, *rows.tile, ROWS_PER_PROGRAM, num_warps=NUM_WARPS
-        )
+        sizes = *rows.size, affine, relu and not by_y, *rows.tile, ROWS_PER_PROGRAM
+        gradient_kernel[rows.writing](*tensors, *sizes, num_warps=NUM_WARPS)
     return out, passed, totals
 
 
-@normalise_backward.register_fake
-def _(grad, x, y, mean, rstd, weight, bias, by_item, relu):
-    like = torch.empty_like(x, memory_format=torch.channels_last)
-    totals = x.new_empty((mean.shape[0], 2, mean.shape[1]), dtype=torch.float32)
-    return like, x.new_empty(0) if y is None else torch.empty_like(like), totals
+def _new_gradients(x, y, mean):
+    out = torch.empty_like(x, memory_format=torch.channels_last)
+    passed = x.new_empty(0) if y is None else torch.empty_like(out)
+    return out, passed, x.new_empty((mean.shape[0], 2, mean.shape[1]), dtype=torch.float32)
 
 
-@torch.library.custom_op("bevshards::follow_statistics", mutates_args=("running_mean", "running_var"))
-def follow_statistics(
-    running_mean: torch.Tensor,
-    running_var: torch.Tensor,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    count: int,
-    eps: float,
-    momentum: float,
-) -> None:
-    """Move (C,) running statistics, in place, as nn.BatchNorm2d does; mean, rstd: (1,C) of normalise, over `count` values."""
-    channels = len(running_mean)
-    tensors = mean, rstd, running_mean, running_var
-    with _device_of(mean):
-        blocks = (triton.cdiv(channels, BLOCK_CHANNELS),)
-        follow_kernel[blocks](*tensors, channels, count, eps, momentum, BLOCK_CHANNELS, num_warps=NUM_WARPS)
+def _fake_normalise_backward(grad, x, y, mean, rstd, weight, bias, by_item, relu):
+    return _new_gradients(x, y, mean)
 
 
-@follow_statistics.register_fake
-def _(running_mean, running_var, mean, rstd, count, eps, momentum):
-    return None
+_NORMALISE = operator(
+    "normalise(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+    "Tensor(c!)? batches, bool by_item, bool relu, float eps, float momentum) -> (Tensor, Tensor, Tensor)",
+    _normalise,
+    _fake_normalise,
+)
+_NORMALISE_BACKWARD = operator(
+    "normalise_backward(Tensor grad, Tensor x, Tensor? y, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
+    "bool by_item, bool relu) -> (Tensor, Tensor, Tensor)",
+    _normalise_backward,
+    _fake_normalise_backward,
+)
+
+
+def normalise(x, affine, residual, running, by_item, relu, eps):
+    """relu(normalised x, times weight, plus bias, plus residual); its gradient goes to all four.
+
+    Args:
+        x: (N,C,H,W), channels-last, as residual is, and the result. affine: weight and bias (C,), or None twice.
+        running: running mean and variance (C,), count of batches () int64 and momentum, which are moved in place, or None.
+        by_item: normalise each item by itself. relu: whether negative values become 0.
+    """
+    return _Normalise.apply(x, *affine, residual, running or (None, None, None, 0.0), by_item, relu, eps)
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, residual, running, by_item, relu, eps):
+        y, mean, rstd = _NORMALISE(x, weight, bias, residual, *running[:3], by_item, relu, eps, running[3])
+        ctx.by_item, ctx.relu, ctx.has_residual = by_item, relu, residual is not None
+        ctx.save_for_backward(x, y if relu and residual is not None else None, mean, rstd, weight, bias)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, y, mean, rstd, weight, bias = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        out, passed, totals = _NORMALISE_BACKWARD(grad, x, y, mean, rstd, weight, bias, ctx.by_item, ctx.relu)
+        of_bias, of_weight = (None, None) if weight is None else totals.sum(0) if ctx.by_item else totals[0]
+        of_residual = (grad if y is None else passed) if ctx.has_residual else None
+        return out, of_weight, of_bias, of_residual, None, None, None, None
 
 
 class _Rows:
@@ -349,25 +352,5 @@ class _Rows:
 
 
 def _device_of(x):
-    return torch.cuda.device(x.device) if x.is_cuda else torch.no_grad()  # on the CPU under Triton's interpreter
-
-
-def _keep(ctx, inputs, output):
-    x, weight, bias, residual, ctx.by_item, ctx.relu, _ = inputs
-    y, mean, rstd = output
-    ctx.has_residual = residual is not None
-    ctx.save_for_backward(x, y if ctx.relu and ctx.has_residual else None, mean, rstd, weight, bias)
-    ctx.mark_non_differentiable(mean, rstd)
-
-
-def _gradient(ctx, grad, *_):
-    x, y, mean, rstd, weight, bias = ctx.saved_tensors
-    grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    given = normalise_backward(grad, x, y, mean, rstd, weight, bias, ctx.by_item, ctx.relu)
-    of_x, passed, totals = given
-    of_weight, of_bias = (totals[:, n].sum(0).to(weight.dtype) for n in (1, 0)) if weight is not None else (None, None)
-    of_residual = (passed if y is not None else grad) if ctx.has_residual else None
-    return of_x, of_weight, of_bias, of_residual, None, None, None
-
-
-normalise.register_autograd(_gradient, setup_context=_keep)
+    """What makes the tensor's device the current one; nothing where it is, since that costs as much as a launch."""
+    return torch.cuda.device(x.device) if x.is_cuda and x.device.index != torch.cuda.current_device() else nullcontext()

@@ -1,0 +1,110 @@
+"""An exported file beside the network that it was made of: differences, cells, IoU and time, sample by sample, in pairs."""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from common.errors import InputError
+from train.metrics import Segmentation
+
+BOUND = 1e-4  # of float32 logits, from PyTorch's; of other outputs too
+NEAR = 1e-4  # of a logit from the threshold, within which a cell may fall on either side
+
+
+@dataclass
+class Comparison:
+    """What was found over some samples.
+
+    differences: output -> largest absolute difference. cells, other, near: cells of all maps; those predicted otherwise; those
+    of these whose logit lies within NEAR of the threshold in the network. whole, exported: Segmentation of either. seconds:
+    (network, file) of each sample. kept: (key, tensors, outputs of the network) of the first samples.
+    """
+
+    differences: dict = field(default_factory=dict)
+    cells: int = 0
+    other: int = 0
+    near: int = 0
+    whole: Segmentation = field(default_factory=Segmentation)
+    exported: Segmentation = field(default_factory=Segmentation)
+    seconds: list = field(default_factory=list)
+    kept: list = field(default_factory=list)
+    samples: int = 0
+
+    def add(self, batch, want, got):
+        """One more sample: Batch, outputs of the network and of the file."""
+        self.samples += len(batch.facts)
+        for name, value in want.items():
+            if not bool(got[name].isfinite().all()):
+                raise InputError(f"the exported file's {name} of {batch.facts[0][0].key} is not finite")
+            apart = float((value - got[name]).abs().max())
+            self.differences[name] = max(apart, self.differences.get(name, 0.0))
+        if "seg" in want:
+            self.whole.update(want, batch)
+            self.exported.update(got, batch)
+            self._count(want["seg"], got["seg"])
+
+    def _count(self, want, got):
+        other = (want > 0) != (got > 0)
+        self.cells += want.numel()
+        self.other += int(other.sum())
+        self.near += int((other & (want.abs() <= NEAR)).sum())
+
+    def latency_s(self):
+        """Median seconds of a sample: (network, file)."""
+        return tuple(float(value) for value in np.median(np.array(self.seconds), 0))
+
+    def iou(self):
+        """(network, file): {name: IoU}; empty without a seg."""
+        return tuple({name: s.value for name, s in one.figures().items()} if one.counts is not None else {}
+                     for one in (self.whole, self.exported))  # fmt: skip
+
+
+def compare(reference, run, samples, keep=0):
+    """Comparison of a Graph with a function of arrays, over samples.
+
+    samples: of (Batch of one, its tensors). keep: how many are kept. Network and file take turns in beginning.
+    """
+    found = Comparison()
+    for number, (batch, tensors) in enumerate(samples):
+        arrays = {name: tensors[name].numpy() for name in reference.inputs}
+        runs = [lambda t=tensors: reference.run(t), lambda a=arrays: as_tensors(run(a))]
+        timed = [None, None]
+        for place in (0, 1) if number % 2 else (1, 0):
+            began = time.perf_counter()
+            timed[place] = runs[place](), time.perf_counter() - began
+        (want, first), (got, second) = timed
+        found.seconds.append((first, second))
+        found.add(batch, want, got)
+        if len(found.kept) < keep:
+            found.kept.append((batch.facts[0][0].key, tensors, want))
+    return found
+
+
+def check_batches(run, reference, kept, sizes=(2, 3)):
+    """Largest difference of batches of these sizes, made of kept samples, from the network's own of one; by size."""
+    out = {}
+    for size in sizes:
+        chosen = [kept[n % len(kept)] for n in range(size)]
+        arrays = {name: joined([tensors[name] for _, tensors, _ in chosen]).numpy() for name in reference.inputs}
+        got = as_tensors(run(arrays))
+        apart = [
+            float((value[0] - got[name][row]).abs().max())
+            for row, (_, _, want) in enumerate(chosen)
+            for name, value in want.items()
+        ]
+        out[size] = max(apart)
+    return out
+
+
+def joined(tensors):
+    """One batch of several of one; points are padded to the longest."""
+    if len({tensor.shape for tensor in tensors}) > 1:
+        longest = max(tensor.shape[1] for tensor in tensors)
+        tensors = [torch.nn.functional.pad(t, (0, 0, 0, longest - t.shape[1])) for t in tensors]
+    return torch.cat(tensors)
+
+
+def as_tensors(arrays):
+    return {name: torch.from_numpy(np.ascontiguousarray(value)).float() for name, value in arrays.items()}

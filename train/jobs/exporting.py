@@ -1,0 +1,172 @@
+"""An export from a run to its folder: the work of train.export."""
+
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from common.errors import InputError
+from common.files import write_atomically
+from common.progress import progress
+from common.spelling import spelled
+from train import checkpoint
+from train.command import known_options
+from train.exporting import folder
+from train.exporting.compare import BOUND, check_batches, compare
+from train.exporting.describe import Facts, card_of, lines_of, radar_filters, table_of
+from train.exporting.feeds import MOST, Feeds
+from train.exporting.graph import Form, check_exportable, exported_graph, reference_graph
+from train.exporting.half import write_half
+from train.exporting.measure import quickest
+from train.exporting.operators import check_operators
+from train.exporting.quantised import write_int8
+from train.exporting.runtime import open_file
+from train.exporting.writing import OPSET, export_program, write_onnx, write_torch
+from train.jobs.evaluating import read_options
+from train.options import Options
+from train.processes.ranks import say
+from train.setup import make_loaders, make_network
+
+RANGED = 16  # samples that int8's ranges are found on
+SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
+FORMS = (  # of the table: format, precision, images, points, whether the calibration is baked in
+    ("onnx", "fp32", "stored", "points", False),
+    ("onnx", "fp32", "stored", "points", True),
+    ("onnx", "fp32", "network", "voxels", False),
+    ("onnx", "fp16", "stored", "points", False),
+    ("onnx", "int8", "stored", "points", False),
+    ("torch", "fp32", "stored", "points", False),
+)
+
+
+@dataclass
+class Parts:
+    """A run's network in evaluation, its val samples in batches of one, and where both come from.
+
+    train_shards: patterns that the run recorded; empty where it recorded none.
+    """
+
+    path: Path
+    step: int
+    options: Options
+    network: torch.nn.Module
+    loader: object
+    grid: object
+    train_shards: tuple
+
+
+def export_run(run, out, format_, precision, images, points, calibration, count, shards, forms):
+    """Export a run; the arguments are train.export's. count: samples, None for all. Raises ValueError."""
+    parts = _parts(run, shards)
+    if forms:
+        return _all_forms(parts, Path(out or parts.path.parent / "export"), count, Path(forms))
+    name = "-".join(filter(None, (format_, precision, images * (images != "stored"), calibration)))
+    target = Path(out or parts.path.parent / "export" / name)
+    export(parts, Form(images, points, calibration), format_, precision, target, count)
+    say(f"written: {target}/{', '.join(sorted(path.name for path in target.iterdir() if path.is_file()))}")
+
+
+def _parts(run, shards):
+    given = {"init_dir": run, "batch_size": 1, "device": "cpu", "nworkers": 1, "compile": False}
+    options = read_options(given | ({"val_shards": tuple(shards)} if shards else {}))
+    path = checkpoint.find(options.init_dir)
+    content = checkpoint.read(path, command=spelled("train.export"))
+    network, options = make_network(options)
+    check_exportable(network)
+    step = checkpoint.load_weights(path, content, network, options.ignore_load)
+    _, loader, grid = make_loaders(options, "cpu", want_train=False, needs=network.needs)
+    if loader.reader.is_stream:
+        raise InputError(
+            "a pipe: is read from front to back and has no single samples; give --val_shards that are files"
+        )
+    recorded = known_options(content.get("options") or {}, path, strict=False)
+    return Parts(Path(path), step, options, network.eval(), loader, grid, tuple(recorded.get("shards", ())))
+
+
+def _all_forms(parts, out, count, table):
+    """Export every form, and write their table."""
+    key, cards = parts.loader.reader.keys[0], {}
+    for format_, precision, images, points, is_baked in FORMS:
+        name = "-".join(filter(None, (format_, precision, images * (images != "stored"), "baked" * is_baked)))
+        form = Form(images, points, key if is_baked else "")
+        cards[name] = export(parts, form, format_, precision, out / name, count)
+    text = "\n".join(table_of(cards)) + "\n"
+    write_atomically(table, text.encode())
+    say(text)
+
+
+def export(parts, form, format_, precision, target, count):
+    """Write one export's folder; its card. Raises ValueError where a check fails, and leaves no model then."""
+    began = time.monotonic()
+    feeds = Feeds(parts.network, parts.loader, parts.grid, form)
+    [(_, tensors)] = feeds(feeds.spread(1))
+    constants = feeds.constants(tensors)
+    reference = reference_graph(parts.network, feeds.stages(tensors), tensors, constants)
+    graph, view, seconds = exported_graph(reference, tensors, parts.grid, quickest)
+    facts = Facts(format_, precision, view, seconds, constants)
+    target.mkdir(parents=True, exist_ok=True)
+    file = target / f"model{SUFFIX[format_]}"
+    with tempfile.TemporaryDirectory(dir=target) as scratch:
+        made = Path(scratch, file.name)
+        _write(graph, tensors, facts, made, lambda: _ranging_arrays(parts, form, reference))
+        found = _measured(reference, made, feeds, count, facts)
+        made.replace(file)
+    card = card_of(parts, feeds, reference, tensors, file, found, facts)
+    program = folder.program_of(card, radar_filters(parts.options, parts.loader.reader.rig))
+    folder.write_folder(target, card, found.kept, program)
+    say("\n".join(lines_of(card, time.monotonic() - began)))
+    return card
+
+
+def _write(graph, tensors, facts, file, ranging_arrays):
+    """Write the file, and into the Facts what it holds. ranging_arrays: function to the samples that int8 finds ranges on."""
+    program = export_program(graph, tensors)
+    if facts.format == "torch":
+        return write_torch(program, graph, file)
+    import onnx
+
+    write_onnx(program, graph, file)
+    check_operators(onnx.load(file), OPSET)
+    if facts.precision != "fp32":
+        whole = file.with_name("whole.onnx")
+        file.replace(whole)
+        if facts.precision == "fp16":
+            write_half(whole, file)
+        else:
+            facts.quantisation = write_int8(whole, file, ranging_arrays())
+    facts.operators = dict(sorted(check_operators(onnx.load(file), OPSET).items()))
+
+
+def _ranging_arrays(parts, form, reference):
+    """Arrays of RANGED samples of the run's train shards; where these are not there, of its val shards."""
+    loader = parts.loader
+    try:
+        if not parts.train_shards:
+            raise InputError("the run recorded no train shards")
+        options = replace(parts.options, val_shards=parts.train_shards, shards=())
+        _, loader, _ = make_loaders(options, "cpu", want_train=False, needs=parts.network.needs)
+    except InputError as error:
+        say(f"note: int8's ranges are found on val samples: {error}")
+    feeds = Feeds(parts.network, loader, parts.grid, form)
+    numbers = feeds.spread(RANGED)
+    samples = progress(feeds(numbers), "samples", "ranges", len(numbers))
+    return [{name: tensors[name].numpy() for name in reference.inputs} for _, tensors in samples]
+
+
+def _measured(reference, file, feeds, count, facts):
+    """Comparison of a file, and into the Facts those of batches. Raises ValueError where float32 differs by over BOUND."""
+    run = open_file(file, threads=torch.get_num_threads())
+    numbers = feeds.spread(count or len(feeds.numbers))
+    samples = progress(feeds(numbers), "samples", "beside PyTorch", len(numbers))
+    found = compare(reference, run, samples, keep=MOST)
+    facts.batches = check_batches(run, reference, found.kept)
+    worst = max([*found.differences.values(), *facts.batches.values()])
+    if facts.precision == "fp32" and worst > BOUND:
+        raise InputError(
+            f"the exported {file.name} differs from PyTorch by up to {worst:.1e}, more than {BOUND:.0e}: "
+            f"{', '.join(f'{name} {value:.1e}' for name, value in found.differences.items())}; "
+            f"in batches of {', '.join(f'{size} {value:.1e}' for size, value in facts.batches.items())}"
+        )
+    return found
