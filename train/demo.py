@@ -97,15 +97,15 @@ MAPS = Size(
     image_size="450x800",
     options=_OPTIONS
     | {
-        "max_iters": 280,
-        "val_freq": 70,
-        "save_freq": 70,
+        "max_iters": 320,
+        "val_freq": 80,
+        "save_freq": 80,
         "batch_size": 4,
         "lr": 3e-3,
         "res_scale": 0.36,
         "latent_dim": 32,
         "frame": "ego",
-        "classes": "vehicle=vehicle; pedestrian=human.pedestrian @6; drivable=map:drivable_area; crossing=map:ped_crossing; "
+        "classes": "vehicle=vehicle; pedestrian=human.pedestrian @30; drivable=map:drivable_area; crossing=map:ped_crossing; "
         "divider=map:road_divider,lane_divider",
     }
     | {"centroid": (0.0, -1.5, 0.0), "bounds": (-50.0, 50.0, -1.8, 1.8, -50.0, 50.0), "Z": 80, "Y": 4, "X": 80},

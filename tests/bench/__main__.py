@@ -10,7 +10,7 @@ import simplejpeg
 import torch
 
 from preprocess.nuscenes import CAMERAS
-from tests.bench import device_bench, loader_bench, shards_bench, source_bench, step_bench, train_bench
+from tests.bench import device_bench, loader_bench, maps_bench, shards_bench, source_bench, step_bench, train_bench
 from tests.bench.measure import HEADER, Row, best_ms
 from tests.bench.step_bench import RESULTS, machine
 from tests.conftest import SHARED, run_module
@@ -70,6 +70,7 @@ def _measure(scenes, show):
         show(shards_bench.scaling(world, version, folder / "scaling"))
         show(loader_bench.rows(full, small, decode))
         show(source_bench.rows(full, folder, decode))
+        show(maps_bench.rows(world))
         (folder / "large").mkdir()
         show(loader_bench.opening(full[0], folder / "large"))
         show(device_bench.rows(full[0], unit))

@@ -125,7 +125,7 @@ class _Canvas:
 def _turned(ring, is_exterior):
     """A ring (n, 2) in the sense in which exteriors go round here, or holes, which go the other way."""
     x, y = ring.T
-    area = np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))
+    area = np.dot(x[:-1], y[1:]) - np.dot(y[:-1], x[1:]) + x[-1] * y[0] - y[-1] * x[0]
     return ring if (area > 0) == is_exterior else ring[::-1]
 
 
@@ -166,19 +166,20 @@ def _cut(rings, axis, limit, sign):
 
 
 def _chains(ring, inside, axis, limit):
-    """The parts of a ring that lie inside, each from where it enters to where it leaves: list of (n, 2)."""
-    following = np.roll(ring, -1, 0)
-    is_crossing = inside != np.roll(inside, -1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = (limit - ring[:, axis]) / (following[:, axis] - ring[:, axis])
-    crossings = ring + np.where(is_crossing, share, 0)[:, None] * (following - ring)
+    """The parts of a ring that lie inside, each from where it enters to where it leaves: list of (n, 2).
+
+    inside: (n,) bool, of its points, some but not all of them.
+    """
+    edges = np.flatnonzero(
+        inside != np.concatenate([inside[1:], inside[:1]])
+    )  # from a point to the next; they enter, leave, enter
+    start, end = ring[edges], ring[(edges + 1) % len(ring)]
+    crossings = start + ((limit - start[:, axis]) / (end[:, axis] - start[:, axis]))[:, None] * (end - start)
     crossings[:, axis] = limit
-    enters = np.flatnonzero(is_crossing & ~inside)
-    leaves = np.flatnonzero(is_crossing & inside)
     out = []
-    for start in enters:
-        place = np.searchsorted(leaves, start)
-        end = leaves[place % len(leaves)]
-        own = np.arange(start + 1, end + 1 + (len(ring) if end < start else 0)) % len(ring)
-        out.append(np.concatenate([crossings[start][None], ring[own], crossings[end][None]]))
+    for enters in range(int(inside[edges[0]]), len(edges), 2):
+        leaves = (enters + 1) % len(edges)
+        first, last = edges[enters] + 1, edges[leaves] + 1
+        own = [ring[first:last]] if first <= last else [ring[first:], ring[:last]]
+        out.append(np.concatenate([crossings[enters, None], *own, crossings[leaves, None]]))
     return out

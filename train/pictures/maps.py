@@ -20,6 +20,7 @@ from train.pictures.palette import (
 NOTHING, IS_HIT, IS_FALSE, IS_MISSED, IS_MASKED = range(5)
 ERROR_COLOURS = np.array([GROUND, HIT, FALSE, MISSED, MASKED], np.uint8)
 _NOTHING_SHARE = 0.02  # a value this far up its ramp looks like the ground anyway
+_FAINT_SHARE = 0.1  # the same of several classes, which would lie over one another as a haze
 _MARGIN_M = 2.5  # the reference camera sits this far from the ego origin at most
 
 
@@ -107,7 +108,7 @@ def draw_prediction(maps, ground):
     for k in largest_first(maps.prediction):
         share = maps.prediction[k, ..., None]
         drawn = share * class_colours(len(maps.class_names))[k] + (1 - share) * drawn
-    return laid_out(drawn.round().astype(np.uint8), maps.prediction.max(0) > _NOTHING_SHARE, maps, ground)
+    return laid_out(drawn.round().astype(np.uint8), maps.prediction.max(0) > _FAINT_SHARE, maps, ground)
 
 
 def draw_values(values, maps, ground, table=PROBABILITY_RAMP, low=0.0, high=1.0):

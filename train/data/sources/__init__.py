@@ -41,6 +41,7 @@ class SourceConfig:
         cache_dir, cache_gb: where a node keeps what was read by range requests, and at most how much; None keeps nothing.
         store_options: of the stores, see common.stores.open_store; never printed.
         requests: in flight at once where the members are known ahead.
+        hold_bytes: remote tars that have no more bytes together are fetched whole, once, and held in memory.
         attempts, pause_s, stall_s, retry_minutes: see common.stores.retries.Retry.
     """
 
@@ -50,6 +51,7 @@ class SourceConfig:
     cache_gb: float = 100.0
     store_options: dict | None = field(default=None, repr=False)
     requests: int = 16
+    hold_bytes: int = 0
     attempts: int = 5
     pause_s: float = 0.5
     stall_s: float = 30.0
@@ -96,4 +98,4 @@ def open_source(patterns, config=None, split=None):
     if not any(addresses.is_remote(tar) for tar in shards):
         return LocalSource(shards, config.verify_reads)
     cache = Cache(config.cache_dir, int(config.cache_gb * 1e9)) if config.cache_dir else None
-    return RangeSource(shards, config.verify_reads, cache, config.requests)
+    return RangeSource(shards, config.verify_reads, cache, config.requests, config.hold_bytes)

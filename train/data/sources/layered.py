@@ -13,6 +13,7 @@ from common.layers import FOLDER, LayerFacts, layer_folder, rows_in
 from common.spelling import spelled
 from train.data.sources.ranges import RangeSource
 
+HELD_BYTES = 256 << 20  # a layer that is no larger takes a request for each of its tars, not one for each keyframe
 MOST_AT_ONCE = 32  # requests of layers, from threads that read without having said what comes next
 
 
@@ -168,8 +169,9 @@ def _open(source, name, members, config, opened):
     """The source of one layer's tars. Raises ShardError, which says what to do."""
     places = [addresses.split(tar) for tar in source.shards]
     tars = tuple(addresses.join(layer_folder(folder, name), file) for folder, file in places)
+    shards = replace(source.shards, shards=tars, manifests={}, of_layer=True)
     try:
-        own = opened(replace(source.shards, shards=tars, manifests={}, of_layer=True), config)
+        own = opened(shards, replace(config, hold_bytes=HELD_BYTES))
     except ShardError as error:
         where = addresses.shown(next(iter(source.shards)))
         raise ShardError(

@@ -20,13 +20,14 @@ class RangeSource(KeyframeTable):
     Args:
         shards: ShardSet, or what find_shards takes. verify_reads: compare the checksum of every member read.
         cache: Cache of what was read, or None. requests: how many begin() keeps in flight, where it is told the members.
+        hold_bytes: tars that have no more bytes together are fetched whole, each in one request, and held in memory.
     Raises:
         ShardError: a missing or damaged index, besides what KeyframeTable raises.
     """
 
     is_stream = False
 
-    def __init__(self, shards, verify_reads=False, cache=None, requests=16):
+    def __init__(self, shards, verify_reads=False, cache=None, requests=16, hold_bytes=0):
         self.shards = shards = find_shards(shards)
         self._stores = open_stores(shards)
         for store in self._remote_stores():
@@ -38,6 +39,8 @@ class RangeSource(KeyframeTable):
         self._etags = [stat.etag for _, stat in opened]
         self._places = [addresses.split(tar) for tar in shards]
         self._ahead = None
+        is_small = sum(index.tar_bytes for index in self.indexes) <= hold_bytes
+        self._held = _Held(self._range, [index.tar_bytes for index in self.indexes]) if is_small else None
 
     def order(self, windows, seed, epoch, shuffle):
         """Window numbers of an epoch: those of local shards."""
@@ -109,15 +112,36 @@ class RangeSource(KeyframeTable):
         return out
 
     def _part(self, shard, row, start, size):
-        folder, name = self._places[shard]
         try:
-            data, _ = self._stores[folder].read_range(name, start, size, self._etags[shard])
+            if self._held is not None:
+                return self._held.tar(shard)[start : start + size]
+            return self._range(shard, start, size)
         except StoreError as error:
             raise ShardError(f"{error} (sample {self.indexes[shard].keys[row]})") from None
+
+    def _range(self, shard, start, size):
+        folder, name = self._places[shard]
+        data, _ = self._stores[folder].read_range(name, start, size, self._etags[shard])
         self._count(size)
         with self._counting:
             self.requests_made += 1
         return data
+
+
+class _Held:
+    """Tars that are fetched whole when something of them is first asked for, and kept."""
+
+    def __init__(self, fetch, sizes):
+        self._fetch, self._sizes = fetch, sizes
+        self._locks = [threading.Lock() for _ in sizes]
+        self._tars = {}
+
+    def tar(self, shard):
+        """Bytes of a tar; threads that want it meanwhile wait. Raises StoreError."""
+        with self._locks[shard]:
+            if shard not in self._tars:
+                self._tars[shard] = memoryview(self._fetch(shard, 0, self._sizes[shard]))
+            return self._tars[shard]
 
 
 class _Ahead:
