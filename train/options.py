@@ -11,7 +11,7 @@ from common.stores import parse_options
 from train.classes import class_specs
 from train.runs import CKPT_DIR
 
-ENCODERS = ("res101", "res50", "effb0", "effb4")  # that train.model.encoders makes
+ENCODERS = ("res101", "res50", "effb0", "effb4")  # that train.model.encoder_types makes
 SHARDS = ("shards", "val_shards", "data_dir")  # the options that name shards
 BASE_HW = (224, 400)  # of the network's images at res_scale 1
 GROUPS = {
@@ -106,6 +106,9 @@ class Options:
     use_scheduler: bool = _option(True, "AdamW with OneCycle, else Adam", "optimisation")
     weight_decay: float = _option(1e-7, "of AdamW, or Adam", "optimisation", least=0.0)
     grad_clip: float = _option(5.0, "largest norm of the gradient; 0: any", "optimisation", least=0.0)
+    ema: float = _option(
+        0.0, "decay of a moving average of the weights, such as 0.999; 0: none", "optimisation", least=0.0
+    )
     res_scale: float = _option(2.0, "image size over 224x400, at least 0.25", "augmentation", least=0.25)
     rand_flip: bool = _option(True, "flip images and BEV features", "augmentation")
     rand_crop_and_resize: bool = _option(True, "random scale 0.8-1.2 and crop", "augmentation")
@@ -139,11 +142,14 @@ class Options:
     true_times: bool = _option(False, "cameras see from where the car was when each took its picture", "sensors")
     model: str = _option("simple_bev", "the network: simple_bev or package.module:factory", "model")
     model_args: str = _option("", "its own arguments: JSON, or a file of it", "model")
-    encoder_type: str = _option("res101", f"one of {', '.join(ENCODERS)}", "model", also=("backbone",))
+    encoder_type: str = _option(
+        "res101", f"{', '.join(ENCODERS)}, or timm:NAME of the package timm", "model", also=("backbone",)
+    )
     do_rgbcompress: bool = _option(True, "compress height by convolution, else by sum", "model")
     latent_dim: int = _option(128, "channels of the features", "model", least=1)
     no_pretrained: bool = _option(False, "random backbone weights", "model")
     backbone_weights: str = _option("", "local file with ImageNet weights", "model")
+    freeze_encoder: bool = _option(False, "the encoder's backbone stays as its weights are", "model")
     protocol: str = _option("simple_bev", "simple_bev or min_visibility", "labels")
     min_visibility: int = _option(1, "with min_visibility: boxes under it are left out", "labels", least=1)
     target_categories: tuple = _option(("vehicle",), "comma list of category prefixes", "labels")
@@ -188,8 +194,8 @@ class Options:
             )
         if self.use_metaradar and not self.use_radar:
             raise InputError("--use_metaradar needs --use_radar")
-        if self.encoder_type not in ENCODERS:
-            raise InputError(f"--encoder_type {self.encoder_type}: it is one of {', '.join(ENCODERS)}")
+        if self.encoder_type not in ENCODERS and not self.encoder_type.startswith("timm:"):
+            raise InputError(f"--encoder_type {self.encoder_type}: it is one of {', '.join(ENCODERS)}, or timm:NAME")
         if self.precision not in ("", "bf16", "fp32", "tf32"):
             raise InputError(f"--precision {self.precision}: it is bf16 or fp32, or tf32 on CUDA")
         if self.wandb not in ("", "offline", "online"):
@@ -220,6 +226,8 @@ class Options:
             raise InputError(f"--seed {self.seed}: it has 64 bits at most")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise InputError(f"--lr {self.lr} must be positive")
+        if not self.ema < 1:
+            raise InputError(f"--ema {self.ema}: it is a decay below 1, such as 0.999")
         if self.order not in ("shuffled", "streams"):
             raise InputError(f"--order {self.order}: it is shuffled or streams")
         if self.crop not in ("", "bottom", "centre"):

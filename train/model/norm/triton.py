@@ -16,6 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
+from train.model.operators import operator
+
 BLOCK_ROWS, BLOCK_CHANNELS = 32, 128  # measured on an H100 against 8 and 16 rows
 ROWS_PER_PROGRAM = 128  # of the kernels that write a tensor
 PARTS = 1056  # programs that the sums are spread over: eight for each of an H100's multiprocessors
@@ -229,18 +231,6 @@ def gradient_kernel(
         tl.store(out + place, result.to(out.dtype.element_ty), mask=inside)
 
 
-# Plain operators, not torch.library.custom_op, whose wrappers cost the host more than the kernels take on small tensors.
-_LIBRARY = torch.library.Library("bevshards", "FRAGMENT")
-_LIBRARY.define(
-    "normalise(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-    "Tensor(c!)? batches, bool by_item, bool relu, float eps, float momentum) -> (Tensor, Tensor, Tensor)"
-)
-_LIBRARY.define(
-    "normalise_backward(Tensor grad, Tensor x, Tensor? y, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
-    "bool by_item, bool relu) -> (Tensor, Tensor, Tensor)"
-)
-
-
 def _normalise(x, weight, bias, residual, running_mean, running_var, batches, by_item, relu, eps, momentum):
     rows = _Rows(x, by_item)
     y, mean, rstd = _new_normalised(x, by_item)
@@ -261,8 +251,7 @@ def _new_normalised(x, by_item):
     return torch.empty_like(x, memory_format=torch.channels_last), mean, rstd
 
 
-@torch.library.register_fake("bevshards::normalise", lib=_LIBRARY)
-def _(x, weight, bias, residual, running_mean, running_var, batches, by_item, relu, eps, momentum):
+def _fake_normalise(x, weight, bias, residual, running_mean, running_var, batches, by_item, relu, eps, momentum):
     return _new_normalised(x, by_item)
 
 
@@ -293,16 +282,22 @@ def _new_gradients(x, y, mean):
     return out, passed, x.new_empty((mean.shape[0], 2, mean.shape[1]), dtype=torch.float32)
 
 
-@torch.library.register_fake("bevshards::normalise_backward", lib=_LIBRARY)
-def _(grad, x, y, mean, rstd, weight, bias, by_item, relu):
+def _fake_normalise_backward(grad, x, y, mean, rstd, weight, bias, by_item, relu):
     return _new_gradients(x, y, mean)
 
 
-for _kind in ("CUDA", "CPU"):  # on the CPU they run under Triton's interpreter
-    _LIBRARY.impl("normalise", _normalise, _kind)
-    _LIBRARY.impl("normalise_backward", _normalise_backward, _kind)
-_NORMALISE = torch.ops.bevshards.normalise.default
-_NORMALISE_BACKWARD = torch.ops.bevshards.normalise_backward.default
+_NORMALISE = operator(
+    "normalise(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+    "Tensor(c!)? batches, bool by_item, bool relu, float eps, float momentum) -> (Tensor, Tensor, Tensor)",
+    _normalise,
+    _fake_normalise,
+)
+_NORMALISE_BACKWARD = operator(
+    "normalise_backward(Tensor grad, Tensor x, Tensor? y, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
+    "bool by_item, bool relu) -> (Tensor, Tensor, Tensor)",
+    _normalise_backward,
+    _fake_normalise_backward,
+)
 
 
 def normalise(x, affine, residual, running, by_item, relu, eps):

@@ -1,8 +1,12 @@
 """Bilinear doubling and joining of channels-last tensors on CUDA: values are written once, gradients have one owner each."""
 
+from contextlib import nullcontext
+
 import torch
 import triton
 import triton.language as tl
+
+from train.model.operators import operator
 
 BLOCK_PIXELS, BLOCK_CHANNELS = 16, 128
 NUM_WARPS = 4
@@ -79,19 +83,12 @@ def gradient_kernel(grad, out, PIXELS, H, W, C, D, BLOCK_P: tl.constexpr, BLOCK_
     tl.store(out + pixel[:, None] * C + channel[None, :], total.to(out.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("bevshards::join_doubled", mutates_args=())
-def join(coarse: torch.Tensor, fine: torch.Tensor | None) -> torch.Tensor:
-    """See train.model.upsampling.doubled; both tensors are channels-last and of one dtype."""
+def _join(coarse, fine):
     out = _new_joined(coarse, fine)
     items, channels, height, width = coarse.shape
     sizes = 4 * items * height * width, height, width, channels, out.shape[1] - channels
     _launch(join_kernel, coarse, (coarse, fine, out), sizes, out.shape[1], fine is not None)
     return out
-
-
-@join.register_fake
-def _(coarse, fine):
-    return _new_joined(coarse, fine)
 
 
 def _new_joined(coarse, fine):
@@ -101,19 +98,13 @@ def _new_joined(coarse, fine):
     return torch.empty(shape, dtype=coarse.dtype, device=coarse.device, memory_format=torch.channels_last)
 
 
-@torch.library.custom_op("bevshards::join_doubled_backward", mutates_args=())
-def join_backward(grad: torch.Tensor, channels: int) -> torch.Tensor:
-    """The gradient for `coarse`, which has so many channels, of a channels-last gradient of join."""
+def _join_backward(grad, channels):
+    """The gradient for `coarse`, which has so many channels."""
     out = _new_halved(grad, channels)
     items, _, height, width = out.shape
     sizes = items * height * width, height, width, channels, grad.shape[1] - channels
     _launch(gradient_kernel, grad, (grad, out), sizes, channels)
     return out
-
-
-@join_backward.register_fake
-def _(grad, channels):
-    return _new_halved(grad, channels)
 
 
 def _new_halved(grad, channels):
@@ -125,19 +116,27 @@ def _new_halved(grad, channels):
 def _launch(kernel, on, tensors, sizes, channels, *more):
     block = min(BLOCK_CHANNELS, triton.next_power_of_2(channels))
     blocks = triton.cdiv(sizes[0], BLOCK_PIXELS), triton.cdiv(channels, block)
-    with torch.cuda.device(on.device) if on.is_cuda else torch.no_grad():  # on the CPU under Triton's interpreter
+    with torch.cuda.device(on.device) if on.is_cuda else nullcontext():  # on the CPU under Triton's interpreter
         kernel[blocks](*tensors, *sizes, BLOCK_PIXELS, block, *more, num_warps=NUM_WARPS)
 
 
-def _keep(ctx, inputs, output):
-    coarse, fine = inputs
-    ctx.channels, ctx.with_fine = coarse.shape[1], fine is not None
+_JOIN = operator("join_doubled(Tensor coarse, Tensor? fine) -> Tensor", _join, _new_joined)
+_JOIN_BACKWARD = operator("join_doubled_backward(Tensor grad, int channels) -> Tensor", _join_backward, _new_halved)
 
 
-def _gradient(ctx, grad):
-    grad = grad.contiguous(memory_format=torch.channels_last)
-    of_coarse = join_backward(grad, ctx.channels)
-    return of_coarse, grad[:, : -ctx.channels] if ctx.with_fine else None
+def join(coarse, fine):
+    """See train.model.upsampling.doubled; both tensors are channels-last and of one dtype."""
+    return _Join.apply(coarse, fine)
 
 
-join.register_autograd(_gradient, setup_context=_keep)
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, coarse, fine):
+        ctx.channels, ctx.with_fine = coarse.shape[1], fine is not None
+        return _JOIN(coarse, fine)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        of_coarse = _JOIN_BACKWARD(grad, ctx.channels)
+        return of_coarse, grad[:, : -ctx.channels] if ctx.with_fine else None
