@@ -29,6 +29,7 @@ class SampleRow:
     token: str
     scene: str
     timestamp_us: int
+    dataset: str
     location: str
     light: str
     weather: str
