@@ -12,11 +12,16 @@ from preprocess.datasets import dataset
 from preprocess.errors import SourceError, sample_error
 from preprocess.options import Options
 from preprocess.recipe import ShardRecipe
-from preprocess.splits import Part, scene_of
+from preprocess.splits import Part, read_split_file, scene_of
 
-__all__ = ["DEFAULT_SHARDS", "Options", "Planner"]
+__all__ = ["DEFAULT_SHARDS", "Options", "Planner", "read_splits"]
 
 DEFAULT_SHARDS = {"train": 100, "val": 20}
+
+
+def read_splits(version, split_file=None):
+    """split -> entries, see read_split_file: nuScenes' official splits, or those of a file. Raises SourceError."""
+    return read_split_file(split_file) if split_file else dataset(Options.dataset).official_splits(version)
 
 
 class Planner:

@@ -39,10 +39,17 @@ CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
 
 @click.command(cls=Interruptible, context_settings=CONTEXT)
 @click.option("--dataset", default=DEFAULT, type=click.Choice(list(DATASETS)), help="what --dataroot holds")
-@click.option("--version", default="", help="v1.0-mini, v1.0-trainval, v1.0-test; others with --split-file")
+@click.option(
+    "--version", default="", show_default=False, help="v1.0-mini, v1.0-trainval, v1.0-test; others with --split-file"
+)
 @click.option("--dataroot", default="data/nuscenes", type=click.Path(path_type=Path), help="its folder")
 @click.option("--out", default="shards", help="folder for the shards, or an address (s3://..., gs://...)")
-@click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
+@click.option(
+    "--store-options",
+    default="",
+    show_default=False,
+    help="JSON object, or a file with one, for the store of an address",
+)
 @click.option("--sweeps", default=5, help="largest nsweeps the shards will serve, keyframe included")
 @click.option(
     "--image-size", callback=parsed(parse_image_size), help="re-encode images, e.g. 540x960  [default: source bytes]"
@@ -59,7 +66,7 @@ CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
     "--lidar-columns",
     default="5",
     type=click.Choice(list(map(str, LIDAR_COLUMNS))),
-    help="float32 values a lidar point",
+    help="float32 values per lidar point",
 )
 @click.option(
     "--archives", multiple=True, help="tgz, tar, zip instead of a folder: paths, globs, addresses; commas between"
