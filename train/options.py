@@ -269,8 +269,8 @@ class Options:
             "resize_lim": [0.8, 1.2] if crops else [1.0, 1.0],
             "crop_offset": int(height * (1 - 0.8)) if crops else 0,
             "ncams": self.ncams,
-            "cams": self.cams,
             "crop": self.crop or ("bottom" if self.image_size else ""),
+            **({"cams": self.cams} if self.cams else {}),
         }
 
     @property
