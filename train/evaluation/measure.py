@@ -109,7 +109,6 @@ def _row(facts, token, by_label, in_view, losses):
         token=token,
         scene=facts.scene,
         timestamp_us=facts.timestamp_us,
-        dataset=facts.rig.dataset,
         location=facts.location,
         light=facts.conditions.get("light", NOT_STATED),
         weather=facts.conditions.get("weather", NOT_STATED),
@@ -117,6 +116,7 @@ def _row(facts, token, by_label, in_view, losses):
         boxes=boxes,
         in_view=in_view,
         losses=losses,
+        dataset=getattr(getattr(facts, "rig", None), "dataset", ""),
     )
 
 

@@ -29,7 +29,6 @@ class SampleRow:
     token: str
     scene: str
     timestamp_us: int
-    dataset: str
     location: str
     light: str
     weather: str
@@ -37,6 +36,7 @@ class SampleRow:
     boxes: dict
     in_view: int
     losses: dict
+    dataset: str = ""
 
 
 @dataclass
