@@ -82,12 +82,19 @@ def compare(reference, run, samples, keep=0):
     return found
 
 
-def check_batches(run, reference, kept, sizes=(2, 3)):
-    """Largest difference of batches of these sizes, made of kept samples, from the network's own of one; by size."""
+def check_batches(run, reference, kept, none, sizes=(2, 3)):
+    """Largest difference of batches of these sizes, made of kept samples, from the network's own of one; by size.
+
+    none: cell of points that lie in no column of the grid, with which cells are padded.
+    """
     out = {}
     for size in sizes:
         chosen = [kept[n % len(kept)] for n in range(size)]
-        arrays = {name: joined([tensors[name] for _, tensors, _ in chosen]).numpy() for name in reference.inputs}
+        fill = {name: none for name in reference.inputs if name.endswith("_cells")}
+        arrays = {
+            name: joined([tensors[name] for _, tensors, _ in chosen], fill.get(name, 0)).numpy()
+            for name in reference.inputs
+        }
         got = as_tensors(run(arrays))
         apart = [
             float((value[0] - got[name][row]).abs().max())
@@ -98,12 +105,17 @@ def check_batches(run, reference, kept, sizes=(2, 3)):
     return out
 
 
-def joined(tensors):
-    """One batch of several of one; points are padded to the longest."""
-    if len({tensor.shape for tensor in tensors}) > 1:
-        longest = max(tensor.shape[1] for tensor in tensors)
-        tensors = [torch.nn.functional.pad(t, (0, 0, 0, longest - t.shape[1])) for t in tensors]
-    return torch.cat(tensors)
+def joined(tensors, fill=0):
+    """One batch of several of one; points are padded to the longest with `fill`."""
+    longest = max(tensor.shape[1] if tensor.dim() > 1 else 0 for tensor in tensors)
+    return torch.cat([_filled(tensor, longest, fill) for tensor in tensors])
+
+
+def _filled(tensor, longest, fill):
+    if tensor.dim() < 2 or tensor.shape[1] == longest:
+        return tensor
+    more = tensor.new_full((tensor.shape[0], longest - tensor.shape[1], *tensor.shape[2:]), fill)
+    return torch.cat([tensor, more], 1)
 
 
 def as_tensors(arrays):

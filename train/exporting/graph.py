@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from common.errors import InputError
+from train.exporting.pillars import group_pillars
 from train.exporting.points import lidar_voxels, radar_voxels
 from train.exporting.view import BAKED, Sampled, Witness
 
+INTRINSICS = ("pix_T_cams", "past_pix_T_cams")  # of pixels as the images that come in have them
 CALIBRATION = ("pix_T_cams", "ref_T_cams", "ref_T_ego")  # inputs that a baked calibration takes the place of
 
 
@@ -43,8 +45,9 @@ class ImagesStage(nn.Module):
 
     def forward(self, tensors):
         moved = {"images": self.resize(tensors["images"])}
-        if "pix_T_cams" in tensors:
-            moved["pix_T_cams"] = self.resize.moved(tensors["pix_T_cams"])
+        for name in INTRINSICS:
+            if name in tensors:
+                moved[name] = self.resize.moved(tensors[name])
         return tensors | moved
 
 
@@ -126,6 +129,7 @@ def exported_graph(reference, tensors, grid, choose):
         (Graph, name of the view or "", {name of each baked view: seconds}).
     """
     graph = copy.deepcopy(reference)
+    group_pillars(graph.network)
     if not hasattr(graph.network, "unprojection"):
         return graph, "", {}
     graph.network.unprojection = witness = Witness()

@@ -9,9 +9,11 @@ from common.rig import Distortion
 from tests.train.model.test_unprojection import VOX, features, ring
 from train.augment import resample, sampling_plan
 from train.exporting.images import StoredImages
+from train.exporting.pillars import GroupedPillars, sorted_by_cell
 from train.exporting.points import lidar_voxels, radar_voxels
 from train.exporting.view import BAKED, Sampled
 from train.model.camera_mean import camera_mean, convolved_mean
+from train.model.pillars import PillarNet
 
 
 def bent(pix, cam):
@@ -69,6 +71,21 @@ def test_stored_images_are_resized_as_on_a_gpu_and_their_intrinsics_with_them():
         StoredImages(sizes + [[0, 0], [1, 0], [0, 0]], wh, ltrb, (32, 48))
     with pytest.raises(ValueError, match="by nearest; export with --images network"):
         StoredImages(sizes, wh, ltrb, (32, 48), "nearest")
+
+
+def test_grouped_pillars_are_what_scattered_ones_are():
+    """Columns of one point and of hundreds, points of no column, and padding behind them."""
+    rng = torch.Generator().manual_seed(0)
+    net = PillarNet(5, 7, (4, 6))
+    cells = torch.cat([torch.randint(0, 25, (2, 90), generator=rng), torch.full((2, 300), 3)], 1)
+    cells[1, 200:] = 24
+    tensors = sorted_by_cell({"lidar_cells": cells, "lidar_features": torch.randn((2, 390, 5), generator=rng)})
+    given = tensors["lidar_cells"], tensors["lidar_features"]
+    want = net(*given)
+    assert (want > 0).any() and torch.equal(GroupedPillars(net)(*given), want)
+    pad = torch.nn.functional.pad
+    padded = pad(given[0], (0, 9), value=24), pad(given[1], (0, 0, 0, 9), value=8.0)
+    torch.testing.assert_close(GroupedPillars(net)(*padded), want, rtol=0, atol=1e-6)
 
 
 def test_padded_points_give_the_voxels_that_training_has():
