@@ -26,17 +26,18 @@ from preprocess.synth.folder import Folder
     "--image-size", default="900x1600", callback=parsed(parse_image_size), help="HEIGHTxWIDTH of every camera"
 )
 @click.option("--tables-only", is_flag=True, help="no sensor files")
+@click.option("--occluders", is_flag=True, help="hoardings, which hide from time to time what was seen before")
 @click.option(
     "--split-file", type=click.Path(path_type=Path), help='JSON {"train": [scenes], "val": [scenes]}; no devkit needed'
 )
-def main(out, scenes, samples, sweeps, version, seed, image_size, tables_only, split_file):
+def main(out, scenes, samples, sweeps, version, seed, image_size, tables_only, occluders, split_file):
     """Write a generated world that nuscenes-devkit loads: cameras, lidar and radars of one geometry."""
     try:
         splits = read_split_file(split_file) if split_file else official_splits(version)
         names = _names(splits, scenes, split_file or version)
         if (out / version).exists():
             raise SourceError(f"{out / version} exists already; remove it or choose another --out")
-        folder = Folder(out, version, seed, image_size, tables_only)
+        folder = Folder(out, version, seed, image_size, tables_only, occluders)
         for number, name in enumerate(progress(names, "scenes", "world")):
             folder.add_scene(number, name, samples, sweeps)
         folder.close()

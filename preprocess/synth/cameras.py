@@ -6,7 +6,7 @@ import numpy as np
 from common.rigid import rigid_inverse
 from preprocess.nuscenes import CAMERAS
 from preprocess.synth.look import CAMERA_HEIGHT_M
-from preprocess.synth.things import BUILDING
+from preprocess.synth.things import BUILDING, SCREEN
 from preprocess.synth.world import planar
 
 CAMERA_YAW = dict(zip(CAMERAS, np.deg2rad([55, 0, -55, 110, 180, -110]), strict=True))
@@ -228,6 +228,8 @@ def _details(thing, face, look):
         for k in range(floors):
             glass = (190, 160, 100) if lit and (k + face + floors) % 3 == 0 else _GLASS
             yield ((0.04, (k + 0.35) / floors), (0.96, (k + 0.75) / floors)), glass, glass is not _GLASS
+    elif thing.category == SCREEN:
+        return
     elif thing.category == "human.pedestrian.adult":
         yield ((0.05, 0.0), (0.95, 0.46)), _TROUSERS, False
         yield ((0.25, 0.86), (0.75, 1.0)), _SKIN, False

@@ -14,7 +14,7 @@ from preprocess.nuscenes import CAMERAS, LIDAR, RADARS
 from preprocess.synth import cameras, sensors
 from preprocess.synth.expansion import Expansion
 from preprocess.synth.look import Look
-from preprocess.synth.things import ATTRIBUTES, BUILDING, KINDS
+from preprocess.synth.things import ATTRIBUTES, KINDS, OCCLUDERS
 from preprocess.synth.traffic import sights
 from preprocess.synth.world import KEYFRAME_S, Scene
 
@@ -37,9 +37,10 @@ def _upright(pose):
 
 
 class Folder:
-    """Writes scenes one by one, tables at the end. image_hw: pixels of every camera."""
+    """Writes scenes one by one, tables at the end. image_hw: pixels of every camera. occluders: see Scene."""
 
-    def __init__(self, out, version, seed, image_hw=(900, 1600), tables_only=False):
+    def __init__(self, out, version, seed, image_hw=(900, 1600), tables_only=False, occluders=False):
+        self.occluders = occluders
         self.out, self.version, self.seed = Path(out), version, seed
         self.image_hw, self.tables_only = tuple(image_hw), tables_only
         self.tables = {name: [] for name in TABLES}
@@ -64,7 +65,7 @@ class Folder:
 
     def add_scene(self, number, name, samples, sweeps):
         """Drive one scene of `samples` keyframes, `sweeps` lidar and radar sweeps before each but the first."""
-        scene = Scene(self.seed, number, samples * KEYFRAME_S)
+        scene = Scene(self.seed, number, samples * KEYFRAME_S, self.occluders)
         log = self._log(name, scene.conditions)
         self.maps.setdefault(scene.conditions.location, Expansion(token)).add(scene.roads, name)
         if not self.tables_only:
@@ -210,7 +211,7 @@ class Folder:
 
     def _annotate(self, scene, poses, ego, name, sample, counts):
         for n, thing in enumerate(scene.things):
-            if thing.category == BUILDING or np.hypot(*(poses[n, :2, 3] - ego[:2, 3])) > ANNOTATED_M:
+            if thing.category in OCCLUDERS or np.hypot(*(poses[n, :2, 3] - ego[:2, 3])) > ANNOTATED_M:
                 continue
             seen, possible, lidar, radar = counts[n].tolist()
             share = seen / possible if possible else 0.0

@@ -1,4 +1,4 @@
-"""The boxes of a scene: vehicles, people, cones, houses."""
+"""The boxes of a scene: vehicles, people, cones, houses, hoardings."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,8 @@ import numpy as np
 
 from preprocess.synth.roads import Curve
 
-BUILDING = "building"  # an occluder that nuScenes does not annotate
+BUILDING, SCREEN = "building", "screen"
+OCCLUDERS = (BUILDING, SCREEN)  # which nuScenes does not annotate
 # Category -> (width, length, height) in metres, which vary by a few per cent.
 KINDS = {
     "vehicle.car": (1.9, 4.6, 1.7),

@@ -6,7 +6,7 @@ Nothing overlaps at any time: what shares a lane shares its speed, and on the si
 import numpy as np
 
 from preprocess.synth.roads import CARPARK_M, LANE_M, PARKING_M, STOP_M, WALK_M, carpark_rows
-from preprocess.synth.things import BUILDING, KINDS, Thing
+from preprocess.synth.things import BUILDING, KINDS, SCREEN, Thing
 
 _DRIVING = ("vehicle.car", 0.7), ("vehicle.truck", 0.1), ("vehicle.bus.rigid", 0.08), ("vehicle.motorcycle", 0.12)
 _PARKED = ("vehicle.car", 0.74), ("vehicle.truck", 0.09), ("vehicle.trailer", 0.05), ("vehicle.bicycle", 0.12)
@@ -14,6 +14,7 @@ _CARS = (("vehicle.car", 1.0),)
 _AROUND_M = 45.0  # of the drive that is populated
 _LIMIT, _BUILDINGS = 58, 10  # at most so many boxes per scene: what a nuScenes sample holds, and quick to draw
 _CONE_RGB = np.array([235.0, 90.0, 25.0])
+_SCREEN_M, _GAP_M, _SCREEN_HIGH_M, _SCREEN_WIDE_M, _SCREEN_SPEED = (4.0, 6.0), (10.0, 16.0), (2.2, 2.6), 0.1, 12.0
 
 
 class _Crowd:
@@ -179,13 +180,36 @@ class _Crowd:
                 else:
                     at += 4.0
 
+    def screens(self, rng):
+        """Hoardings that are drawn past along the kerbs' lanes, fast: each hides what is behind it for a keyframe or two."""
+        far = _SCREEN_SPEED * self.scene.travel / self.scene.speed
+        for left in (-self.main.lanes * LANE_M, self.main.lanes * LANE_M):
+            along, at = -self.main.direction(left) * _SCREEN_SPEED, self.low - far + rng.uniform(0, _GAP_M[0])
+            while (end := at + rng.uniform(*_SCREEN_M)) < self.high + far:
+                size = np.array([_SCREEN_WIDE_M, end - at, rng.uniform(*_SCREEN_HIGH_M)])
+                colour = rng.uniform(60, 210, 3)
+                yield Thing(SCREEN, size, self.main.curve, (at + end) / 2, left, 0.0, along, colour)
+                at = end + rng.uniform(*_GAP_M)
 
-def populate(rng, scene):
-    """The things of a scene, at most as many as nuScenes annotates; scene: what is known of it, streets and speed."""
+    def sticks_out(self, thing):
+        """Whether something at the kerb reaches into the lane beside it, where hoardings are drawn past."""
+        edge = abs(thing.left) - thing.wlh[0] / 2 - _SCREEN_WIDE_M / 2
+        return thing.curve is self.main.curve and not thing.along and edge < self.main.lanes * LANE_M
+
+
+def populate(rng, scene, hoardings=None):
+    """The things of a scene, at most as many as nuScenes annotates; scene: what is known of it, streets and speed.
+
+    hoardings: random numbers of their own, so that the rest of the world is the same without them but for what would be in
+    their way; None for none.
+    """
     crowd = _Crowd(rng, scene)
     for part in (crowd.traffic, crowd.roadside, crowd.side_roads, crowd.car_park, crowd.people, crowd.buildings):
         part()
-    return [*_some(rng, crowd.things, _LIMIT), *_some(rng, crowd.houses, _BUILDINGS)]
+    things = [*_some(rng, crowd.things, _LIMIT), *_some(rng, crowd.houses, _BUILDINGS)]
+    if hoardings is None:
+        return things
+    return [*(thing for thing in things if not crowd.sticks_out(thing)), *crowd.screens(hoardings)]
 
 
 def _some(rng, things, most):

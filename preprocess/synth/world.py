@@ -24,9 +24,12 @@ def planar(yaw, xyz):
 
 
 class Scene:
-    """One drive of `seconds` through streets of its own. Everything follows from (seed, number)."""
+    """One drive of `seconds` through streets of its own. Everything follows from (seed, number).
 
-    def __init__(self, seed, number, seconds):
+    occluders: with hoardings between the car and much of the traffic, see preprocess.synth.traffic.
+    """
+
+    def __init__(self, seed, number, seconds, occluders=False):
         rng = np.random.default_rng((seed, number))
         self.conditions = Conditions.of(number)
         self.speed = rng.uniform(*SPEED)
@@ -36,7 +39,8 @@ class Scene:
         main = self.roads.main
         self.lane = int(rng.integers(main.lanes))
         self.left = main.lane(self.lane, 1)
-        self.things = populate(rng, self)
+        hoardings = np.random.default_rng((seed, number, 1)) if occluders else None
+        self.things = populate(rng, self, hoardings)
         self.sizes = np.array([t.wlh for t in self.things])
         self.look_seed = int(rng.integers(2**31))
         self._groups = [

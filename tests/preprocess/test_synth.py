@@ -14,9 +14,9 @@ from preprocess.synth.conditions import LOCATIONS, Conditions
 from preprocess.synth.folder import Folder
 from preprocess.synth.look import Look
 from preprocess.synth.roads import AREAS, LINES
-from preprocess.synth.things import BUILDING
+from preprocess.synth.things import BUILDING, SCREEN
 from preprocess.synth.traffic import sights
-from preprocess.synth.world import Scene
+from preprocess.synth.world import KEYFRAME_S, Scene
 from tests.conftest import call_module, run_module
 
 
@@ -113,7 +113,7 @@ def rectangle(place, wlh):
 @pytest.mark.parametrize("number", range(8))
 @pytest.mark.parametrize("seconds", [3.0, 20.0])
 def test_nothing_overlaps_and_the_ego_hits_nobody(number, seconds):
-    scene = Scene(1, number, seconds)
+    scene = Scene(1, number, seconds, occluders=number % 2 == 1)
     for moment in np.linspace(0, seconds, 7):
         ego = scene.ego(moment)
         middle = ego[:2, 3] + 1.4 * ego[:2, 0]
@@ -126,6 +126,42 @@ def test_nothing_overlaps_and_the_ego_hits_nobody(number, seconds):
             found, corners = cv2.rotatedRectangleIntersection(*boxes)
             houses = i and j and {scene.things[i - 1].category, scene.things[j - 1].category} == {BUILDING}
             assert houses or found == cv2.INTERSECT_NONE or cv2.contourArea(corners) < 0.05
+
+
+def seen_shares(scene, samples, image_hw=(450, 800)):
+    """(samples, things): how much of each is seen, of what would be seen were it alone; NaN where it would not be."""
+    out = []
+    for k in range(samples):
+        counts = np.zeros((len(scene.things), 2))
+        for channel in CAMERAS:
+            counts += cameras.count_pixels(faces_of(scene, channel, k * KEYFRAME_S, image_hw)[0], image_hw, len(counts))
+        out.append(np.where(counts[:, 1] > 0, counts[:, 0] / np.maximum(counts[:, 1], 1), np.nan))
+    return np.array(out)
+
+
+def test_hoardings_hide_what_was_seen_before_and_leave_the_rest_as_it_is():
+    standing = hidden = seen_before = hidden_without = 0
+    for number in range(6):
+        plain, scene = (Scene(7, number, 3.0, occluders) for occluders in (False, True))
+        names = ("category", "s", "left", "turn", "along", "attribute")
+        without, these = ([tuple(getattr(t, n) for n in names) for t in s.things] for s in (plain, scene))
+        kept = [row for row in these if row[0] != SCREEN]
+        assert set(kept) <= set(without) and len(kept) > 0.8 * len(without) and len(kept) < len(these)
+        assert plain.look_seed == scene.look_seed
+        shares = [np.nan_to_num(seen_shares(s, 5)) for s in (plain, scene)]
+        for row in kept:
+            if not row[0].startswith("vehicle") or row[4]:
+                continue
+            own, other = shares[1][:, these.index(row)], shares[0][:, without.index(row)]
+            for k in range(2, 5):
+                place, ego = scene.places(k * KEYFRAME_S)[these.index(row)], scene.ego(k * KEYFRAME_S)
+                if np.hypot(*(place[:2] - ego[:2, 3])) > 30:
+                    continue
+                standing += 1
+                hidden += own[k] < 0.6
+                seen_before += own[k] < 0.6 <= max(own[k - 2 : k])
+                hidden_without += other[k] < 0.6
+    assert hidden > 1.2 * hidden_without and seen_before > 0.3 * hidden, (standing, hidden, hidden_without, seen_before)
 
 
 @pytest.mark.parametrize("number", range(6))
