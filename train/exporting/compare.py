@@ -19,7 +19,7 @@ class Comparison:
 
     differences: output -> largest absolute difference. cells, other, near: cells of all maps; those predicted otherwise; those
     of these whose logit lies within NEAR of the threshold in the network. whole, exported: Segmentation of either. seconds:
-    (network, file) of each sample. kept: (key, tensors, outputs of the network) of the first samples.
+    CPU time of all threads of (network, file) for each sample. kept: (key, tensors, outputs of the network) of the first samples.
     """
 
     differences: dict = field(default_factory=dict)
@@ -51,8 +51,8 @@ class Comparison:
         self.other += int(other.sum())
         self.near += int((other & (want.abs() <= NEAR)).sum())
 
-    def latency_s(self):
-        """Median seconds of a sample: (network, file)."""
+    def cpu_s(self):
+        """Median CPU seconds of a sample: (network, file)."""
         return tuple(float(value) for value in np.median(np.array(self.seconds), 0))
 
     def iou(self):
@@ -72,8 +72,8 @@ def compare(reference, run, samples, keep=0):
         runs = [lambda t=tensors: reference.run(t), lambda a=arrays: as_tensors(run(a))]
         timed = [None, None]
         for place in (0, 1) if number % 2 else (1, 0):
-            began = time.perf_counter()
-            timed[place] = runs[place](), time.perf_counter() - began
+            began = time.process_time()  # which neighbours on the machine change least
+            timed[place] = runs[place](), time.process_time() - began
         (want, first), (got, second) = timed
         found.seconds.append((first, second))
         found.add(batch, want, got)

@@ -11,6 +11,7 @@ from train.augment import resample, sampling_plan
 from train.exporting.images import StoredImages
 from train.exporting.pillars import GroupedPillars, sorted_by_cell
 from train.exporting.points import lidar_voxels, radar_voxels
+from train.exporting.splat import GatheredSplat
 from train.exporting.view import BAKED, Sampled
 from train.model.camera_mean import camera_mean, convolved_mean
 from train.model.pillars import PillarNet
@@ -103,3 +104,17 @@ def test_padded_points_give_the_voxels_that_training_has():
     with_features = VOX.voxelize_xyz_and_feats(xyz, points[..., 3:19], valid)
     assert (with_features != 0).any(1).sum() < 300  # so some points were beaten by later ones
     assert torch.equal(radar_voxels(points, count, ref_T_ego, VOX, features=True), with_features)
+
+
+def test_gathered_sums_are_those_of_the_cells():
+    """Cells of no point, of one and of many; features of no number are not among them where nothing lies."""
+    rng = torch.Generator().manual_seed(0)
+    shape, size = (5, 4), (2, 3, 4, 6)  # X, Y; S, D, h, w
+    cells = torch.randint(0, 12, size, generator=rng)
+    cells[0, 0], cells[1] = 20, torch.where(cells[1] < 6, 3, cells[1])
+    depth, context = torch.rand((2, *size), generator=rng), torch.randn((2, 2, 7, 4, 6), generator=rng)
+    want = torch.zeros(2, 21, 7)
+    for s, d, row, column in np.ndindex(*size):
+        want[:, cells[s, d, row, column]] += depth[:, s, d, row, column, None] * context[:, s, :, row, column]
+    want = want[:, :20].unflatten(1, shape).permute(0, 3, 1, 2)
+    torch.testing.assert_close(GatheredSplat(cells, shape)(depth, context), want, rtol=0, atol=1e-5)
