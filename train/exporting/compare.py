@@ -19,7 +19,7 @@ class Comparison:
 
     differences: output -> largest absolute difference. cells, other, near: cells of all maps; those predicted otherwise; those
     of these whose logit lies within NEAR of the threshold in the network. whole, exported: Segmentation of either. seconds:
-    CPU time of all threads of (network, file) for each sample. kept: (key, tensors, outputs of the network) of the first samples.
+    CPU time of all threads of (network, file) for each sample. kept: (key, tensors, outputs of the network) of the first.
     """
 
     differences: dict = field(default_factory=dict)

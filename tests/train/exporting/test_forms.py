@@ -41,8 +41,8 @@ def test_every_network_and_encoder_is_exported(changes, small_shards, tmp_path):
     if changes.get("model") == "pillars":
         assert {"lidar_cells", "lidar_features", "radar_cells", "radar_features"} < set(card["inputs"])
     elif changes.get("past"):
-        assert card["inputs"]["past_features"]["shape"] == ["B", 2, 6, 8, 8, 13]
-        assert card["outputs"]["features"]["shape"] == ["B", 6, 8, 8, 13]
+        assert card["inputs"]["past_features"]["shape"] == ["B", 2, 6, 8, 8, 14]
+        assert card["outputs"]["features"]["shape"] == ["B", 6, 8, 8, 14]
     else:
         said = call_module("train.export", "--quick-check", file, small_shards).stderr
         assert " 0 of " in said
