@@ -10,6 +10,7 @@ OUT      ?= shards
 SWEEPS   ?= 5
 WORKERS  ?=
 IMAGE_SIZE ?=
+ARCHIVES ?=
 ARGS     ?=
 # A folder as one word of the shell, whatever spaces and brackets are in it; ~/ stays outside the quotes, which would keep it.
 folder    = $(if $(filter ~/%,$(firstword $(1))),~/"$(subst ^~/,,^$(1))","$(1)")
@@ -83,9 +84,9 @@ format: $(STAMP)  ## ruff: format and fix
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-shards: $(STAMP)  ## nuScenes -> shards (VERSION DATAROOT OUT WORKERS IMAGE_SIZE SWEEPS)
+shards: $(STAMP)  ## nuScenes -> shards (VERSION DATAROOT or ARCHIVES OUT WORKERS IMAGE_SIZE SWEEPS)
 	@$(PY) -m preprocess.run --version $(VERSION) --dataroot $(call folder,$(DATAROOT)) --out $(call folder,$(OUT)) --sweeps $(SWEEPS) \
-	  $(if $(WORKERS),--workers $(WORKERS)) $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE)) $(ARGS)
+	  $(if $(ARCHIVES),--archives '$(ARCHIVES)') $(if $(WORKERS),--workers $(WORKERS)) $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE)) $(ARGS)
 
 bench: $(STAMP)  ## print the benchmarks' table (ratios within this run; about 9 minutes)
 	$(PY) -m tests.bench $(ARGS)

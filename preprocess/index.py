@@ -19,7 +19,12 @@ from common.stores import local_copy, open_store, parse_options
 
 @click.command(cls=Interruptible, context_settings=EITHER)
 @click.argument("shards", nargs=-1, required=True)
-@click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
+@click.option(
+    "--store-options",
+    default="",
+    show_default=False,
+    help="JSON object, or a file with one, for the store of an address",
+)
 def main(shards, store_options):
     """Rebuild the index beside each of SHARDS (tars, a folder, a pattern; addresses too) from nothing but the tar."""
     failed, tars = False, []

@@ -41,12 +41,25 @@ MADE_HERE = {
 @click.command(cls=Interruptible, context_settings={**EITHER, "show_default": True, "max_content_width": 100})
 @click.argument("name")
 @click.option("--shards", "patterns", multiple=True, default=("shards",), help="folder, paths or addresses of shards")
-@click.option("--make", "place", default="", help="package.module:function that makes it  [default: that of depth]")
+@click.option(
+    "--make",
+    "place",
+    default="",
+    show_default=False,
+    help="package.module:function that makes it  [default: that of depth]",
+)
 @click.option("--missing", default="error", type=click.Choice(["error", "empty"]), help="what readers make of a gap")
 @click.option("--workers", default=CORES, type=click.IntRange(1), help="processes")
-@click.option("--scheduler", default="", help="a Dask scheduler (tcp://host:8786) that runs the work instead")
+@click.option(
+    "--scheduler", default="", show_default=False, help="a Dask scheduler (tcp://host:8786) that runs the work instead"
+)
 @click.option("--overwrite", is_flag=True, help="replace a layer made with other options")
-@click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
+@click.option(
+    "--store-options",
+    default="",
+    show_default=False,
+    help="JSON object, or a file with one, for the store of an address",
+)
 def main(name, patterns, place, missing, workers, scheduler, overwrite, store_options):
     """Add layer NAME to finished shards, which keep their bytes: depth, or any with --make.
 

@@ -32,9 +32,16 @@ ON_ROAD = 0.9  # of them, where the map is the right one: nuScenes' cars leave i
     "--extent", default=DEFAULT_EXTENT_M, type=click.FloatRange(1, 1000), help="metres from the car, each way"
 )
 @click.option("--workers", default=CORES, type=click.IntRange(1), help="processes")
-@click.option("--scheduler", default="", help="a Dask scheduler (tcp://host:8786) that runs the work instead")
+@click.option(
+    "--scheduler", default="", show_default=False, help="a Dask scheduler (tcp://host:8786) that runs the work instead"
+)
 @click.option("--overwrite", is_flag=True, help="replace a layer made with other options")
-@click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
+@click.option(
+    "--store-options",
+    default="",
+    show_default=False,
+    help="JSON object, or a file with one, for the store of an address",
+)
 def main(**values):
     """Add layer map to finished shards: the polygons and lines of nuScenes' map expansion around each keyframe.
 

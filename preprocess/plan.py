@@ -12,11 +12,16 @@ from preprocess.datasets import dataset
 from preprocess.errors import SourceError, sample_error
 from preprocess.options import Options
 from preprocess.recipe import ShardRecipe
-from preprocess.splits import Part, scene_of
+from preprocess.splits import Part, read_split_file, scene_of
 
-__all__ = ["DEFAULT_SHARDS", "Options", "Planner"]
+__all__ = ["DEFAULT_SHARDS", "Options", "Planner", "read_splits"]
 
 DEFAULT_SHARDS = {"train": 100, "val": 20}
+
+
+def read_splits(version, split_file=None):
+    """split -> entries, see read_split_file: nuScenes' official splits, or those of a file. Raises SourceError."""
+    return read_split_file(split_file) if split_file else dataset(Options.dataset).official_splits(version)
 
 
 class Planner:
@@ -49,15 +54,16 @@ class Planner:
         """Kinds of sensors that the shards hold."""
         return ["camera"] + ["lidar"] * bool(self.rig.lidars) + ["radar"] * bool(self.rig.radars)
 
-    def check_splits(self, splits, complete):
+    def check_splits(self, splits, complete, whole=True):
         """Names of the scenes that no split names, which are left out.
 
-        Raises SourceError for such a scene unless errors are skipped and, if `complete`, for a name that is no scene.
+        Raises SourceError for such a scene unless errors are skipped or not all are wanted (`whole`) and, if `complete`, for a
+        name that is no scene.
         """
         there = {scene["name"] for scene in self.scenes}
         named = {scene_of(entry) for entries in splits.values() for entry in entries}
         left = sorted(there - named)
-        if left and not self.skips:
+        if left and whole and not self.skips:
             raise SourceError(f"scene {left[0]}: in no split of {self.version}; give --split-file, or --on-error skip")
         if complete and named - there:
             raise SourceError(f"scene {min(named - there)}: named by the split file, but not in the tables")

@@ -4,6 +4,7 @@ import itertools
 import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ from common.record import SCHEMA_VERSION
 from common.shard_index import ShardError, parse_index
 from common.spelling import EITHER, parsed, spelled
 from common.stores import open_store, parse_options
+from preprocess.archives.making import FromArchives, say_plan
 from preprocess.datasets import DATASETS, DEFAULT
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
@@ -26,7 +28,7 @@ from preprocess.plan import DEFAULT_SHARDS, Planner
 from preprocess.pointclouds import LIDAR_COLUMNS
 from preprocess.pool import DaskPool, LocalPool
 from preprocess.shard_writer import KINDS
-from preprocess.splits import read_split_file
+from preprocess.splits import chosen_scenes, read_split_file
 from preprocess.workers import CORES
 
 PROBED_KEYFRAMES = 24  # what --dry-run makes in memory to know how large the rest will be
@@ -37,10 +39,17 @@ CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
 
 @click.command(cls=Interruptible, context_settings=CONTEXT)
 @click.option("--dataset", default=DEFAULT, type=click.Choice(list(DATASETS)), help="what --dataroot holds")
-@click.option("--version", default="", help="v1.0-mini, v1.0-trainval, v1.0-test; others with --split-file")
+@click.option(
+    "--version", default="", show_default=False, help="v1.0-mini, v1.0-trainval, v1.0-test; others with --split-file"
+)
 @click.option("--dataroot", default="data/nuscenes", type=click.Path(path_type=Path), help="its folder")
 @click.option("--out", default="shards", help="folder for the shards, or an address (s3://..., gs://...)")
-@click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
+@click.option(
+    "--store-options",
+    default="",
+    show_default=False,
+    help="JSON object, or a file with one, for the store of an address",
+)
 @click.option("--sweeps", default=5, help="largest nsweeps the shards will serve, keyframe included")
 @click.option(
     "--image-size", callback=parsed(parse_image_size), help="re-encode images, e.g. 540x960  [default: source bytes]"
@@ -57,7 +66,15 @@ CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
     "--lidar-columns",
     default="5",
     type=click.Choice(list(map(str, LIDAR_COLUMNS))),
-    help="float32 values a lidar point",
+    help="float32 values per lidar point",
+)
+@click.option(
+    "--archives", multiple=True, help="tgz, tar, zip instead of a folder: paths, globs, addresses; commas between"
+)
+@click.option("--work", type=click.Path(path_type=Path), help="with --archives: what is under way  [OUT/.archives]")
+@click.option("--scenes", help="this many scenes of the splits, or a file with their names, one a line")
+@click.option(
+    "--plan", "plan_file", type=click.Path(path_type=Path), help="list the files that this needs, make nothing"
 )
 @click.option(
     "--hz", type=click.FloatRange(0, min_open=True), help="keyframes per second, of data that is annotated oftener"
@@ -102,12 +119,19 @@ def _run(version, dataroot, out, sweeps, image_size, jpeg_quality, split_file, w
     chosen = rest["sensors"], rest["channels"], columns, rest["dataset"], rest["hz"], rest["keep_distortion"]
     options = Options(sweeps, image_size, jpeg_quality, *chosen)
     skip = {"on_error": on_error, "keep_sequences": rest["keep_sequences"]}
-    recipes, names = _plan(version, dataroot, options, split_file, rest, skip)
-    pool = DaskPool(scheduler) if scheduler else LocalPool(workers)
     store = open_store(out, parse_options(rest["store_options"]))
+    archives = FromArchives.of(rest, store, scheduler) if rest["archives"] else None
+    if archives:
+        dataroot = archives.tables(dataroot, version)
+    recipes, names = _plan(version, dataroot, options, split_file, rest, skip)
+    if rest["plan_file"]:
+        return say_plan(recipes, rest["plan_file"])
+    pool = DaskPool(scheduler) if scheduler else LocalPool(workers)
     writing = {"image_hw": options.image_hw, "jpeg_quality": options.jpeg_quality}
     if rest["dry_run"]:
         todo = _unfinished(store, recipes, rest["overwrite"], on_error)
+        if archives:
+            return archives.dry_run(recipes, todo, workers)
         return _dry_run(recipes, todo, dataroot, store, writing, skip, names)
     with store.locked() as alone:
         if not alone and not store.remote:
@@ -115,11 +139,16 @@ def _run(version, dataroot, out, sweeps, image_size, jpeg_quality, split_file, w
                 f"note: {store.path('')}: its file system knows no locks; run one preprocess.run at a time there"
             )
         todo = _unfinished(store, recipes, rest["overwrite"], on_error)
-        done = _write(todo, pool, {"dataroot": str(dataroot), "store": store, **writing, **skip})
+        if archives:
+            done = _with_progress(todo, partial(archives.make, recipes, todo, writing, skip, workers))
+        else:
+            done = _write(todo, pool, {"dataroot": str(dataroot), "store": store, **writing, **skip})
         indexes = _indexes(store, recipes)
         if not indexes:
             raise SourceError(f"every sample was left out, nothing was written; the first: {done.skipped[0]['why']}")
         write_manifests(store, recipes, options)
+        if archives:
+            archives.clear()
     _summary(recipes, todo, done, indexes, store, time.monotonic() - started, names)
 
 
@@ -128,8 +157,10 @@ def _plan(version, dataroot, options, split_file, rest, skip):
     say(f"reading the tables of {dataroot / version}")
     planner = Planner(dataroot, version, options, **skip, say=say)
     splits = read_split_file(split_file) if split_file else planner.data.splits()
+    if rest["scenes"]:
+        splits = chosen_scenes(splits, rest["scenes"], {scene["name"] for scene in planner.scenes})
     counts = {split: rest["train_shards"] if split == "train" else rest["val_shards"] for split in splits}
-    left = planner.check_splits(splits, complete=split_file is not None)
+    left = planner.check_splits(splits, complete=split_file is not None, whole=not rest["scenes"])
     if left:
         say(
             f"{counted(len(left), 'scene')} in no split of {planner.version}, left out; the first: {one_line(left[0], 100)}"
@@ -241,13 +272,18 @@ def _left_out(todo, dataroot, writing, skip):
 
 
 def _write(todo, pool, arguments):
+    return _with_progress(todo, partial(pool.run, todo, arguments))
+
+
+def _with_progress(todo, make):
+    """What make(on_progress) gives, called with the Written so far while it works."""
     with Progress(sum(len(r.keyframes) for r in todo), "keyframes", "shards") as bar:
 
         def progress(done):
             elapsed = max(time.monotonic() - bar.started, 1e-9)
             bar.update(done.keyframes, f"{sum(done.read.values()) / elapsed / 1e6:.0f} MB/s")
 
-        return pool.run(todo, arguments, progress)
+        return make(progress)
 
 
 def _indexes(store, recipes):

@@ -55,10 +55,20 @@ def write_shard(
     Raises:
         SourceError: bad input; nothing of the shard stays behind. OSError: the disk.
     """
+    done = Written(skipped=list(recipe.skipped))
+    records = records_of(recipe, dataroot, done.skipped, image_hw, jpeg_quality, on_error, keep_sequences)
+    return assemble(recipe, records, done, store, on_keyframe)
+
+
+def assemble(recipe, records, done, store, on_keyframe=None):
+    """Write a shard of records that are made; see write_shard.
+
+    Args:
+        records: iterator over (KeyframeRecipe, members, bytes read), in order. done: Written, to which what is written is
+            added; what it lists as skipped when the records have come to their end is what the shard's list says.
+    """
     store.remove(f"{recipe.name}.idx.json")
     store.remove(skipped_name(recipe.name))
-    done = Written(skipped=list(recipe.skipped))
-    records = _records(recipe, dataroot, image_hw, jpeg_quality, on_error, keep_sequences, done)
     first = next(records, None)
     if first is None:
         store.remove(f"{recipe.name}.tar")
@@ -79,8 +89,8 @@ def write_shard(
     return done
 
 
-def _records(recipe, dataroot, image_hw, jpeg_quality, on_error, keep_sequences, done):
-    """(frame, members, bytes read) of each keyframe that can be made; the others go to done.skipped."""
+def records_of(recipe, dataroot, skipped, image_hw=None, jpeg_quality=90, on_error="stop", keep_sequences=False):
+    """(frame, members, bytes read) of each keyframe that can be made; the others are added to `skipped`. See write_shard."""
     for scene in recipe.scenes():
         held, failed = [], None
         for frame in scene:
@@ -92,14 +102,14 @@ def _records(recipe, dataroot, image_hw, jpeg_quality, on_error, keep_sequences,
                 failed = one_line(error)
                 if keep_sequences:
                     break
-                done.skipped.append({"key": frame.key, "token": frame.facts["token"], "why": failed})
+                skipped.append({"key": frame.key, "token": frame.facts["token"], "why": failed})
                 continue
             if keep_sequences and on_error == "skip":
                 held.append(record)  # until the scene is known to be whole
             else:
                 yield record
         if keep_sequences and failed:
-            done.skipped += [{"key": f.key, "token": f.facts["token"], "why": failed} for f in scene]
+            skipped += [{"key": f.key, "token": f.facts["token"], "why": failed} for f in scene]
         else:
             yield from held
 

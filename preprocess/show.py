@@ -26,7 +26,12 @@ _BAR = 22  # columns of the longest bar
 @click.argument("shards", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="print everything as one JSON object instead of the table")
 @click.option("--chart", help="also write a chart, .png")
-@click.option("--store-options", default="", help="JSON object, or a file with one, for the store of an address")
+@click.option(
+    "--store-options",
+    default="",
+    show_default=False,
+    help="JSON object, or a file with one, for the store of an address",
+)
 def main(shards, as_json, chart, store_options):
     """Say what SHARDS (a folder, paths, globs or ranges; addresses too) hold. Reads a few kilobytes per keyframe."""
     try:

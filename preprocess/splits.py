@@ -40,6 +40,41 @@ def read_split_file(path):
     return out
 
 
+def chosen_scenes(splits, wish, there):
+    """The splits with fewer scenes: a number of them, the first by name, of each split its share; or those that a file names.
+
+    Args:
+        wish: a number, or the path of a file with a name on each line. there: names of the scenes that the data set has.
+    Raises:
+        SourceError: a number that is none, more scenes than there are, or a name that no split has.
+    """
+    own = {split: [e for e in entries if scene_of(e) in there] for split, entries in splits.items()}
+    total = sum(map(len, own.values()))
+    if wish.isdigit():
+        count = int(wish)
+        if not 0 < count <= total:
+            raise SourceError(f"--scenes {wish}: the splits have {total} scenes that are there")
+        return _shares(own, count, total)
+    try:
+        names = [line.strip() for line in Path(wish).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"--scenes {wish}: neither a number nor a file of names ({error})") from None
+    known = {scene_of(entry) for entries in own.values() for entry in entries}
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise SourceError(f"{wish}: {unknown[0] if unknown else 'nothing'} in it is a scene of the splits")
+    return {split: [e for e in entries if scene_of(e) in names] for split, entries in own.items()}
+
+
+def _shares(splits, count, total):
+    """`count` entries in all: each split's share of them rounded down, the rest to the splits with the largest remainder."""
+    shares = {split: count * len(entries) // total for split, entries in splits.items()}
+    rests = sorted(splits, key=lambda split: -(count * len(splits[split]) % total))
+    for split in rests[: count - sum(shares.values())]:
+        shares[split] += 1
+    return {split: sorted(entries, key=scene_of)[: shares[split]] for split, entries in splits.items()}
+
+
 def _entry(path, split, value):
     if isinstance(value, str):
         return value

@@ -1,17 +1,23 @@
 """Names from data and runs are shown, and do nothing: on a terminal, in the page, in charts, as names of files."""
 
+import csv
 import json
 import re
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.plain import one_line, plain
 from tests.conftest import REPOSITORY, call_module
+from tests.index_files import index_path
+from train.evaluation.bins import ring_names
+from train.evaluation.files import read_csv, write_csv
+from train.evaluation.samples import Evaluation, SampleRow
 from train.options import Options
 from train.pictures.charts import bars, curves
 
@@ -22,6 +28,9 @@ HOSTILE = (
     "\u202egnp.exe\u2066 \u2028\x9b",
     "../../../etc/" + "a" * 3000,
 )
+
+FORMULAS = ("=1+1", "+cmd|' /C calc'!A0", "-2", "@SUM(A1)", "\t=1", "\r=1", "\n-x", "'=1", "''+1", "'", '"', "a,b\nc")
+FOLDERS = ("-[x] {0..3} <1..2> *?", "new\nline %41%s \u00e9\u6f22\u202e", "=1,@'q' \"dq\" $(x) `x` ;#&|")
 
 
 @given(st.text() | st.text(st.characters(categories=("Cc", "Cf", "Cs", "Zl", "Zp"))))
@@ -71,6 +80,48 @@ def test_importing_the_packages_under_another_command_leaves_its_signals(tmp_pat
     environment = {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}", "PATH": ""}
     done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "ran\n", done.stderr
+
+
+@given(st.lists(st.text(max_size=8) | st.sampled_from(FORMULAS), min_size=4, max_size=4))
+def test_no_cell_of_a_table_is_a_formula_and_all_come_back(tmp_path_factory, texts):
+    """Names of scenes, places, classes and losses, in a file that a spreadsheet opens."""
+    place, scene, label, loss = texts
+    counts = {label: np.array([[1, 2, 3]] + [[0, 0, 0]] * (len(ring_names()) - 1))}
+    row = SampleRow("scene_0001", "token", scene, 1, place, "day", "rain", counts, {"car": {4: 2}}, 2, {loss: -0.5})
+    path = write_csv(tmp_path_factory.mktemp("table") / "samples.csv", Evaluation([row, row]))
+    with open(path, newline="", encoding="utf-8") as file:
+        for cell in (cell for line in csv.reader(file) for cell in line):
+            assert cell[:1] not in tuple("=+-@\t\r\n") or cell == "-0.5"
+    for found in read_csv(path):
+        assert (found["scene"], found["location"], found[plain(f"loss {loss}")]) == (plain(scene), plain(place), "-0.5")
+        assert found[plain(f"{label} intersection")] == "1" and found[plain(f"{label} union")] == "4"
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folders_have_any_name(small_shards, tmp_path, name):
+    """Shards in them are checked, mended, looked into and given a layer; what is written there lies there."""
+    folder = tmp_path / name / "shards"
+    shutil.copytree(small_shards, folder)
+    tar = folder / "train-000.tar"
+    index = index_path(tar).read_bytes()
+    index_path(tar).unlink()
+    result = call_module("preprocess.index", folder)
+    assert index_path(tar).read_bytes() == index and "rebuilt" in result.stdout
+    (tmp_path / "makers.py").write_text("def make(sample):\n    return {'key.txt': sample.key.encode()}\n")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(tmp_path)
+        call_module("preprocess.layer", "keys", "--shards", folder, "--make", "makers:make", "--workers", 1)
+    assert (folder / "layers" / "keys" / "train-000.tar").is_file()
+    for pattern in (folder, f"{folder}/train-*.tar", f"{folder}/train-<000..000>.tar", tar):
+        assert call_module("preprocess.verify", pattern).returncode == 0
+    call_module("preprocess.show", folder)
+    call_module("train.show", folder, 0, "--out", folder / "picture.png", "--width", 400)
+    assert (folder / "picture.png").is_file()
+    tiny = (
+        "--encoder_type effb0 --batch_size 1 --grad_acc 1 --res_scale 0.25 --nsweeps 1 --Z 8 --Y 2 --X 8 --device cpu"
+    )
+    said = call_module("train.doctor", folder, *tiny.split(), check=False)
+    assert "9 samples" in said.stdout + said.stderr
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from common.spelling import COMMANDS, nearest
 from tests.conftest import REPOSITORY
 from train import options
-from train.model import encoders
+from train.model import encoder_types
 
 # In one process, a command after another; what each wrote, and whether anything has loaded torch by then.
 ASK = """
@@ -132,4 +132,4 @@ def test_what_is_meant_by_a_word():
 
 
 def test_options_name_the_encoders_that_there_are():
-    assert options.ENCODERS == encoders.ENCODERS
+    assert options.ENCODERS == encoder_types.ENCODERS

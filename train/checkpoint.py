@@ -219,7 +219,7 @@ def peek(path_or_dir, step=None, command="give"):
     """What `read` gives but for networks and optimizers, which are not read. Raises CheckpointError as it does."""
     path = find(path_or_dir, step)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = _by_name(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
         return {name: value for name, value in content.items() if not name.endswith("_state_dict")}
     except Exception:  # a damaged file, or a format that cannot be mapped
         return read(path, command=command)
@@ -246,7 +246,7 @@ def read(path_or_dir, step=None, command="give", check=True):
 
 def _read(path, check=True):
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _by_name(torch.load(path, map_location="cpu", weights_only=True))
         content["model_state_dict"].items()
         if check and "step" in content:  # ours, with checksums, which torch does not compare
             with zipfile.ZipFile(path) as archive:
@@ -257,6 +257,13 @@ def _read(path, check=True):
     except Exception as error:  # torch raises many kinds for damaged files
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from None
+
+
+def _by_name(content):
+    """A checkpoint's dict; of a state_dict alone, as Lift-Splat-Shoot publishes, one of nothing else."""
+    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        return {"model_state_dict": content, "alone": True}
+    return content
 
 
 def _is_sound(path):
@@ -294,7 +301,7 @@ def _step_of(path):
 
 
 def load(path_or_dir, model, optimizer=None, scheduler=None, ignore_load=(), step=None):
-    """Load a checkpoint of ours or of Simple-BEV.
+    """Load a checkpoint of ours, of Simple-BEV, or a state_dict alone.
 
     Args:
         ignore_load: substrings; weights whose names hold one keep their values. Each must be in some name.
@@ -318,9 +325,21 @@ def load(path_or_dir, model, optimizer=None, scheduler=None, ignore_load=(), ste
     return found
 
 
-def load_weights(path, content, model, ignore_load=()):
-    """The weights of what `read` gave of `path`, into the model; returns the step. Raises CheckpointError as `load` does."""
+WEIGHTS = ("trained", "ema")  # of a checkpoint, that may be loaded
+
+
+def load_weights(path, content, model, ignore_load=(), weights="trained"):
+    """The weights of what `read` gave of `path`, into the model; returns the step. Raises CheckpointError as `load` does.
+
+    weights: of WEIGHTS; ema: the moving average of a run with --ema, and what is not averaged as it was trained.
+    """
     own, state = model.state_dict(), _unprefixed(content["model_state_dict"], model)
+    if weights == "ema":
+        if "ema_state_dict" not in content:
+            raise CheckpointError(
+                f"{path}: holds no moving average of the weights; train with --ema, or take those trained"
+            )
+        state.update(content["ema_state_dict"])
     for part in ignore_load:
         if not any(part in name for name in (*own, *state)):
             raise CheckpointError(f"--ignore_load {part}: no weight of the model or of {path} has it in its name")
@@ -330,10 +349,12 @@ def load_weights(path, content, model, ignore_load=()):
     state.update(kept)
     try:
         model.load_state_dict(state)
+    except InputError as error:  # of a hook of the model's own, as is a RuntimeError that lists nothing
+        raise CheckpointError(f"{path}: {error}") from None
     except RuntimeError as error:
         said = [line.strip() for line in str(error).splitlines()[1:]]
         problems = _differences(own, state) or said
-        if not said:  # of a hook of the model's own
+        if not said:
             raise
         rest = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         options = getattr(model, "decided_by", "--model or --model_args")
@@ -366,5 +387,8 @@ def _differences(own, given):
 
 
 def interpolation(content):
-    """How the images were resized that a checkpoint was trained on; Simple-BEV records nothing and used nearest."""
-    return (content.get("options") or {}).get("interpolation", "nearest")
+    """How the images were resized that a checkpoint was trained on; Simple-BEV records nothing and used nearest.
+
+    A state_dict alone is none of Simple-BEV's; Lift-Splat-Shoot's images were smoothed.
+    """
+    return (content.get("options") or {}).get("interpolation", "bilinear" if "alone" in content else "nearest")

@@ -16,11 +16,25 @@ from train.paths import check_paths
 _OF_TRAINING = (
     *("run", "optimisation", "ckpt_dir", "save_freq", "keep_latest", "resume", "load_step", "load_optimizer"),
     *("sync_bn", "find_unused", "deterministic", "shuffle", "temporal_aug", "nworkers_val", "rand_flip"),
-    *("rand_crop_and_resize", "ncams", "do_shuffle_cams", "no_pretrained", "backbone_weights", "keep_best"),
+    *(
+        "rand_crop_and_resize",
+        "ncams",
+        "do_shuffle_cams",
+        "no_pretrained",
+        "backbone_weights",
+        "keep_best",
+        "freeze_encoder",
+    ),
     *("bev_rotate", "bev_scale", "bev_shift", "drop_cameras", "photometric"),
 )
 _CHOICES = (
     click.Option(["--out"], help="folder of eval.json, samples.csv, pictures  [RUN/eval]"),
+    click.Option(
+        ["--weights"],
+        type=click.Choice(("trained", "ema")),
+        default="trained",
+        help="trained, or ema: their moving average, of a run with --ema",
+    ),
     click.Option(["--pictures"], type=click.IntRange(0), default=9, help="worst, median and best samples drawn  [9]"),
     click.Option(["--robustness"], is_flag=True, help="evaluate again under some forty kinds of damage"),
     click.Option(

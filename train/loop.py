@@ -13,6 +13,7 @@ from common.errors import InputError
 from common.progress import Progress
 from train import checkpoint
 from train.data.buffers import passed
+from train.ema import Ema
 from train.errors import NotFinite, Stopped
 from train.model.interface import check_network
 from train.model.memory import apart, has_memory, joined, load_memory, memory_of
@@ -77,7 +78,8 @@ class Trainer:
         name: of the run and its folders; without it the experiment's.
         optimizer, scheduler: without them those of the options. world: distributed.World; without it this process alone.
         kept: what a checkpoint kept of the run: `pools`; `best`, the figure of --keep_best so far: its name, whether higher is
-            better, value; `validation_due`: whether the last update's validation failed, and is still to be made.
+            better, value; `validation_due`: whether the last update's validation failed, and is still to be made; `ema`:
+            averages of the weights.
     Raises:
         ValueError: what is wrong with an argument.
     """
@@ -99,6 +101,8 @@ class Trainer:
         self.pools = {w: Pool(kept.get("pools", {}).get(w, ()), self.step.read) for w in "tv"}
         self.best = kept.get("best")
         self.validation_due = kept.get("validation_due", False)
+        # Of the leading rank alone, whose weights are everybody's, and whose statistics a checkpoint holds.
+        self.ema = Ema(network, options.ema, kept.get("ema")) if options.ema and self.world.leads else None
         if options.compile and self.world.size == 1:
             self.step.compile_parts()
         if options.rand_flip and not self.step.flips:
@@ -272,6 +276,8 @@ class Trainer:
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update(self.network, step)
         own = torch.stack(figures)
         own = torch.cat([own, norm.double().expand(len(own), 1)], 1)
         shown = {
@@ -362,6 +368,8 @@ class Trainer:
         if self.best is not None:
             by = dict(self.best)
             state |= {"best": by.pop("value"), "best_by": by}
+        if self.ema is not None:
+            state["ema_state_dict"] = self.ema.state_dict()
         for prefix, loader in (("", self.train_loader), ("val_", self.val_loader)):
             if loader is not None:
                 state |= {f"{prefix}loader": loader.state_dict(), f"{prefix}samples": len(loader.windows)}

@@ -11,7 +11,7 @@ from common.stores import parse_options
 from train.classes import class_specs
 from train.runs import CKPT_DIR
 
-ENCODERS = ("res101", "res50", "effb0", "effb4")  # that train.model.encoders makes
+ENCODERS = ("res101", "res50", "effb0", "effb4")  # that train.model.encoder_types makes
 SHARDS = ("shards", "val_shards", "data_dir")  # the options that name shards
 BASE_HW = (224, 400)  # of the network's images at res_scale 1
 GROUPS = {
@@ -46,16 +46,16 @@ class Options:
 
     exp_name: str = _option("debug", "name of the experiment, part of the run's name", "run")
     run_name: str = _option(
-        "", "of the run's folder: dated (a date, no colon) or a name; without it Simple-BEV's", "run"
+        "", "name of the run's folder; dated: a date, without colons; without it Simple-BEV's name", "run"
     )
     max_iters: int = _option(25000, "optimizer updates", "run", least=1, also=("steps", "iterations"))
     log_freq: int = _option(1000, "updates between TensorBoard's pictures", "run", least=1)
     do_val: bool = _option(True, "validate while training", "run")
     val_freq: int = _option(100, "updates between validations", "run", least=1)
-    val_batches: str = _option("1", "batches of a validation, going round the val set; or all", "run")
+    val_batches: str = _option("1", "batches per validation, cycling through the val set; or all", "run")
     log_dir: str = _option("logs_nuscenes", "TensorBoard folder", "run")
     wandb: str = _option("", "offline or online: Weights & Biases too", "run")
-    seed: int = _option(0, "of order, augmentation and weights", "run", least=0)
+    seed: int = _option(0, "random seed of order, augmentation and weights", "run", least=0)
     config: str = _option("", "YAML or JSON file of options; the command line wins", "run")
     ckpt_dir: str = _option(CKPT_DIR, "folder of the runs' checkpoint folders", "checkpoints")
     save_freq: int = _option(1000, "updates between checkpoints", "checkpoints", least=1)
@@ -63,20 +63,22 @@ class Options:
     keep_best: str = _option("", "also keep the best by this figure of validation: iou, total_loss ...", "checkpoints")
     resume: str = _option("", "go on exactly in this run's folder, with its options", "checkpoints")
     init_dir: str = _option("", "weights from this checkpoint file or folder", "checkpoints")
-    ignore_load: tuple = _option((), "with --init_dir: not weights whose names hold one of these", "checkpoints")
+    ignore_load: tuple = _option(
+        (), "with --init_dir: leave out weights whose names contain one of these", "checkpoints"
+    )
     load_step: bool = _option(False, "with --init_dir: continue at its step", "checkpoints")
     load_optimizer: bool = _option(False, "with --init_dir: load the optimizer's moments", "checkpoints")
     device: str = _option("", "cuda or cpu; without it CUDA where there is one", "devices")
     device_ids: tuple = _option(
-        (), "CUDA devices, a process each; without it all; with --device cpu: processes", "devices"
+        (), "CUDA devices, one process per device; without it all; with --device cpu: one process per item", "devices"
     )
     timeout_min: float = _option(
         5.0, "minutes to wait for a lost process, after the first update", "devices", least=0.05
     )
     precision: str = _option("", "bf16, fp32 or tf32; without it fp32, but bf16 to train on CUDA", "devices")
-    sync_bn: bool = _option(False, "batch-norm statistics over all CUDA devices, not of each", "devices")
+    sync_bn: bool = _option(False, "batch-norm statistics over all CUDA devices, not per device", "devices")
     find_unused: bool = _option(
-        False, "several processes: search every update for layers that it leaves out", "devices"
+        False, "with several processes: search every update for parameters without a gradient", "devices"
     )
     compile: bool = _option(False, "torch.compile network and losses", "devices")
     deterministic: bool = _option(False, "only deterministic kernels, where torch has them", "devices")
@@ -95,26 +97,35 @@ class Options:
     reader: str = _option("auto", "indexed (byte ranges), stream (front to back), auto (stream for pipe:)", "data")
     verify_reads: bool = _option(False, "compare checksums while reading", "data")
     decode: str = _option("auto", "JPEGs: host, device (nvJPEG) or auto (host)", "data")
-    store_options: str = _option("", "JSON (or a file) of access to object stores; never recorded", "data", secret=True)
-    requests: int = _option(16, "range requests in flight, at least, of a process's loader", "data", least=0)
-    retry_minutes: float = _option(15.0, "minutes to wait for a store that was there before", "data", least=0.0)
-    cache_dir: str = _option("", "folder of a node for what was read from afar, used members only", "data")
-    cache_gb: float = _option(100.0, "most that cache_dir may hold", "data", least=0.0)
+    store_options: str = _option(
+        "", "JSON, or a file with it: credentials and endpoint of object stores; never recorded", "data", secret=True
+    )
+    requests: int = _option(16, "range requests in flight per loader, at least", "data", least=0)
+    retry_minutes: float = _option(15.0, "minutes to wait for a store that has answered before", "data", least=0.0)
+    cache_dir: str = _option(
+        "", "local cache of what was read from remote stores, shared by the processes of a node", "data"
+    )
+    cache_gb: float = _option(100.0, "size limit of --cache_dir", "data", least=0.0)
     batch_size: int = _option(8, "samples over all devices", "optimisation", least=1, also=("bs",))
     grad_acc: int = _option(5, "batches per update", "optimisation", least=1)
     lr: float = _option(3e-4, "peak learning rate", "optimisation", also=("learning_rate",))
     use_scheduler: bool = _option(True, "AdamW with OneCycle, else Adam", "optimisation")
-    weight_decay: float = _option(1e-7, "of AdamW, or Adam", "optimisation", least=0.0)
-    grad_clip: float = _option(5.0, "largest norm of the gradient; 0: any", "optimisation", least=0.0)
+    weight_decay: float = _option(1e-7, "weight decay of AdamW or Adam", "optimisation", least=0.0)
+    grad_clip: float = _option(5.0, "clip the gradient's norm to this; 0: do not clip", "optimisation", least=0.0)
+    ema: float = _option(
+        0.0, "decay of a moving average of the weights, such as 0.999; 0: none", "optimisation", least=0.0
+    )
     res_scale: float = _option(2.0, "image size over 224x400, at least 0.25", "augmentation", least=0.25)
     rand_flip: bool = _option(True, "flip images and BEV features", "augmentation")
     rand_crop_and_resize: bool = _option(True, "random scale 0.8-1.2 and crop", "augmentation")
     ncams: int = _option(0, "cameras of a training sample; 0: all of them", "augmentation", least=0)
-    do_shuffle_cams: bool = _option(True, "draw the reference camera", "augmentation")
+    do_shuffle_cams: bool = _option(True, "random reference camera in training", "augmentation")
     cams: tuple = _option((), "names of the cameras in slot order; without it all, as the rig has them", "augmentation")
     refcam_id: int = _option(-1, "reference camera slot in evaluation; -1: the rig's own", "augmentation", least=-1)
     refcam: str = _option("", "the same by its name, such as CAM_FRONT", "augmentation")
-    image_size: str = _option("", "of the network's images instead of res_scale's, such as 256x704", "augmentation")
+    image_size: str = _option(
+        "", "height x width of the network's images, such as 256x704, instead of --res_scale", "augmentation"
+    )
     crop: str = _option("", "bottom or centre: images keep their shape  [with --image_size: bottom]", "augmentation")
     interpolation: str = _option("bilinear", "bilinear (antialiased) or nearest (Simple-BEV's)", "augmentation")
     bev_rotate: float = _option(
@@ -138,12 +149,15 @@ class Options:
     past: int = _option(0, "keyframes before the present, for networks that leave it to this", "sensors", least=0)
     true_times: bool = _option(False, "cameras see from where the car was when each took its picture", "sensors")
     model: str = _option("simple_bev", "the network: simple_bev or package.module:factory", "model")
-    model_args: str = _option("", "its own arguments: JSON, or a file of it", "model")
-    encoder_type: str = _option("res101", f"one of {', '.join(ENCODERS)}", "model", also=("backbone",))
+    model_args: str = _option("", "the network's own arguments: JSON, or a file with it", "model")
+    encoder_type: str = _option(
+        "res101", f"{', '.join(ENCODERS)}, or timm:NAME of the package timm", "model", also=("backbone",)
+    )
     do_rgbcompress: bool = _option(True, "compress height by convolution, else by sum", "model")
     latent_dim: int = _option(128, "channels of the features", "model", least=1)
     no_pretrained: bool = _option(False, "random backbone weights", "model")
     backbone_weights: str = _option("", "local file with ImageNet weights", "model")
+    freeze_encoder: bool = _option(False, "the encoder's backbone stays as its weights are", "model")
     protocol: str = _option("simple_bev", "simple_bev or min_visibility", "labels")
     min_visibility: int = _option(1, "with min_visibility: boxes under it are left out", "labels", least=1)
     target_categories: tuple = _option(("vehicle",), "comma list of category prefixes", "labels")
@@ -188,8 +202,8 @@ class Options:
             )
         if self.use_metaradar and not self.use_radar:
             raise InputError("--use_metaradar needs --use_radar")
-        if self.encoder_type not in ENCODERS:
-            raise InputError(f"--encoder_type {self.encoder_type}: it is one of {', '.join(ENCODERS)}")
+        if self.encoder_type not in ENCODERS and not self.encoder_type.startswith("timm:"):
+            raise InputError(f"--encoder_type {self.encoder_type}: it is one of {', '.join(ENCODERS)}, or timm:NAME")
         if self.precision not in ("", "bf16", "fp32", "tf32"):
             raise InputError(f"--precision {self.precision}: it is bf16 or fp32, or tf32 on CUDA")
         if self.wandb not in ("", "offline", "online"):
@@ -220,6 +234,8 @@ class Options:
             raise InputError(f"--seed {self.seed}: it has 64 bits at most")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise InputError(f"--lr {self.lr} must be positive")
+        if not self.ema < 1:
+            raise InputError(f"--ema {self.ema}: it is a decay below 1, such as 0.999")
         if self.order not in ("shuffled", "streams"):
             raise InputError(f"--order {self.order}: it is shuffled or streams")
         if self.crop not in ("", "bottom", "centre"):

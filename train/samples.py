@@ -112,8 +112,11 @@ class Network:
     device: torch.device
 
 
-def network_of(run, device):
-    """Network of a run or a checkpoint, as find_run knows it, in evaluation mode. Raises ValueError."""
+def network_of(run, device, weights="trained"):
+    """Network of a run or a checkpoint, as find_run knows it, in evaluation mode. Raises ValueError.
+
+    weights: as checkpoint.load_weights takes it.
+    """
     path = checkpoint.find(find_run(str(run), Options.ckpt_dir, "--run"))
     content = checkpoint.read(path, command=f"{spelled('train.show')} … --run")
     recorded = content.get("options")
@@ -122,7 +125,7 @@ def network_of(run, device):
     recorded = known_options(recorded, path, strict=False)
     options = Options(**{**recorded, "interpolation": checkpoint.interpolation(content)})
     model, options = make_network(options, device=device)
-    step = checkpoint.load_weights(path, content, model, ())
+    step = checkpoint.load_weights(path, content, model, (), weights)
     return Network(options, model.eval(), step, device)
 
 

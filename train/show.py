@@ -21,6 +21,12 @@ from train.runs import find_run
 @click.option("--video", help="write the whole scene as .webm or .gif instead")
 @click.option("--mcap", help="write the whole scene as .mcap for Foxglove and Rerun instead")
 @click.option("--run", help="a run's folder or name, or a checkpoint: show its prediction and errors too")
+@click.option(
+    "--weights",
+    type=click.Choice(("trained", "ema")),
+    default="trained",
+    help="with --run: ema takes their moving average",
+)
 @click.option("--predictions", help="with --run: write its maps of the scene, without WHAT of all SHARDS, as .npz")
 @click.option("--augment", is_flag=True, help=f"draw it {DRAWS} times as the network gets it in training instead")
 @click.option(

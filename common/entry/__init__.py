@@ -48,8 +48,9 @@ def main():
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print("Usage: bevshards COMMAND [OPTIONS]\n\nCommands (each has --help):")
-        for known, (module, meaning) in there.items():
-            print(f"  {known:12} {meaning}; python -m {module}")
+        for known, (_, meaning) in there.items():
+            print(f"  {known:12} {meaning}")
+        print("\nIn a checkout, python -m train.run, preprocess.run … are the same; README.md lists them.")
         return
     if name in ("-V", "--version"):
         from common.versions import own_version, version_of

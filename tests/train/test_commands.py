@@ -330,7 +330,7 @@ def test_weights_with_another_hash_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setitem(url_map, "efficientnet-b0", (tmp_path / "efficientnet-b0-00000000.pth").as_uri())
     with pytest.raises(ValueError, match="invalid hash value"):
-        load_backbone(Segnet(8, 2, 8, encoder_type="effb0"), Options(encoder_type="effb0"))
+        load_backbone(Segnet(8, 2, 8, encoder_type="effb0").encoder, Options(encoder_type="effb0"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "other"))
     evil = tmp_path / "evil.pth"
     torch.save({"a": Path("x")}, evil)
@@ -338,7 +338,7 @@ def test_weights_with_another_hash_are_refused(tmp_path, monkeypatch):
     evil.rename(named)
     monkeypatch.setitem(url_map, "efficientnet-b0", named.as_uri())
     with pytest.raises((ValueError, pickle.UnpicklingError), match="[Ww]eights"):
-        load_backbone(Segnet(8, 2, 8, encoder_type="effb0"), Options(encoder_type="effb0"))
+        load_backbone(Segnet(8, 2, 8, encoder_type="effb0").encoder, Options(encoder_type="effb0"))
 
 
 # The README of Simple-BEV, smaller; what it says of cameras, radar and evaluation.
@@ -404,7 +404,7 @@ def test_backbone_weights_from_a_file(tmp_path, encoder_type):
     torch.save(source.state_dict(), path)
     options = Options(encoder_type=encoder_type, backbone_weights=str(path))
     model, _ = make_network(options)
-    load_backbone(model, options)
+    load_backbone(model.encoder, options)
     state = [value for value in model.encoder.state_dict().values()]
     for weight in (first, deep):
         assert any(value.shape == weight.shape and torch.equal(value, weight) for value in state)
@@ -413,10 +413,10 @@ def test_backbone_weights_from_a_file(tmp_path, encoder_type):
         ValueError,
         match="weights.pth: not ImageNet weights in the layout of res101: .* are missing or of another shape",
     ):
-        load_backbone(make_network(other)[0], other)
+        load_backbone(make_network(other)[0].encoder, other)
     path.write_bytes(b"cut")
     with pytest.raises(ValueError, match="not readable weights"):
-        load_backbone(model, options)
+        load_backbone(model.encoder, options)
 
 
 @pytest.mark.parametrize("encoder_type", ["res50", "effb0"])
@@ -424,4 +424,4 @@ def test_weights_that_cannot_be_downloaded_end_in_one_line(tmp_path, monkeypatch
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(ValueError, match="--backbone_weights FILE or --no_pretrained"):
-        load_backbone(Segnet(8, 2, 8, encoder_type=encoder_type), Options(encoder_type=encoder_type))
+        load_backbone(Segnet(8, 2, 8, encoder_type=encoder_type).encoder, Options(encoder_type=encoder_type))

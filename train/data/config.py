@@ -253,7 +253,7 @@ class Wanted:
     """What of the data a network decides, not the options.
 
     cameras: False reads no image. frames: how many keyframes of seqlen's windows are loaded, the first ones; None for all.
-    get_tids: number tracks. train_only: of SENSORS those that evaluation does not read. layers: as DecodeConfig's.
+    get_tids: number tracks. train_only: of SENSORS and "layers" those that evaluation does not read. layers: as DecodeConfig's.
     remembers: in streams no past is loaded, since the network has it. lenses: whether it projects by Batch.lenses, so that
     images may keep their distortion.
     """
@@ -271,7 +271,7 @@ class Wanted:
 class DataConfig:
     """The whole data path of an experiment.
 
-    train_only: of "cameras", "lidar", "radar" those that evaluation does not read. lenses: see Wanted.
+    train_only: of SENSORS and "layers" those that evaluation does not read. lenses: see Wanted.
     """
 
     order: OrderConfig
@@ -336,8 +336,10 @@ class DataConfig:
         """
         seqlen = 1 if self.order.frames == 1 else self.order.seqlen
         order = replace(self.order, is_train=False, shuffle=False, temporal_aug=False, seqlen=seqlen)
-        sensors = {f"use_{name}": False for name in self.train_only}
-        return replace(self, order=order, decode=replace(self.decode, **sensors))
+        without = {f"use_{name}": False for name in SENSORS if name in self.train_only}
+        if "layers" in self.train_only:
+            without["layers"] = ()
+        return replace(self, order=order, decode=replace(self.decode, **without))
 
 
 def _named(config, options, **chosen):

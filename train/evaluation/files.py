@@ -10,6 +10,7 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import new_file, write_atomically
+from common.plain import plain
 from common.spelling import spelled
 from train.evaluation.bins import ring_names
 from train.evaluation.figures import LEVEL, RESAMPLES, all_figures, calibration, keys_of, threshold_curve
@@ -18,8 +19,8 @@ from train.runs import find_run
 SCHEMA = 2
 MAX_BYTES = 256 << 20
 THUMBNAILS = "thumbnails.zip"
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # with quotes before it, so that taking one away always gives what was
-_FORMULA_MADE_INERT = re.compile(r"^'('*[=+\-@\t\r\n])")
+_FORMULA = re.compile(r"'*[=+\-@\t\n]")  # with quotes before it, so that taking one away always gives what was
+_FORMULA_MADE_INERT = re.compile(r"^'('*[=+\-@\t\n])")
 
 
 def as_json(evaluation, figures=None, seed=0, robustness=None):
@@ -179,7 +180,7 @@ def read_json(path):
 def write_csv(path, evaluation):
     """One row per sample: who and where it is, counts for each label and ring, boxes by visibility, losses.
 
-    A text from the data or a name that a spreadsheet would take for a formula has a ' before it; see read_csv.
+    Texts from the data and names are made plain; what a spreadsheet would take for a formula has a ' before it: see read_csv.
     """
     labels = keys_of(evaluation.rows)
     losses = list(evaluation.rows[0].losses) if evaluation.rows else []
@@ -192,34 +193,28 @@ def write_csv(path, evaluation):
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(map(_inert, head + [f"loss {name}" for name in losses]))
     for row in evaluation.rows:
-        writer.writerow(map(_inert, _csv_row(row, labels, losses)))
-    write_atomically(path, out.getvalue().encode(errors="backslashreplace"))
+        writer.writerow(_csv_row(row, labels, losses))
+    write_atomically(path, out.getvalue().encode())
     return Path(path)
 
 
 def read_csv(path):
-    """Rows of what write_csv wrote: dict from column to text, each as it was before write_csv made it inert."""
+    """Rows of what write_csv wrote: dict from column to text, without the ' that keeps it from being a formula."""
     with open(path, newline="", encoding="utf-8") as file:
         head, *rows = [[_FORMULA_MADE_INERT.sub(r"\1", cell) for cell in row] for row in csv.reader(file)] or [[]]
     return [dict(zip(head, row, strict=True)) for row in rows]
 
 
-def _inert(value):
-    """A cell's value, of which no spreadsheet makes a formula: https://owasp.org/www-community/attacks/CSV_Injection."""
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _is_number(value) else value
-
-
-def _is_number(text):
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _inert(text):
+    """A text of which no spreadsheet makes a formula: https://owasp.org/www-community/attacks/CSV_Injection."""
+    text = plain(text)
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 def _csv_row(row, labels, losses):
     seen = [sum(kinds.get(v, 0) for kinds in row.boxes.values()) for v in range(5)]
-    values = [row.key, row.token, row.scene, row.timestamp_us, row.location, row.light, row.weather, sum(seen), *seen]
+    who, where = map(_inert, (row.key, row.token, row.scene)), map(_inert, (row.location, row.light, row.weather))
+    values = [*who, row.timestamp_us, *where, sum(seen), *seen]
     rings = []
     for label in labels:
         counts = row.counts[label]

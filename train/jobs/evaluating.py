@@ -13,6 +13,7 @@ from common.files import write_atomically
 from common.progress import clock, counted, progress
 from common.spelling import spelled
 from train.agreement import check_same_run, check_same_shards
+from train.checkpoint import WEIGHTS
 from train.evaluation.damage import damages, offsets
 from train.evaluation.evaluator import evaluate
 from train.evaluation.figures import all_figures, headline_of, keys_of
@@ -50,7 +51,7 @@ class Evaluation:
     choices: dict
 
     def __call__(self, options, world):
-        parts = world.together(lambda: prepare(options, world))
+        parts = world.together(lambda: prepare(options, world, self.choices.get("weights", WEIGHTS[0])))
         world.together(lambda: check_same_run(parts.options, parts.step, world))
         world.together(lambda: check_same_shards((None, parts.loader), world))
         if exported := self.choices.get("exported"):

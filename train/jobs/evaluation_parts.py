@@ -39,6 +39,7 @@ class Parts:
     step: int
     path: Path
     autocast: torch.dtype | None
+    weights: str  # of train.checkpoint.WEIGHTS
 
     @property
     def folder(self):
@@ -79,6 +80,7 @@ class Parts:
             "shards": {str(index.tar): index.tar_sha256 for index in self.loader.reader.indexes},
             "checkpoint": str(self.path),
             "step": self.step,
+            "weights": self.weights,
             "exported": getattr(self.network, "facts", None),
             "grid": f"{self.options.Z}x{self.options.Y}x{self.options.X} over {self.options.bounds}",
             "precision": self.options.precision,
@@ -93,7 +95,8 @@ class Parts:
         }
 
 
-def prepare(options, world):
+def prepare(options, world, weights):
+    """Parts of the checkpoint that the options name. weights: of train.checkpoint.WEIGHTS. Raises ValueError."""
     set_precision(options, world.device)
     path = checkpoint.find(options.init_dir)
     content = checkpoint.read(path, command=spelled("train.evaluate"), check=world.leads)
@@ -103,10 +106,11 @@ def prepare(options, world):
     place = (world.device, False, world.rank, world.size)
     _, loader, grid = make_loaders(options, *place, labels=labels, needs=network.needs)
     autocast = options.autocast_on(world.device)
-    step = checkpoint.load_weights(path, content, on_device(network, world.device, autocast), options.ignore_load)
+    network = on_device(network, world.device, autocast)
+    step = checkpoint.load_weights(path, content, network, options.ignore_load, weights)
     if options.compile:
         network.compile()
-    return Parts(options, network, loader, grid, labels, step, Path(path), autocast)
+    return Parts(options, network, loader, grid, labels, step, Path(path), autocast, weights)
 
 
 def opening(parts, world):

@@ -36,7 +36,7 @@ def show(shards, what, run, device, wanted):
     samples = Samples(shards)
     number = samples.find(what or "0")[0]
     scene = samples.find(samples.keys[number].rpartition("_")[0])
-    network = network_of(run, own_device(device)) if run else None
+    network = network_of(run, own_device(device), wanted["weights"]) if run else None
     classes = parse_classes(wanted["classes"])
     if wanted["predictions"]:
         numbers = scene if what else range(len(samples))

@@ -166,6 +166,8 @@ def _resume(options, network, optimizer, loaders, world):
     step = checkpoint.load_weights(path, content, network)
     load_moments(optimizer, content["optimizer_state_dict"])
     kept = {name: content[name] for name in ("pools", "validation_due") if name in content}
+    if "ema_state_dict" in content:
+        kept["ema"] = content["ema_state_dict"]
     if "best_by" in content:
         kept["best"] = content["best_by"] | {"value": content["best"]}
     named = content["name"]

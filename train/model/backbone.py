@@ -1,4 +1,4 @@
-"""ImageNet weights for the encoders, from a file or from where torchvision and efficientnet-pytorch publish them."""
+"""ImageNet weights for the encoders, from a file or from where torchvision, efficientnet-pytorch and timm publish them."""
 
 from pathlib import Path
 from pickle import UnpicklingError
@@ -6,19 +6,41 @@ from pickle import UnpicklingError
 import torch
 
 from common.errors import InputError
+from train.model.timm_encoders import PREFIX, load_timm
 
 REMEDY = "give another --backbone_weights FILE or --no_pretrained"
 
 
-def load_backbone(model, options):
-    """ImageNet weights into the encoder, from a file or torchvision. Raises ValueError where they can't be had."""
+def load_backbone(encoder, options):
+    """ImageNet weights into the encoder of --encoder_type, from a file or where they are published, unless --no_pretrained.
+
+    Raises ValueError where they can't be had.
+    """
     if options.no_pretrained:
         return
-    if options.backbone_weights:
-        source, weights = options.backbone_weights, _read(options.backbone_weights)
+    if options.encoder_type.startswith(PREFIX):
+        load_timm(encoder, options.backbone_weights, REMEDY)
+    elif options.encoder_type.startswith("eff"):
+        load_efficientnet(encoder.backbone, options.encoder_type, options)
     else:
-        source, weights = f"the ImageNet weights of {options.encoder_type}", _download(options.encoder_type)
-    _fill_encoder(model.encoder, weights, options.encoder_type, source)
+        source, weights = _weights(options.encoder_type, options)
+        _fill(_of_resnet(encoder, weights), options.encoder_type, source)
+
+
+def load_efficientnet(trunk, encoder_type, options):
+    """The same into a network of efficientnet-pytorch, or as much of one as there is."""
+    if options.no_pretrained:
+        return
+    source, weights = _weights(encoder_type, options)
+    own = trunk.state_dict()
+    _fill([(trunk, {name: value for name, value in weights.items() if name in own})], encoder_type, source)
+
+
+def _weights(encoder_type, options):
+    """(what they are, ImageNet weights by name)."""
+    if options.backbone_weights:
+        return options.backbone_weights, _read(options.backbone_weights)
+    return f"the ImageNet weights of {encoder_type}", _download(encoder_type)
 
 
 def _read(path):
@@ -57,19 +79,20 @@ def _download(encoder_type):
         raise InputError(f"ImageNet weights of {encoder_type} cannot be downloaded ({reason:.200}); {REMEDY}") from None
 
 
-def _fill_encoder(encoder, weights, encoder_type, source):
-    target = encoder.backbone.state_dict()
-    if encoder_type.startswith("res"):
-        places = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2")
-        renamed = {}
-        for name, value in weights.items():
-            head, _, rest = name.partition(".")
-            if head in places:
-                renamed[f"{places.index(head)}.{rest}"] = value
-        coarse = {k.removeprefix("layer3."): v for k, v in weights.items() if k.startswith("layer3.")}
-        pairs = ((encoder.backbone, renamed), (encoder.layer3, coarse))
-    else:
-        pairs = ((encoder.backbone, {k: v for k, v in weights.items() if k in target}),)
+def _of_resnet(encoder, weights):
+    """[(module, its weights)] of a ResNetEncoder, whose backbone numbers what torchvision names."""
+    places = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2")
+    renamed = {}
+    for name, value in weights.items():
+        head, _, rest = name.partition(".")
+        if head in places:
+            renamed[f"{places.index(head)}.{rest}"] = value
+    coarse = {name.removeprefix("layer3."): v for name, v in weights.items() if name.startswith("layer3.")}
+    return [(encoder.backbone, renamed), (encoder.layer3, coarse)]
+
+
+def _fill(pairs, encoder_type, source):
+    """Load each module's weights. Raises ValueError where they are not all that it has."""
     wanted = {(n, k): v.shape for n, (module, _) in enumerate(pairs) for k, v in module.state_dict().items()}
     given = {(n, k): getattr(v, "shape", None) for n, (_, state) in enumerate(pairs) for k, v in state.items()}
     # Published weights are older than the count of batches, which torch's batch norm does without.

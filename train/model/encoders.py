@@ -2,17 +2,16 @@
 
 An encoder says what it takes and gives, and nobody else assumes it. multiple: height and width of its images are multiples of
 it. mean, std: colours that images in [0, 1] are normalised by. strides: pixels of the image per pixel of the features that it
-works with, the finest first, which is the stride of what it gives.
+works with, the finest first, which is the stride of what it gives. pretrained: the modules that ImageNet's weights are for.
 """
+
+from types import MethodType
 
 from torch import nn
 
-from common.errors import InputError
 from train.model.norm import InstanceNorm, normed
-from train.model.resnet import resnet50, resnet101
 from train.model.upsampling import doubled
 
-ENCODERS = ("res101", "res50", "effb0", "effb4")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STATISTICS_MOMENTUM = 0.1  # of nn.BatchNorm2d
@@ -49,6 +48,10 @@ class ResNetEncoder(nn.Module):
         self.depth_layer = nn.Conv2d(512, channels, kernel_size=1)
         self.upsampling_layer = UpsamplingConcat(1536, 512)
 
+    @property
+    def pretrained(self):
+        return self.backbone, self.layer3
+
     def forward(self, x):
         conv, norm, _, *rest = self.backbone  # the third is the ReLU
         fine = normed(norm, conv(x), relu=True)
@@ -79,6 +82,10 @@ class EfficientNetEncoder(nn.Module):
         self.upsampling_layer = UpsamplingConcat(fine + coarse, 128)
         self.depth_layer = nn.Conv2d(128, channels, kernel_size=1)
 
+    @property
+    def pretrained(self):
+        return (self.backbone,)
+
     def forward(self, x):
         net = self.backbone
         x = net._swish(net._bn0(net._conv_stem(x)))
@@ -92,15 +99,23 @@ class EfficientNetEncoder(nn.Module):
         return self.depth_layer(self.upsampling_layer(x, levels[2]))
 
 
-def make_encoder(encoder_type, channels):
-    """The encoder of that name, with random weights. Raises ValueError for another name."""
-    if encoder_type == "res101":
-        return ResNetEncoder(resnet101(), channels)
-    if encoder_type == "res50":
-        return ResNetEncoder(resnet50(), channels)
-    if encoder_type in ("effb0", "effb4"):
-        return EfficientNetEncoder(encoder_type[3:], channels)
-    raise InputError(f"encoder_type {encoder_type!r}; it is one of {', '.join(ENCODERS)}")
+def freeze(module):
+    """Keep a module as it is: its parameters get no gradient, and it stays in evaluation mode whatever its parent does."""
+    module.requires_grad_(False).eval()
+    module.train = MethodType(_stays, module)
+
+
+def _stays(module, mode=True):
+    return module
+
+
+def begin(encoder, options):
+    """What the options say of an encoder that is new: --freeze_encoder, and how random weights settle."""
+    if options.no_pretrained:
+        settle_quickly(encoder)
+    if options.freeze_encoder:
+        for module in encoder.pretrained:
+            freeze(module)
 
 
 def settle_quickly(encoder):

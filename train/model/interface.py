@@ -17,11 +17,12 @@ from train.model.memory import has_memory
 
 NAMES = {
     "simple_bev": "train.model.simple_bev:build",
+    "lift_splat": "train.model.lift_splat:build",
     "pillars": "train.model.pillars:build",
 }  # networks that go by a short name
 LIDAR = (None, False, "points", "voxels")
 RADAR = (*LIDAR, "metaradar")
-SENSORS = ("cameras", "lidar", "radar")
+TRAIN_ONLY = ("cameras", "lidar", "radar", "layers")
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ class Needs:
     with --use_lidar. radar: the same, and "metaradar" for voxels with the radars' 16 features; None: as --use_radar and
     --use_metaradar say. sweeps: of lidar and radar, keyframe included; None: --nsweeps. past: K, the keyframes before the
     present that a sample holds besides it; None: --past. remembers: with --order streams samples hold the present alone, and
-    the past is the network's memory. train_only: of "cameras", "lidar", "radar" those that evaluation does without; their
-    fields of the batch are None there. track_ids: Batch.tidlist. layers: name of a layer -> names of the members of it that
-    Batch.layers holds; "map" need not be named for classes that are drawn from it. lenses: True where the network projects by
-    Batch.lenses; others take no shards whose images keep their distortion.
+    the past is the network's memory. train_only: of "cameras", "lidar", "radar", "layers" those that evaluation does without;
+    their fields of the batch are None there, or empty. track_ids: Batch.tidlist. layers: name of a layer -> names of the
+    members of it that Batch.layers holds; "map" need not be named for classes that are drawn from it. lenses: True where the
+    network projects by Batch.lenses; others take no shards whose images keep their distortion.
 
     Raises:
         ValueError: another value.
@@ -88,8 +89,8 @@ class Needs:
                 f"Needs: frames={self.frames!r}: its windows ran into the future, and what a network said of its last keyframe "
                 "was held against the first; past=K gives the K keyframes before the present, which is t = 0"
             )
-        if not (isinstance(self.train_only, tuple) and set(self.train_only) <= set(SENSORS)):
-            raise InputError(f"Needs: train_only={self.train_only!r}; it is a tuple of {', '.join(SENSORS)}")
+        if not (isinstance(self.train_only, tuple) and set(self.train_only) <= set(TRAIN_ONLY)):
+            raise InputError(f"Needs: train_only={self.train_only!r}; it is a tuple of {', '.join(TRAIN_ONLY)}")
         sound = isinstance(self.layers, dict) and all(
             isinstance(name, str)
             and isinstance(members, tuple)

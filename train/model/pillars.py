@@ -13,7 +13,7 @@ from torch import nn
 
 from common.errors import InputError
 from train.model.camera_mean import UNPROJECTIONS
-from train.model.encoders import settle_quickly
+from train.model.encoders import begin
 from train.model.interface import Needs
 from train.model.points import lidar_points, radar_points
 from train.model.segnet import Geometry
@@ -167,8 +167,7 @@ def build(options, grid):
         classes=len(options.classes) or 1,
         past=options.past,
     )
-    if options.no_pretrained:
-        settle_quickly(network.encoder)
+    begin(network.encoder, options)
     return network
 
 

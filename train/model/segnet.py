@@ -11,7 +11,7 @@ from common.errors import InputError
 from train.model.bev_flips import flip_where, unflipped
 from train.model.camera_mean import UNPROJECTIONS, camera_mean, convolved_mean
 from train.model.decoder import Decoder, pad_to_multiple
-from train.model.encoders import make_encoder
+from train.model.encoder_types import make_encoder
 from train.model.interface import Flips
 from train.model.norm import InstanceNorm
 from train.model.past import PastConv
@@ -67,7 +67,7 @@ class Segnet(nn.Module):
         use_radar, use_lidar, use_metaradar: voxels that forward gets besides the images.
         do_rgbcompress: False sums camera features over height instead of a convolution; cameras alone heed it.
         rand_flip: in training, flip images and features back, and BEV features and the decoder's feature back.
-        latent_dim: channels of the features. encoder_type: res101, res50, effb0 or effb4.
+        latent_dim: channels of the features. encoder_type: see encoder_types.
         unprojection: "fused" or "plain", see camera_mean; an attribute that may be set at any time.
         classes: K, maps of seg. past: keyframes before the present whose features bev gets, see train.model.past.
         beside: channels of the maps that bev gets besides.

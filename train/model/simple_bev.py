@@ -8,7 +8,7 @@ import torch
 from train.loss import benchmark_terms
 from train.model.backbone import load_backbone
 from train.model.camera_mean import UNPROJECTIONS
-from train.model.encoders import settle_quickly
+from train.model.encoders import begin
 from train.model.interface import Needs
 from train.model.memory import METHODS
 from train.model.past import Memory, Past, past_of_window, unflipped_features
@@ -128,7 +128,7 @@ class SimpleBev(Segnet):
 
     def load_pretrained(self, options):
         """ImageNet weights for the encoder, unless --no_pretrained."""
-        load_backbone(self, options)
+        load_backbone(self.encoder, options)
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,7 @@ def build(options, grid):
         classes=len(options.classes) or 1,
         past=options.past,
     )
-    if options.no_pretrained:
-        settle_quickly(network.encoder)
+    begin(network.encoder, options)
     return network
 
 

@@ -153,7 +153,10 @@ def threshold_chart(series, title):
         ylim=(0, None),
     )
     _plain(axes)
-    axes.legend(frameon=False)
+    beside = (
+        {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(series) > 3 else {}
+    )  # so many curves leave no room
+    axes.legend(frameon=False, **beside)
     return _svg(figure, title)
 
 

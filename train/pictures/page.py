@@ -214,7 +214,7 @@ def _accuracy(runs, label):
             groups = ("iou", "iou at best threshold", "precision", "recall", "calibration error")
             found = [next(iter(_figures(run, g, label_, (of_class,))), None) for g in groups]
             cells = [_text(f) if f else "-" for f in found]
-            cells[1] += f" at {found[1]['name']}" if found[1] else ""
+            cells[1] += f" at {found[1]['name']}" if found[1] and of_class != MEAN else ""
             rows.append([f"{run.name}: {name}" if len(runs) > 1 else name, *cells])
     head = ["", "IoU at 0.5", "IoU at the best threshold", "precision", "recall", "calibration error"]
     if rows:

@@ -4,7 +4,7 @@ import numpy as np
 
 from train.pictures.bev import Ground
 from train.pictures.cameras import mosaic
-from train.pictures.layout import beside, captioned, stacked
+from train.pictures.layout import beside, captioned, legend, stacked
 from train.pictures.maps import draw_errors, draw_prediction, draw_truth, draw_values, laid_out, mean_iou, reach_of
 from train.pictures.palette import HEIGHT_RAMP, diverging, ramp
 from train.pictures.view import array_of, maps_of_batch, view_of_batch
@@ -49,7 +49,7 @@ def pictures_of(batch, outputs, grid, sample=0):
             ]
         )
     if outputs.get("offset") is not None:
-        out["outputs/offset"] = _offsets(batch.offset_bev[sample, 0], outputs["offset"][sample], maps)
+        out["outputs/offset"] = _offsets(batch, outputs["offset"], maps, sample)
     return out
 
 
@@ -61,11 +61,13 @@ def _row(panels):
 
 def _segmentation(maps):
     ground = Ground(MAP_PX, reach_of(maps))
-    panels = [("truth", draw_truth(maps, ground))]
+    panels, parts = [("truth", draw_truth(maps, ground))], ["truth"]
     if maps.prediction is not None:
         panels.append(("prediction", draw_prediction(maps, ground)))
-        panels.append((f"IoU {mean_iou(maps):.3f}: hit green, false orange, missed blue", draw_errors(maps, ground)))
-    return _row(panels)
+        panels.append((f"errors, IoU {mean_iou(maps):.3f}", draw_errors(maps, ground)))
+        parts.append("errors")
+    row = _row(panels)
+    return stacked([row, legend(row.shape[1], parts, maps.class_names)], _GAP)
 
 
 def _values(values, maps):
@@ -87,12 +89,12 @@ def _occupancy(xyz, maps, grid, name):
     return captioned(laid_out(colours, count > 0, maps, ground), f"{name}, occupied cells: {int((count > 0).sum())}")
 
 
-def _offsets(true, predicted, maps):
-    """Offsets (2, Z, X) along X and Z, true ones above predicted ones, where there is something."""
+def _offsets(batch, predicted, maps, sample):
+    """Offsets along X and Z, true ones above predicted ones (B,2,Z,X), where there is a box."""
     ground = Ground(MAP_PX, reach_of(maps))
-    there = maps.there
+    there = array_of(batch.box_bev[sample, 0, 0]) > 0.5
     rows = []
-    for what, offset in (("true", true), ("predicted", predicted)):
+    for what, offset in (("true", batch.offset_bev[sample, 0]), ("predicted", predicted[sample])):
         offset = array_of(offset)
         panels = []
         for axis, side in enumerate(("X", "Z")):

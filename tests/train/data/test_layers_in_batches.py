@@ -1,6 +1,7 @@
 """Layers and map classes in batches: what a network asks for by name, and labels that come from the map."""
 
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -20,7 +21,8 @@ from train.data.config import DataConfig, Wanted
 from train.data.layer_members import batched
 from train.data.maps import map_masks
 from train.data.sources import open_source
-from train.model.interface import Needs
+from train.model.interface import Flips, Needs
+from train.model.lidar_depth import depth_maps
 from train.options import Options, coerce
 from train.pictures.palette import class_colours
 
@@ -216,3 +218,41 @@ def test_sources_with_other_layers_are_no_copies_of_one_set(small_shards, tmp_pa
     ours, theirs = (identity(folder, numbers=("same.npy.zst",)) for folder in (shards, other))
     assert ours != theirs and identity(shards) == identity(other)
     assert [name for name in ours if ours[name] != theirs[name]] == ["another layer numbers"]
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_depth_at_the_size_of_features_is_that_of_the_lidar(shards, flipped):
+    """Against a loop over the batch's lidar, projected as a network projects, of augmented images and of any cameras."""
+    config = config_of({"depth": (depth.MEMBER,)}, use_lidar=True, nsweeps=1)
+    config = replace(config, augment=replace(config.augment, cams=("CAM_BACK", "CAM_FRONT"), resize_lim=(0.8, 1.2)))
+    loader = make_loader(open_source(shards, split="val"), config, 0)
+    batch = loader.batch_of([0, 2], augment=True)
+    flips = Flips.of(torch.full((2, 4), 0.2)) if flipped else None
+    hw, near = (8, 12), 0
+    maps = depth_maps(batch, hw, flips)
+    assert maps.shape == (2, 2, *hw) and maps.dtype == torch.float32
+    for b in range(2):
+        count = int(batch.num_lidar0[b, 0])
+        ego = torch.cat([batch.lidar_data[b, 0, :, :count], torch.ones(1, count)]).double()
+        for slot in range(2):
+            ego_T_cam = torch.eye(4).double()
+            ego_T_cam[:3, :3], ego_T_cam[:3, 3] = batch.rots[b, 0, slot], batch.trans[b, 0, slot]
+            cam = torch.linalg.inv(batch.ego_T_camego[b, 0, slot].double() @ ego_T_cam) @ ego
+            cam = cam[:3, cam[2] > depth.NEAREST_M]
+            pix = batch.intrins[b, 0, slot, :3, :3].double() @ (cam / cam[2])
+            stored = torch.linalg.inv(batch.pix_T_stored[b, 0, slot].double()) @ pix
+            # What lies on the edge of an image or a cell may fall on its other side, as pixels are stored in steps.
+            unsure = ((stored[:2] + 0.5) / torch.tensor([[160.0], [90.0]]) * 2 - 1).abs().amax(0)
+            pix, z, unsure = (values[..., unsure < 1.001] for values in (pix, cam[2], unsure))
+            want, edge = torch.full(hw, torch.inf).double(), torch.zeros(hw, dtype=bool)
+            for (u, v, _), metres, border in zip(pix.T.tolist(), z.tolist(), unsure.tolist(), strict=True):
+                row, column = (v + 0.5) / 8, ((95 - u if flipped else u) + 0.5) / 8
+                if 0 <= row < hw[0] and 0 <= column < hw[1]:
+                    cell = int(row), int(column)
+                    want[cell] = min(want[cell], metres)
+                    edge[cell] |= min(abs(row - round(row)), abs(column - round(column))) < 0.01 or border > 0.999
+            there = want.isfinite() & ~edge
+            assert (maps[b, slot][there] - want[there]).abs().max() < 1e-3
+            assert maps[b, slot][want.isinf()].count_nonzero() <= edge.sum()
+            near += int(there.sum())
+    assert near > 20

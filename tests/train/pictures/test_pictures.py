@@ -47,7 +47,7 @@ from train.pictures.cameras import clip_edges, draw_boxes, draw_points, in_camer
 from train.pictures.layout import legend, sheet
 from train.pictures.maps import ERROR_COLOURS, draw_errors, error_codes, iou_of
 from train.pictures.palette import DEPTH_RAMP, FAR_M, ramp
-from train.pictures.tensorboard import pictures_of
+from train.pictures.tensorboard import MAP_PX, pictures_of
 from train.pictures.video import write_video
 from train.pictures.view import (
     NO_BOXES,
@@ -363,7 +363,8 @@ def test_tensorboard_pictures_are_small_and_complete(synth_shards, tmp_path):
     names = "inputs/cameras inputs/lidar inputs/radar outputs/segmentation outputs/center outputs/offset"
     assert sorted(pictures) == sorted(names.split())
     assert all(p.dtype == np.uint8 and p.ndim == 3 and max(p.shape) <= 1000 for p in pictures.values())
-    errors = pictures["outputs/segmentation"]
+    errors, legend = np.split(pictures["outputs/segmentation"], [MAP_PX + 22])  # below their captions
+    assert has_colour(legend, palette.FALSE)
     assert has_colour(errors, palette.HIT) and not has_colour(errors, palette.FALSE)
     blind = dataclasses.replace(batch, imgs=None, lidar_data=None, radar_data=None)
     assert list(pictures_of(blind, {}, grid)) == ["outputs/segmentation"]

@@ -1,0 +1,1 @@
+"""What each network needs and reaches on a generated world: python -m tests.bench.networks."""

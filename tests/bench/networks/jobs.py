@@ -1,0 +1,114 @@
+"""What is measured of a row, each in a process of its own: its cost, alone on the machine, and one training by each seed."""
+
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.bench.networks.recipes import BY_NAME, COMMON, DRY, QUARTERS
+from tests.bench.train_bench import MEMORY, SPEED, WARM_UP, measured
+from train import checkpoint
+from train.jobs.training import train
+from train.model.forward import with_voxels
+from train.options import Options
+from train.setup import make_loaders, make_network
+
+TIMED = 12  # updates whose speed counts
+
+
+@dataclass(frozen=True)
+class Settings:
+    """out: folder of the results. device: cpu or cuda. threads: of a loader. dry: tiny sizes, two updates each."""
+
+    out: str
+    device: str
+    threads: int
+    dry: bool = False
+
+    @property
+    def shards(self):
+        return Path(self.out, "dry-shards" if self.dry else "shards")
+
+    @property
+    def results(self):
+        return Path(self.out, "networks.jsonl")
+
+    def updates(self, recipe):
+        return 2 if self.dry else recipe.updates
+
+    def options(self, recipe, folder, **more):
+        """Options of the recipe's training, into the folder."""
+        split = {
+            f"{prefix}shards": (f"{self.shards}/{name}-*.tar",) for prefix, name in (("", "train"), ("val_", "val"))
+        }
+        places = dict(log_dir=f"{folder}/logs", ckpt_dir=f"{folder}/checkpoints", run_name="run", exp_name="bench")
+        device = dict(device=self.device, device_ids=(0,) if self.device == "cuda" else ())
+        threads = dict(nworkers=self.threads, nworkers_val=self.threads)
+        never = dict(save_freq=10**6, log_freq=10**6)
+        tiny = DRY if self.dry else {}
+        return Options(**{**split, **places, **device, **threads, **never, **COMMON, **recipe.options, **tiny, **more})
+
+
+def keep(settings, **row):
+    """Append a row to the results, at once."""
+    with open(settings.results, "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def failed(settings, name, what, seed, why):
+    """Keep why a row's cost or training has none."""
+    keep(settings, row=name, what="failed", of=what, seed=seed, why=why)
+
+
+def cost(settings, name):
+    """Parameters, operations per sample, and what a training without anything beside it takes: samples/s and memory."""
+    recipe = BY_NAME[name]
+    with tempfile.TemporaryDirectory() as folder:
+        updates = WARM_UP + (1 if settings.dry else TIMED)
+        options = settings.options(recipe, folder, do_val=False, max_iters=updates)
+        figures = measured(options)
+        parameters, operations = _counted(options)
+    row = dict(parameters=parameters, operations=operations, samples_per_s=figures[SPEED], memory_gb=figures[MEMORY])
+    keep(settings, row=name, what="cost", **row)
+
+
+def _counted(options):
+    """(parameters, operations of the convolutions and products of one sample's evaluation: two for each multiply and add)."""
+    network, options = make_network(options, device=options.device)
+    loader, _, grid = make_loaders(options, options.device, needs=network.needs)
+    batch = with_voxels(loader.batch_of([0], augment=False), network.needs, grid)
+    network.eval()
+    if hasattr(network, "unprojection"):
+        network.unprojection = "plain"  # whose convolution torch counts wherever it runs
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(batch, grid)
+    return sum(p.numel() for p in network.parameters()), counter.get_total_flops()
+
+
+def trial(settings, name, seed):
+    """One training: IoU over all val samples at its end, and on the way there."""
+    recipe, folder = BY_NAME[name], tempfile.mkdtemp()
+    try:
+        updates = settings.updates(recipe)
+        options = settings.options(recipe, folder, seed=seed, max_iters=updates, val_freq=max(1, updates // QUARTERS))
+        began = time.monotonic()
+        content = checkpoint.read(train(options))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    ious = [figures["iou"] for figures, _ in content["pools"]["v"]]
+    minutes = (time.monotonic() - began) / 60
+    keep(
+        settings,
+        row=name,
+        what="trial",
+        seed=seed,
+        iou=ious[-1],
+        on_the_way=ious[:-1],
+        updates=updates,
+        minutes=minutes,
+    )
