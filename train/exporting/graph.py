@@ -9,6 +9,7 @@ from torch import nn
 from common.errors import InputError
 from train.exporting.pillars import group_pillars
 from train.exporting.points import lidar_voxels, radar_voxels
+from train.exporting.splat import GatheredSplat
 from train.exporting.view import BAKED, Sampled, Witness
 
 INTRINSICS = ("pix_T_cams", "past_pix_T_cams")  # of pixels as the images that come in have them
@@ -130,6 +131,8 @@ def exported_graph(reference, tensors, grid, choose):
     """
     graph = copy.deepcopy(reference)
     group_pillars(graph.network)
+    if hasattr(graph.network, "pooling"):
+        graph.network.pooling = _pooling(graph, tensors)
     if not hasattr(graph.network, "unprojection"):
         return graph, "", {}
     graph.network.unprojection = witness = Witness()
@@ -146,6 +149,21 @@ def exported_graph(reference, tensors, grid, choose):
         view, seconds = choose(views, feats[:1], grid, kernels)
     graph.network.unprojection = view.eval()
     return graph, type(view).__name__, seconds
+
+
+def _pooling(graph, tensors):
+    """GatheredSplat of the Graph's calibration. Raises ValueError where that is an input."""
+    network, values = graph.network, tensors | {name: getattr(graph, f"constant_{name}") for name in graph.constants}
+    if "ref_T_cams" not in graph.constants:
+        raise InputError(
+            f"{type(network).__name__} sorts points by the cells that a calibration puts them into, which no exported file "
+            "can; give --calibration KEY"
+        )
+    with torch.no_grad():
+        for stage in graph.stages:
+            values = stage(values)
+        pix_T_cams, ref_T_cams = (values[name][:1] for name in ("pix_T_cams", "ref_T_cams"))
+        return GatheredSplat(network.cells(network.geometry(pix_T_cams, ref_T_cams))[0], network.cells_xyz[:2])
 
 
 def check_exportable(network):

@@ -28,16 +28,23 @@ def exported(run, out, *words):
     [
         PLAIN,
         PLAIN | {"encoder_type": "effb4", "do_rgbcompress": False, "frame": "ego"},
-        PLAIN | {"encoder_type": "res50", "true_times": True, "image_size": "64x96"},
+        PLAIN | {"encoder_type": "res50", "true_times": True, "image_size": "64x96", "res_scale": 2.0},
         PLAIN | {"encoder_type": "res101", "use_radar": True},
         {"model": "pillars", "use_lidar": False, "use_radar": False, "use_metaradar": False, "encoder_type": "effb0"},
         PAST,
+        PLAIN | {"model": "lift_splat", "frame": "ego", "image_size": "64x96", "res_scale": 2.0},
+        PLAIN | {"encoder_type": "timm:resnet18.a1_in1k"},
     ],
-    ids=["effb0", "effb4", "res50", "res101", "pillars", "past"],
+    ids=["effb0", "effb4", "res50", "res101", "pillars", "past", "lift_splat", "timm"],
 )
 def test_every_network_and_encoder_is_exported(changes, small_shards, tmp_path):
     write_run(tmp_path / "run", small_shards, **changes)
-    file, card = exported(tmp_path / "run", tmp_path / "out")
+    words = ()
+    if changes.get("model") == "lift_splat":
+        told = call_module("train.export", tmp_path / "run", check=False).stderr
+        assert "sorts points by the cells that a calibration puts them into" in told
+        words = ("--calibration", json.loads((small_shards / "val-000.idx.json").read_text())["keys"][0])
+    file, card = exported(tmp_path / "run", tmp_path / "out", *words)
     if changes.get("model") == "pillars":
         assert {"lidar_cells", "lidar_features", "radar_cells", "radar_features"} < set(card["inputs"])
     elif changes.get("past"):
