@@ -1,12 +1,12 @@
 """An exported file, run: names and arrays in, names and arrays out, whatever runs it."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import InputError
+from train.processes.ranks import cores
 
 NAMES = "names.json"  # in a .pt2: its inputs and outputs in their order
 BACKENDS = ("onnxruntime", "openvino", "torch")
@@ -63,7 +63,7 @@ def _openvino(path, threads):
 
     core = openvino.Core()
     # float32 as it is written: the CPU's plugin would take bfloat16 where the CPU has it.
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads or os.cpu_count()}
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads or cores()}
     model = core.compile_model(core.read_model(path), "CPU", settings)
     names = [next(iter(output.names)) for output in model.outputs]
     return lambda arrays: dict(zip(names, (np.array(v) for v in model(arrays).values()), strict=True))

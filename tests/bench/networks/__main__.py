@@ -12,12 +12,13 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from tests.bench.measure import REPOSITORY
 from tests.bench.networks.pool import Job, run
-from tests.bench.networks.recipes import DRY_WORLD, RECIPES, SEEDS, WORLD, chosen
+from tests.bench.networks.recipes import DRY_WORLD, RECIPES, SEEDS, WORLD, WORLDS, chosen
 from tests.bench.networks.table import done, read, table
 
 VERSION = "v1.0-trainval"
@@ -41,10 +42,12 @@ def main():
     from tests.bench.networks.jobs import Settings  # once the environment is what torch shall find
 
     settings = Settings(str(out), options.device, options.threads, options.dry)
-    _make_shards(settings)
+    _make_shards(settings, sorted({recipe.world for recipe in recipes}))
     for at_once, jobs in _jobs(settings, recipes, options):
         run(jobs, at_once, ends, out, [f"{HERE}.jobs"], print)
     rows = read(settings.results)
+    for row in (row for row in rows if row["what"] == "failed"):
+        print(f"{row['row']}, {row['of']}, seed {row['seed']}: {row['why']}")
     for line in (_machine(options.device), *table(rows, [recipe.name for recipe in RECIPES])):
         print(line)
     wanted = {(recipe.name, "trial", seed) for recipe in recipes for seed in SEEDS[: options.seeds]}
@@ -70,13 +73,13 @@ def _arguments():
 
 
 def _jobs(settings, recipes, options):
-    """(how many side by side, Jobs) of what is still to be done: costs one by one, then trainings, seed by seed."""
+    """(how many side by side, Jobs) of what is still to be done: trainings, seed by seed, then costs one by one."""
     from tests.bench.networks import jobs
 
     over = done(read(settings.results))
     costs = [(recipe.name, "cost", None) for recipe in recipes if not options.no_cost]
     trials = [(recipe.name, "trial", seed) for seed in SEEDS[: options.seeds] for recipe in recipes]
-    for at_once, group in ((1, costs), (options.jobs, trials)):
+    for at_once, group in ((options.jobs, trials), (1, costs)):
         made = []
         for name, what, seed in (key for key in group if key not in over):
             arguments = (settings, name) if what == "cost" else (settings, name, seed)
@@ -94,9 +97,15 @@ def _machine(device):
     return f"{card}{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
 
 
-def _make_shards(settings):
-    """A generated city, without nuscenes-devkit, by a split file."""
-    shards, size = settings.shards, DRY_WORLD if settings.dry else WORLD
+def _make_shards(settings, worlds):
+    """Generated cities side by side, without nuscenes-devkit, by a split file each; one that is there already is kept."""
+    with ThreadPoolExecutor() as pool:
+        for made in [pool.submit(_make_world, settings, world) for world in worlds]:
+            made.result()
+
+
+def _make_world(settings, name):
+    shards, size = settings.shards(name), DRY_WORLD if settings.dry else WORLD
     if (shards / "val.manifest.json").exists():
         return
     names = [f"scene-{number:04d}" for number in range(1, size["scenes"] + 1)]
@@ -115,7 +124,7 @@ def _make_shards(settings):
         "--sweeps",
         0,
     ]
-    _run("preprocess.synth", "--out", world, *common, *words)
+    _run("preprocess.synth", "--out", world, *common, *words, *WORLDS[name])
     _run("preprocess.run", "--dataroot", world, "--out", shards, *common, "--sweeps", 1, "--train-shards", 4)
     shutil.rmtree(world)
 

@@ -5,7 +5,7 @@ import statistics
 
 COLUMNS = (
     *("network: sensors", "M parameters", "G operations per sample", "samples/s", "GB", "updates"),
-    "IoU of the seeds: mean (least to most)",
+    *("IoU of the seeds: mean (least to most)", "of hidden boxes"),
 )
 
 
@@ -40,7 +40,11 @@ def _cost(row):
 
 def _reached(trials):
     if not trials:
-        return " | not measured"
-    ious = sorted(row["iou"] for row in trials)
-    few = "" if len(ious) > 2 else f", of {len(ious)} seed(s)"
-    return f"{trials[0]['updates']} | {statistics.mean(ious):.3f} ({ious[0]:.3f} to {ious[-1]:.3f}){few}"
+        return " | not measured | "
+    few = "" if len(trials) > 2 else f", of {len(trials)} seed(s)"
+    return f"{trials[0]['updates']} | {_spread(trials, 'iou')}{few} | {_spread(trials, 'hidden_iou')}"
+
+
+def _spread(trials, name):
+    values = sorted(row[name] for row in trials)
+    return f"{statistics.mean(values):.3f} ({values[0]:.3f} to {values[-1]:.3f})"

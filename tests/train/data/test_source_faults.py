@@ -122,7 +122,8 @@ def test_a_descriptor_in_use_is_not_closed_and_its_number_means_no_other_file(tm
 
 def test_an_error_does_not_wait_for_what_later_batches_wait_for(server):
     """One read is refused for good; the one behind it is of a store that is waited for in minutes."""
-    loader = stream_of(f"{server.address}/train-000.tar", nworkers=1, requests=1)
+    loader = stream_of(f"{server.address}/train-000.tar", nworkers=1, requests=1, retry_minutes=7.0)
+    assert loader.reader.shards.retry.minutes == 7.0
     server.faults, server.lasting = ["403"], "503"
     began = time.monotonic()
     with pytest.raises(DataError, match="access is refused"):

@@ -4,8 +4,6 @@ import dataclasses
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from types import SimpleNamespace
 from typing import Literal
@@ -516,7 +514,7 @@ def test_the_command_works_where_a_train_py_lies(tmp_path):
     (tmp_path / "mynet.py").write_text(EXAMPLE)
     code = "import bevshards, train.model, mynet; print(train.model.__file__)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(tmp_path / "site")])}
-    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    shown = run("-c", code, cwd=tmp_path, env=environment)
     assert shown.stdout.strip() == str(REPOSITORY / "train" / "model" / "__init__.py"), shown.stderr
     (tmp_path / "shards").mkdir()
     for split in ("train", "val"):
@@ -530,7 +528,7 @@ for words in (["show_shards", "--help"], ["evaluate"], ["train", "--model", "abs
     except SystemExit as ended:
         print("exit", ended.code)
 """
-    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    shown = run("-c", code, cwd=tmp_path, env=environment)
     assert shown.stdout.startswith("Usage: bevshards show-shards [OPTIONS]") and shown.returncode == 0, shown.stderr
     assert re.findall("exit .", shown.stdout) == ["exit 0", "exit 1", "exit 1"]
     assert (

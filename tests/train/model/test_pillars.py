@@ -143,8 +143,10 @@ class Inference(torch.nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, **tensors):
-        return self.network.infer(**tensors)
+    def forward(self, images, pix_T_cams, ref_T_cams, lidar_cells, lidar_features, radar_cells, radar_features):
+        points = {"lidar_cells": lidar_cells, "lidar_features": lidar_features}
+        points |= {"radar_cells": radar_cells, "radar_features": radar_features}
+        return self.network.infer(images, pix_T_cams, ref_T_cams, **points)
 
 
 @pytest.mark.slow
@@ -154,9 +156,7 @@ def test_inference_is_exported_for_any_number_of_points(small_shards):
         given, other = (network.inference_inputs(loader.batch_of(own), vox) for own in ([0, 4], [1, 8]))
         points = {s: torch.export.Dim(f"{s}_points", min=2) for s in ("lidar", "radar")}
         shapes = {name: {1: points[name.split("_")[0]]} if name.split("_")[0] in points else {} for name in given}
-        program = torch.export.export(
-            Inference(network), (), given, dynamic_shapes={"tensors": shapes}, strict=False
-        ).module()
+        program = torch.export.export(Inference(network), (), given, dynamic_shapes=shapes, strict=False).module()
         for tensors in (given, other):
             want, got = network.infer(**tensors), program(**tensors)
             assert want.keys() == got.keys() == {"seg", "center", "offset"}
