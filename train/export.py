@@ -36,6 +36,13 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
     "--calibration", default="", metavar="KEY", help="bake in this keyframe's; without it calibration is an input"
 )
 @click.option("--samples", default="10", help="val samples that IoU and differences are of: a number, or all  [10]")
+@click.option(
+    "--weights",
+    type=click.Choice(["trained", "ema"]),
+    default="trained",
+    show_default=True,
+    help="trained, or ema: their moving average, of a run with --ema",
+)
 @click.option("--val_shards", multiple=True, help="without it those of the run")
 @click.option("--forms", help="export every form instead, and write their table to this .md")
 @click.option(
@@ -76,7 +83,9 @@ def _looked_up(run, ckpt_dir, samples, format_, precision, val_shards, **values)
         raise InputError(f"--forms {values['forms']}: the table is a .md")
     run = find_run(run, ckpt_dir)
     count = None if samples == "all" else int(samples)
-    return {"run": run, "count": count, "format_": format_, "precision": precision, "shards": val_shards, **values}
+    form = {name: values.pop(name) for name in ("images", "points", "calibration")}
+    wanted = {"format_": format_, "precision": precision, **form}
+    return {"run": run, "wanted": wanted, "count": count, "shards": val_shards, **values}
 
 
 if __name__ == "__main__":

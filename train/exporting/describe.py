@@ -59,7 +59,8 @@ def card_of(parts, feeds, reference, tensors, file, found, facts):
         "grid": {"frame": options.frame, "Z": options.Z, "Y": options.Y, "X": options.X}
         | {"bounds": list(options.bounds), "centroid": list(parts.loader.decode.grid.centroid)},
         "classes": list(parts.loader.decode.labels[0].class_names),
-        "checkpoint": {"path": str(parts.path), "step": parts.step, "sha256": sha256_of(parts.path)},
+        "checkpoint": {"path": str(parts.path), "step": parts.step, "weights": parts.weights}
+        | {"sha256": sha256_of(parts.path)},
         "data": _data(parts.loader.reader),
         "measured": _measured(found, facts, len(parts.loader.windows)),
         "versions": {"bevshards": own_version(), "python": platform.python_version(), "torch": str(torch.__version__)}

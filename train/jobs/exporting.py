@@ -45,7 +45,7 @@ FORMS = (  # of the table: format, precision, images, points, whether the calibr
 class Parts:
     """A run's network in evaluation, its val samples in batches of one, and where both come from.
 
-    train_shards: patterns that the run recorded; empty where it recorded none.
+    weights: of train.checkpoint.WEIGHTS. train_shards: patterns that the run recorded; empty where it recorded none.
     """
 
     path: Path
@@ -54,21 +54,27 @@ class Parts:
     network: torch.nn.Module
     loader: object
     grid: object
+    weights: str
     train_shards: tuple
 
 
-def export_run(run, out, format_, precision, images, points, calibration, count, shards, forms):
-    """Export a run; the arguments are train.export's. count: samples, None for all. Raises ValueError."""
-    parts = _parts(run, shards)
+def export_run(run, wanted, out, weights, count, shards, forms):
+    """Export a run; the arguments are train.export's. Raises ValueError.
+
+    wanted: dict of format_, precision, images, points, calibration. count: of samples, None for all. shards: val shards.
+    """
+    parts = _parts(run, shards, weights)
     if forms:
         return _all_forms(parts, Path(out or parts.path.parent / "export"), count, Path(forms))
-    name = "-".join(filter(None, (format_, precision, images * (images != "stored"), calibration)))
+    form = Form(wanted["images"], wanted["points"], wanted["calibration"])
+    kind = wanted["format_"], wanted["precision"]
+    name = "-".join(filter(None, (*kind, form.images * (form.images != "stored"), form.calibration)))
     target = Path(out or parts.path.parent / "export" / name)
-    export(parts, Form(images, points, calibration), format_, precision, target, count)
+    export(parts, form, *kind, target, count)
     say(f"written: {target}/{', '.join(sorted(path.name for path in target.iterdir() if path.is_file()))}")
 
 
-def _parts(run, shards):
+def _parts(run, shards, weights):
     given = {"init_dir": run, "batch_size": 1, "device": "cpu", "nworkers": 1, "compile": False}
     options = read_options(given | ({"val_shards": tuple(shards)} if shards else {}))
     # In windows, which hold their past: what a memory of streams leaves behind is the same to the last bit.
@@ -77,14 +83,14 @@ def _parts(run, shards):
     content = checkpoint.read(path, command=spelled("train.export"))
     network, options = make_network(options)
     check_exportable(network)
-    step = checkpoint.load_weights(path, content, network, options.ignore_load)
+    step = checkpoint.load_weights(path, content, network, options.ignore_load, weights)
     _, loader, grid = make_loaders(options, "cpu", want_train=False, needs=network.needs)
     if loader.reader.is_stream:
         raise InputError(
             "a pipe: is read from front to back and has no single samples; give --val_shards that are files"
         )
     recorded = known_options(content.get("options") or {}, path, strict=False)
-    return Parts(Path(path), step, options, network.eval(), loader, grid, tuple(recorded.get("shards", ())))
+    return Parts(Path(path), step, options, network.eval(), loader, grid, weights, tuple(recorded.get("shards", ())))
 
 
 def _all_forms(parts, out, count, table):
