@@ -27,6 +27,7 @@ class Feeds:
 
     def __init__(self, network, loader, grid, form):
         self.network, self.loader, self.grid, self.form = network, loader, grid, form
+        self.makes_voxels = False  # inside the graph, as the first sample shows
         self.numbers = {loader.reader.keys[window[0]]: n for n, window in enumerate(loader.windows)}
 
     def spread(self, count=MOST):
@@ -45,7 +46,8 @@ class Feeds:
         if self._takes_stored(tensors):
             each = [self._stored(facts.key, cams) for (facts, *_), cams in zip(batch.facts, batch.cams, strict=True)]
             tensors["images"] = torch.stack([images for images, _ in each])
-            tensors["pix_T_cams"] = torch.stack([intrinsics for _, intrinsics in each])
+            if "pix_T_cams" in tensors:
+                tensors["pix_T_cams"] = torch.stack([intrinsics for _, intrinsics in each])
             if "past_pix_T_cams" in tensors:
                 past = [
                     [self._intrinsics(f.key, cams) for f in own[1:]]
@@ -76,7 +78,7 @@ class Feeds:
         out = []
         if self._takes_stored(tensors):
             out.append(ImagesStage(self._resize()))
-        if "ref_T_ego" in tensors:
+        if self.makes_voxels:
             out.append(VoxelStage(self.network.needs, self.grid))
         return out
 
@@ -90,6 +92,7 @@ class Feeds:
                 tensors[f"{sensor}_points"] = points.transpose(1, 2).contiguous()
                 tensors[f"{sensor}_count"] = getattr(batch, f"num_{sensor}")[:, 0]
                 tensors["ref_T_ego"] = batch.ref_T_ego[:, 0]
+                self.makes_voxels = True
 
     def _members(self, key, members):
         return self.loader.reader.read(self.loader.windows[self.numbers[key]][0], members)
