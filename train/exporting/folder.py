@@ -77,7 +77,7 @@ def write_folder(folder, card, kept, program):
     _write(folder / CARD, json.dumps(card, indent=1) + "\n")
     _write(folder / README, _template("card.md.jinja").render(card=card, has_program=program is not None))
     if program is not None:
-        _write(folder / RUN, _template("run.py.jinja").render(**program))
+        _write(folder / RUN, program_text(program))
     keys = np.array([key for key, _, _ in kept])
     outputs = {name: np.concatenate([want[name].numpy() for *_, want in kept]) for name in kept[0][2]}
     np.savez_compressed(folder / REFERENCE, keys=keys, **outputs)
@@ -101,6 +101,11 @@ def program_of(card, radar_filters):
         "true_times": card["true_times"],
         "radar_filters": radar_filters,
     }
+
+
+def program_text(program):
+    """The text of run.py. program: what program_of gives."""
+    return _template("run.py.jinja").render(**program)
 
 
 def _write(path, text):

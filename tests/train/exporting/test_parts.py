@@ -8,6 +8,7 @@ from common.lens import lens_row
 from common.rig import Distortion
 from tests.train.model.test_unprojection import VOX, features, ring
 from train.augment import resample, sampling_plan
+from train.exporting.folder import program_text
 from train.exporting.images import StoredImages
 from train.exporting.pillars import GroupedPillars, sorted_by_cell
 from train.exporting.points import lidar_voxels, radar_voxels
@@ -87,6 +88,18 @@ def test_grouped_pillars_are_what_scattered_ones_are():
     pad = torch.nn.functional.pad
     padded = pad(given[0], (0, 9), value=24), pad(given[1], (0, 0, 0, 9), value=8.0)
     torch.testing.assert_close(GroupedPillars(net)(*padded), want, rtol=0, atol=1e-6)
+
+
+def test_the_program_fits_a_page():
+    """Of cameras in 25 lines, with points in 40, whatever was chosen."""
+    plain = {"file": "model.onnx", "images": "stored", "points": [], "calibration": True, "frame": "cam0"}
+    plain |= {"true_times": False, "radar_filters": []}
+    most = {"points": ["lidar", "radar"], "true_times": True, "radar_filters": [(14, [0]), (3, [0, 1])]}
+    for changes, longest in (({}, 25), ({"calibration": False}, 25), (most, 40), (most | {"images": "network"}, 40)):
+        text = program_text(plain | changes)
+        compile(text, "run.py", "exec")
+        assert len([line for line in text.splitlines() if line.strip()]) <= longest
+        assert max(map(len, text.splitlines())) <= 128
 
 
 def test_padded_points_give_the_voxels_that_training_has():
