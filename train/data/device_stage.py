@@ -180,13 +180,17 @@ class DeviceStage:
             parcel.copy("lenses", [_pinholes(f) if f.lenses is None else f.lenses for f in frames])
         self._add_boxes(parcel, loaded)
         self._add_maps(parcel, frames)
+        _fill_past(frames)
         if frames[0].lidar is not None:
             parcel.copy("num_lidar0", [np.array(f.num_lidar0) for f in frames])
             parcel.copy("num_lidar", [np.array(f.lidar.shape[1]) for f in frames])
             parcel.pad("lidar_data", [f.lidar[:3] for f in frames], axis=1)
             parcel.pad("lidar_extra", [f.lidar[3:] for f in frames], -1, axis=1)
-            if frames[0].lidar_index is not None:
-                parcel.pad("lidar_index", [f.lidar_index for f in frames], -1)
+            if any(f.lidar_index is not None for f in frames):  # of mixed sets some may have one lidar
+                indices = [
+                    np.zeros(f.lidar.shape[1], np.int16) if f.lidar_index is None else f.lidar_index for f in frames
+                ]
+                parcel.pad("lidar_index", indices, -1)
         if frames[0].radar is not None:
             parcel.copy("num_radar", [np.array(f.radar.shape[1]) for f in frames])
             parcel.pad("radar_data", [f.radar for f in frames], axis=1)
@@ -287,6 +291,15 @@ class DeviceStage:
 def _pinholes(frame):
     """Lenses of a frame whose cameras are all pinholes, beside others whose are not."""
     return np.zeros((len(frame.sizes_hw), LENS_SIZE), np.float32)
+
+
+def _fill_past(frames):
+    """No points in place of those of past keyframes that were not read. The first frame is a present."""
+    for name in ("lidar", "lidar_index", "radar"):
+        own = getattr(frames[0], name)
+        for frame in frames if own is not None else ():
+            if getattr(frame, name) is None:
+                setattr(frame, name, own[..., :0])
 
 
 def _points(frames, sent):
