@@ -266,33 +266,15 @@ def test_the_real_part_from_files_to_a_picture_and_an_iou(real, tmp_path):
     shards = [f"{tmp_path}/s/{split}-*.tar" for split in ("train", "val")]
     call_module("train.show", shards[1], "002_0011", "--out", tmp_path / "show.png")
     assert (tmp_path / "show.png").stat().st_size > 500_000
-    small = "--encoder_type effb0 --no_pretrained --res_scale 0.25 --latent_dim 16 --Z 50 --Y 2 --X 50 --device cpu --nworkers 1"
-    words = [
-        "--shards",
-        shards[0],
-        "--val_shards",
-        shards[1],
-        "--batch_size",
-        1,
-        "--grad_acc",
-        1,
-        "--max_iters",
-        24,
-        *small.split(),
-    ]
-    folders = [
-        "--log_dir",
-        tmp_path / "logs",
-        "--ckpt_dir",
-        tmp_path,
-        "--run_name",
-        "run",
-        "--val_freq",
-        24,
-        "--val_batches",
-        "all",
-    ]
-    call_module("train.run", *words, *folders)
+    words = (
+        "--encoder_type effb0 --no_pretrained --res_scale 0.25 --latent_dim 16 --Z 50 --Y 2 --X 50 --device cpu".split()
+    )
+    words += (
+        "--nworkers 1 --batch_size 1 --grad_acc 1 --max_iters 24 --val_freq 24 --val_batches all --run_name run".split()
+    )
+    words += ["--shards", shards[0], "--val_shards", shards[1], "--log_dir", tmp_path / "logs", "--ckpt_dir", tmp_path]
+    call_module("train.run", *words)
     said = call_module("train.evaluate", tmp_path / "run", "--device", "cpu").stdout
-    iou = float(next(line for line in said.splitlines() if line.startswith("step 24;")).split("IoU ")[1].split(";")[0])
+    line = next(line for line in said.splitlines() if line.startswith("step 24;"))
+    iou = float(line.split("IoU ")[1].split(";")[0])
     assert iou > 0.05  # 24 updates: that it learns what cars are there, not how well
