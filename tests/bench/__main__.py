@@ -11,6 +11,7 @@ import torch
 
 from preprocess.nuscenes import CAMERAS
 from tests.bench import (
+    archives_bench,
     device_bench,
     export_bench,
     loader_bench,
@@ -77,6 +78,7 @@ def _measure(scenes, show):
         small = sorted(map(str, (folder / "small").glob("train-*.tar")))
         show(shards_bench.rows(world, version, decode))
         show(shards_bench.scaling(world, version, folder / "scaling"))
+        show(archives_bench.rows(world, version, folder / "archives"))
         show(loader_bench.rows(full, small, decode))
         show(source_bench.rows(full, folder, decode))
         show(maps_bench.rows(world))

@@ -24,7 +24,7 @@ from train.exporting.operators import check_operators
 from train.exporting.quantised import write_int8
 from train.exporting.runtime import open_file
 from train.exporting.writing import OPSET, export_program, write_onnx, write_torch
-from train.jobs.evaluating import read_options
+from train.jobs.evaluation_options import read_options
 from train.options import Options
 from train.processes.ranks import say
 from train.setup import make_loaders, make_network
@@ -77,6 +77,10 @@ def export_run(run, wanted, out, weights, count, shards, forms):
 def _parts(run, shards, weights):
     given = {"init_dir": run, "batch_size": 1, "device": "cpu", "nworkers": 1, "compile": False}
     options = read_options(given | ({"val_shards": tuple(shards)} if shards else {}))
+    if options.mix and not options.val_shards:
+        raise InputError(
+            "the run's samples are of several rigs, and a file is for one; give --val_shards of the set whose car it is for"
+        )
     # In windows, which hold their past: what a memory of streams leaves behind is the same to the last bit.
     options = replace(options, order="shuffled")
     path = checkpoint.find(options.init_dir)
