@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from preprocess.datasets import DEFAULT, dataset
+from preprocess.datasets import DEFAULT, IN_ITS_LAYOUT, dataset
 from preprocess.errors import SourceError
 from preprocess.nuscenes import CAMERAS, LIDAR, LIDAR_FIELDS, RADARS
 from preprocess.pointclouds import LIDAR_COLUMNS
@@ -45,11 +45,11 @@ class Options:
         dataset(self.dataset)
         if self.hz is not None and not self.hz > 0:
             raise ValueError(f"hz is {self.hz}; it counts keyframes per second")
-        if self.dataset != DEFAULT and (self.channels or self.lidar_columns != len(LIDAR_FIELDS)):
+        if self.dataset not in IN_ITS_LAYOUT and (self.channels or self.lidar_columns != len(LIDAR_FIELDS)):
             raise ValueError(
                 f"--channels and --lidar-columns are of nuScenes' layout, not of {self.dataset}; leave them out"
             )
-        if self.dataset == DEFAULT and self.hz is not None:
+        if self.dataset in IN_ITS_LAYOUT and self.hz is not None:
             raise ValueError(
                 "--hz is for data sets whose every frame is annotated; nuScenes' tables name their keyframes"
             )

@@ -13,7 +13,7 @@ from train.options import as_dict
 # Options that say where a machine has what all have, and how it reads it, or what the leading rank alone does.
 _OF_A_MACHINE = frozenset(
     "config resume init_dir ckpt_dir log_dir run_name wandb device device_ids timeout_min backbone_weights shards val_shards "
-    "data_dir reader decode verify_reads requests retry_minutes cache_dir cache_gb nworkers nworkers_val".split()
+    "mix data_dir reader decode verify_reads requests retry_minutes cache_dir cache_gb nworkers nworkers_val".split()
 )
 
 

@@ -68,7 +68,7 @@ WHOLE = Size(
     pictures=9,
     takes="about ten minutes",
 )
-# Chosen by measurement: three times the IoU of the all-vehicle guess in 60 s of CPU. Without augmentation, which pays later.
+# Chosen by measurement: five times the IoU of the all-vehicle guess in 75 s of CPU. Without augmentation, which pays later.
 QUICK = Size(
     scenes=25,
     samples=4,

@@ -9,6 +9,7 @@ from common.errors import InputError
 from common.record import MOST_VISIBLE
 from common.stores import parse_options
 from train.classes import class_specs
+from train.mix import mix_text, parse_mix, recordable_mix
 from train.runs import CKPT_DIR
 
 ENCODERS = ("res101", "res50", "effb0", "effb4")  # that train.model.encoder_types makes
@@ -90,6 +91,9 @@ class Options:
     temporal_aug: bool = _option(False, "with seqlen: also windows that skip a keyframe", "data")
     shuffle: bool = _option(True, "a new order each epoch", "data")
     order: str = _option("shuffled", "shuffled, or streams: a batch's slots play whole scenes in time order", "data")
+    mix: str = _option(
+        "", 'several sets instead of --shards: JSON (or a file), [{"shards": "a/train-*.tar", "weight": 2}, …]', "data"
+    )
     nworkers: int = _option(
         12, "loader threads of a machine, at most its cores", "data", least=0, also=("num_workers",)
     )
@@ -179,6 +183,7 @@ class Options:
             value = getattr(self, item.name)
             if item.name != "model_args" or isinstance(value, str):  # a factory gets them as a dict or an object
                 setattr(self, item.name, coerce(item.name, value))
+        self.mix = mix_text(self.mix)  # a file's content: what is recorded is what was read
         self.validate()
 
     @property
@@ -244,6 +249,8 @@ class Options:
             raise InputError(f"--image_size {self.image_size} and --res_scale {self.res_scale}; leave one out")
         if self.refcam and self.refcam_id != Options.refcam_id:
             raise InputError(f"--refcam {self.refcam} and --refcam_id {self.refcam_id}; leave one out")
+        if parse_mix(self.mix) and self.order == "streams":
+            raise InputError("--mix puts samples of several sets among each other; leave out --order streams")
         if self.frame not in ("cam0", "ego"):
             raise InputError(f"--frame {self.frame}: it is cam0 or ego")
         if class_specs(self.classes) and self.target_categories != Options.target_categories:
@@ -262,8 +269,8 @@ class Options:
             "resize_lim": [0.8, 1.2] if crops else [1.0, 1.0],
             "crop_offset": int(height * (1 - 0.8)) if crops else 0,
             "ncams": self.ncams,
-            "cams": self.cams,
             "crop": self.crop or ("bottom" if self.image_size else ""),
+            **({"cams": self.cams} if self.cams else {}),
         }
 
     @property
@@ -294,6 +301,7 @@ def as_dict(options):
     values = {f.name: getattr(options, f.name) for f in fields(options) if not f.metadata["secret"]}
     values["data_dir"] = recordable(values["data_dir"])
     values |= {name: list(map(recordable, values[name])) for name in ("shards", "val_shards")}
+    values["mix"] = recordable_mix(values["mix"])
     values["classes"] = [
         asdict(spec) | {"categories": list(spec.categories)} for spec in class_specs(values["classes"])
     ]
@@ -357,7 +365,7 @@ def _patterns(text):
 # What --resume may be given anew; the rest makes the experiment or the order of its samples.
 FREE_ON_RESUME = frozenset(
     "max_iters log_freq do_val val_freq val_batches log_dir wandb config save_freq keep_latest keep_best "
-    "resume device device_ids timeout_min precision sync_bn find_unused compile deterministic shards val_shards "
+    "resume device device_ids timeout_min precision sync_bn find_unused compile deterministic shards val_shards mix "
     "data_dir dset nworkers nworkers_val reader decode verify_reads store_options requests retry_minutes "
     "cache_dir cache_gb".split()
 )

@@ -184,7 +184,7 @@ def _loader_of(source, options, device, is_train, wanted, threads=0):
     options = dataclasses.replace(options, shuffle=False, decode="auto", order="shuffled")
     config = DataConfig.of(options, device, wanted=wanted, is_train=is_train)
     config = config if is_train else config.of_evaluation
-    augment = config.augment.of_rig(source.rig)
+    augment = config.augment.of_source(source)
     return Loader(layered(source, config), config.order, config.decode, augment, config.stage, threads)
 
 

@@ -12,7 +12,7 @@ from preprocess.archives.needed import about_bytes, advice, files_of, kind_of
 from preprocess.archives.packing import Packing, archives_of, plan_digest
 from preprocess.archives.parking import Parking
 from preprocess.archives.tables import fetch_tables
-from preprocess.datasets import DEFAULT
+from preprocess.datasets import IN_ITS_LAYOUT
 from preprocess.errors import SourceError
 
 PACKED = 0.45  # what packing leaves of lidar and radar
@@ -30,7 +30,7 @@ class FromArchives:
     @classmethod
     def of(cls, values, store, scheduler):
         """Of the command's options. Raises SourceError for what does not go together."""
-        if values["dataset"] != DEFAULT:
+        if values["dataset"] not in IN_ITS_LAYOUT:
             raise SourceError(
                 f"--archives reads nuScenes' archives and those of its layout; unpack those of {values['dataset']}"
             )

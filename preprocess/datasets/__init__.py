@@ -31,8 +31,11 @@ DATASETS = {
     "nuscenes": "preprocess.datasets.nuscenes",
     "pandaset": "preprocess.datasets.pandaset",
     "argoverse2": "preprocess.datasets.argoverse2",
+    "lyft": "preprocess.datasets.lyft",
+    "truckscenes": "preprocess.datasets.truckscenes",
 }
 DEFAULT = "nuscenes"
+IN_ITS_LAYOUT = (DEFAULT, "lyft", "truckscenes")  # whose tables are nuScenes', and options of tables theirs too
 OWN = "own"  # what preprocess.writer is given: no folder, and so no Dataset
 _READERS = {**DATASETS, OWN: "preprocess.datasets.own"}
 

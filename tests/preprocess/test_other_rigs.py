@@ -354,3 +354,58 @@ def _images(folder):
     return {
         sample["cam_front.jpg"] for sample in webdataset.WebDataset(str(folder / "train-000.tar"), shardshuffle=False)
     }
+
+
+def renamed(folder, categories=None, channels=None):
+    """Tables whose categories and channels have other names."""
+    if categories:
+        rewrite(folder, "category", lambda rows: [row.update(name=categories(row["name"])) for row in rows])
+    if channels:
+
+        def rename(rows):
+            for row in rows:
+                row["channel"] = channels.get(row["channel"], f"X_{row['channel']}")
+
+        rewrite(folder, "sensor", rename)
+
+
+def test_lyfts_words_become_nuscenes(copy, tmp_path):
+    """Made tables by the published schema: small words for categories, annotations without point counts, extra sensors."""
+    words = {
+        "vehicle.car": "car",
+        "human.pedestrian.adult": "pedestrian",
+        "vehicle.bus.rigid": "bus",
+        "vehicle.bicycle": "bicycle",
+    }
+    renamed(copy, lambda name: words.get(name, "other_vehicle" if name.startswith("vehicle") else "animal"))
+    rewrite(
+        copy, "sample_annotation", lambda rows: [row.update(num_lidar_pts=None, num_radar_pts=None) for row in rows]
+    )
+    made = *split_file(tmp_path, copy), "--train-shards", 1, "--dataset", "lyft", "--sensors", "camera,lidar"
+    result = run_here(copy, tmp_path / "out", *made)
+    assert result.exit_code == 0, result.output
+    rig = load_index(tmp_path / "out" / "train-000.tar").rig
+    assert rig.dataset == "Lyft Level 5" and "vehicle.car" in rig.categories and "vehicle.other" in rig.categories
+    found = call_module("preprocess.verify", tmp_path / "out", "--against", copy)
+    assert "all is well" in found.stdout
+    renamed(copy, lambda name: "spaceship")
+    assert "category 'spaceship' is none of Lyft's" in says_no(copy, tmp_path / "x", *made)
+
+
+def test_truckscenes_cameras_and_lidar_take_nuscenes_places(copy, tmp_path):
+    """Made tables by the published schema: four cameras at the corners, lidars of other names."""
+    channels = {
+        "CAM_FRONT_LEFT": "CAMERA_LEFT_FRONT",
+        "CAM_FRONT_RIGHT": "CAMERA_RIGHT_FRONT",
+        "LIDAR_TOP": "LIDAR_TOP_FRONT",
+    }
+    channels |= {"CAM_BACK_LEFT": "CAMERA_LEFT_BACK", "CAM_BACK_RIGHT": "CAMERA_RIGHT_BACK"}
+    renamed(copy, channels=channels)
+    made = *split_file(tmp_path, copy), "--train-shards", 1, "--dataset", "truckscenes"
+    result = run_here(copy, tmp_path / "out", *made)
+    assert result.exit_code == 0, result.output
+    rig = load_index(tmp_path / "out" / "train-000.tar").rig
+    assert (
+        rig.dataset == "MAN TruckScenes" and len(rig.cameras) == 4 and not rig.radars and rig.lidars == ("LIDAR_TOP",)
+    )
+    assert "all is well" in call_module("preprocess.verify", tmp_path / "out", "--against", copy).stdout

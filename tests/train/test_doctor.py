@@ -124,5 +124,11 @@ def test_what_is_more_takes_more_and_what_is_not_known_is_not_guessed():
     one, saved = step_memory.training_bytes(small_options())
     assert step_memory.training_bytes(small_options(batch_size=2))[0] > 1.2 * one
     assert step_memory.training_bytes(small_options(use_lidar=True))[0] > one > saved > 0
-    for other in ({"precision": "bf16"}, {"compile": True}, {"model": "a:b"}, {"device": "cpu", "device_ids": (0, 0)}):
+    for other in (
+        {"precision": "bf16"},
+        {"compile": True},
+        {"past": 1},
+        {"model": "a:b"},
+        {"device": "cpu", "device_ids": (0, 0)},
+    ):
         assert step_memory.training_bytes(small_options(**other)) is None

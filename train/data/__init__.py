@@ -15,7 +15,9 @@ from train.data.label_spec import LabelSpec
 from train.data.loader import Loader
 from train.data.sources import open_source
 from train.data.sources.layered import with_layers
+from train.data.sources.mixed import MixedSource
 from train.errors import DataError
+from train.mix import Mixture
 
 __all__ = [
     "Batch",
@@ -131,7 +133,7 @@ def loaders_of(shards, val_shards, config, nworkers, nworkers_val):
     """(train_loader, val_loader) of a DataConfig; the other arguments, what is returned and errors are compile_data's."""
     train = val = None
     if shards is not None:
-        train = make_loader(open_source(shards, config.source, "train"), config, nworkers)
+        train = _opened(shards, config, nworkers, "train")
         if not len(train):
             if config.order.order == "streams":
                 raise InputError(
@@ -142,7 +144,7 @@ def loaders_of(shards, val_shards, config, nworkers, nworkers_val):
                 f"{len(train.windows)} training samples do not fill one batch of {config.order.batch_size}; lower batch_size"
             )
     if val_shards is not None:
-        val = make_loader(open_source(val_shards, config.source, "val"), config.of_evaluation, nworkers_val)
+        val = _opened(val_shards, config.of_evaluation, nworkers_val, "val")
         if not val.windows:
             raise InputError(
                 f"the val shards hold no sample of {config.order.seqlen} keyframes; lower seqlen or give other val_shards"
@@ -153,8 +155,58 @@ def loaders_of(shards, val_shards, config, nworkers, nworkers_val):
     return train, val
 
 
+def _opened(shards, config, nworkers, split):
+    """The Loader of shards, see compile_data, or of a Mixture of several sets."""
+    if not isinstance(shards, Mixture):
+        return make_loader(open_source(shards, config.source, split), config, nworkers)
+    readers = [open_source(one, config.source, split) for one in shards.shard_sets]
+    return make_mixed_loader(readers, shards.weights, shards.cams, config, nworkers)
+
+
 def make_loader(reader, config, nworkers):
     """The Loader of a source and a DataConfig. Raises ValueError where the shards lack what is asked for."""
+    return Loader(*_prepared(reader, config), config.stage, nworkers)
+
+
+def make_mixed_loader(readers, weights, cams, config, nworkers):
+    """The Loader of several sources, see train.data.sources.mixed. Raises ValueError where they do not go together.
+
+    weights: of each. cams: of each the names of its cameras, or () for those of the DataConfig, or its rig's.
+    """
+    streams = next((reader for reader in readers if reader.is_stream), None)
+    if streams is not None or config.order.order == "streams":
+        raise InputError(
+            "mixed sets are read here and there; leave out --order streams and shards that can only be streamed"
+        )
+    parts, augments = [], []
+    for reader, own in zip(readers, cams, strict=True):
+        reader.cams = own
+        reader, order, decode, augment = _prepared(reader, config)
+        parts.append(reader)
+        augments.append(augment)
+    _check_agree(parts, augments, config.decode)
+    return Loader(MixedSource(parts, weights), order, decode, tuple(augments), config.stage, nworkers)
+
+
+def _check_agree(parts, augments, decode):
+    """Raise InputError, saying what must agree, for sets whose samples would not go into one batch."""
+    names = [str(part.indexes[0].tar) for part in parts]
+    first = augments[0]
+    for name, part, augment in zip(names, parts, augments, strict=True):
+        counts = {(len(one.cams), one.ncams) for one in (first, augment)}
+        if decode.use_cameras and len(counts) > 1:
+            raise InputError(
+                f"{name}: {augment.ncams} of {len(augment.cams)} cameras, {names[0]}: {first.ncams} of {len(first.cams)}; what "
+                'is mixed must have as many camera slots: choose them for each set, "cams": ["front", …], or give --ncams'
+            )
+        if decode.use_radar and part.rig.radar_fields != parts[0].rig.radar_fields:
+            raise InputError(
+                f"{name}: its radars have other fields than those of {names[0]}, which mixed sets must share"
+            )
+
+
+def _prepared(reader, config):
+    """(source with its layers, OrderConfig, DecodeConfig, AugmentConfig of its rig), checked to go together."""
     reader = layered(reader, config)
     if reader.facts.get("annotated") is False:
         raise InputError(
@@ -172,9 +224,9 @@ def make_loader(reader, config, nworkers):
             f"the images of {bent[0]} keep their distortion, and this network takes cameras for pinholes; make the shards "
             "without --keep-distortion, or take a network whose Needs say lenses=True, as simple_bev's do"
         )
-    augment = config.augment.of_rig(reader.rig)
+    augment = config.augment.of_source(reader)
     augment.check_reference(config.order.is_train)
-    return Loader(reader, config.order, config.decode, augment, config.stage, nworkers)
+    return reader, config.order, config.decode, augment
 
 
 def layered(reader, config):

@@ -146,6 +146,10 @@ class AugmentConfig:
             **chosen,
         )
 
+    def of_source(self, source):
+        """With what was chosen of a source, its cameras, and what its rig has; see of_rig."""
+        return replace(self, cams=source.cams or self.cams).of_rig(source.rig)
+
     def of_rig(self, rig):
         """With the cameras, their number and the reference slot of a Rig wherever none was chosen.
 

@@ -185,8 +185,11 @@ class DeviceStage:
             parcel.copy("num_lidar", [np.array(f.lidar.shape[1]) for f in frames])
             parcel.pad("lidar_data", [f.lidar[:3] for f in frames], axis=1)
             parcel.pad("lidar_extra", [f.lidar[3:] for f in frames], -1, axis=1)
-            if frames[0].lidar_index is not None:
-                parcel.pad("lidar_index", [f.lidar_index for f in frames], -1)
+            if any(f.lidar_index is not None for f in frames):  # of mixed sets some may have one lidar
+                indices = [
+                    np.zeros(f.lidar.shape[1], np.int16) if f.lidar_index is None else f.lidar_index for f in frames
+                ]
+                parcel.pad("lidar_index", indices, -1)
         if frames[0].radar is not None:
             parcel.copy("num_radar", [np.array(f.radar.shape[1]) for f in frames])
             parcel.pad("radar_data", [f.radar for f in frames], axis=1)

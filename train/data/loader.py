@@ -39,12 +39,14 @@ class Loader:
 
     Args:
         reader: a source of keyframes' bytes, see train.data.sources. order, decode, augment, stage: what to load and how, see
-            train.data.config.
+            train.data.config; augment is a tuple of one of each part of a MixedSource.
         nworkers: threads that fetch and decode; with any, the device stage has one too. 0 does everything in the caller's.
     """
 
     def __init__(self, reader, order, decode, augment, stage, nworkers):
-        self.reader, self.order, self.decode, self.augment = reader, order, decode, augment
+        self.reader, self.order, self.decode = reader, order, decode
+        self.augments = augment if isinstance(augment, tuple) else (augment,)
+        self.augment = self.augments[0]
         self.nworkers = nworkers
         self.windows = windows_of(reader, order)
         self._scene_of = np.array([reader.whole_scene_of[window[0]] for window in self.windows], np.int64)
@@ -105,10 +107,19 @@ class Loader:
     def draw(self, sample, epoch, augment=True):
         """The Augmentation of a sample in an epoch of training, or without `augment` of evaluation."""
         rng = sample_rng(self.order.seed, epoch, sample) if augment else None
-        drawn = draw_augmentation(rng, self.augment, self.order.seqlen, self.order.past)
+        conf = self.augment_of(self.window_of(sample)[0])
+        drawn = draw_augmentation(rng, conf, self.order.seqlen, self.order.past)
         if not augment:
             return drawn
-        return augmented(drawn, self.augment, lambda stream: sample_rng(self.order.seed, epoch, sample, stream))
+        return augmented(drawn, conf, lambda stream: sample_rng(self.order.seed, epoch, sample, stream))
+
+    def window_of(self, sample):
+        """The window of a sample; of mixed sets one may come again within an epoch, under a number of its own."""
+        return self.windows[sample % len(self.windows)]
+
+    def augment_of(self, frame):
+        """The AugmentConfig of the set that a keyframe is of."""
+        return self.augments[self.reader.part_of(frame)] if len(self.augments) > 1 else self.augment
 
     def _check_single(self):
         if self.reader.is_stream:
@@ -175,7 +186,7 @@ class Loader:
         """The batch of each (epoch, list of samples), in order; later ones are loaded ahead."""
         self._end()
         samples = [(epoch, sample) for epoch, share in work for sample in share]
-        frames = [frame for _, sample in samples for frame in self.windows[sample]]
+        frames = [frame for _, sample in samples for frame in self.window_of(sample)]
         self.reader.begin(frames, self._members_ahead(samples, augment) if self.nworkers else None)
         made = self._finish(work, augment)
         if self.nworkers:
@@ -204,8 +215,9 @@ class Loader:
         """The members that will be read of each keyframe of these (epoch, sample), in order: those of the cameras drawn."""
         for epoch, sample in samples:
             rng = sample_rng(self.order.seed, epoch, sample) if augment else None
-            members = self.decode.members(drawn_cams(rng, self.augment))
-            yield from [members] * len(self.windows[sample])
+            window = self.window_of(sample)
+            members = self.decode.members(drawn_cams(rng, self.augment_of(window[0])))
+            yield from [members] * len(window)
 
     def _shares(self, epoch):
         """The samples that this rank loads, of each batch of an epoch."""
@@ -255,7 +267,7 @@ class Loader:
         """Begin loading one batch: a Loaded whose frames are functions that wait for them."""
         augmentations, jobs, images = [], [], None
         for sample in samples:
-            window = self.windows[sample]
+            window = self.window_of(sample)
             chosen = self.draw(sample, epoch, augment)
             if images is None:
                 images = self.make_images(self.pools, len(samples) * len(window), len(chosen.cams), self.stage.config)
@@ -274,7 +286,7 @@ class Loader:
             members = self.reader.read(number, self.decode.members(cams))
             frame = decode_frame(members, self.reader.keys[number], cams, self.decode, chosen.moved_T_ref)
             drawn = chosen.resize_wh[t], chosen.crop_ltrb[t]
-            frame.resize_wh, frame.crop_ltrb = placed(*drawn, frame.sizes_hw, self.augment)
+            frame.resize_wh, frame.crop_ltrb = placed(*drawn, frame.sizes_hw, self.augment_of(number))
             if self.decode.use_cameras:
                 encoded = encoded_images(members, cams)
                 images.add(place, encoded, cams, frame.sizes_hw, frame.resize_wh, frame.crop_ltrb)
@@ -291,7 +303,8 @@ class Loader:
         """The Loaded once its frames are there. Raises what loading one of them did."""
         loaded.windows = [[wait() for wait in window] for window in loaded.windows]
         times = [[frame.facts.timestamp_us for frame in window] for window in loaded.windows]
-        loaded.is_real = [are_real(own, self.reader.rig.keyframe_interval_s) for own in times]
+        rigs = [window[0].facts.rig for window in loaded.windows]
+        loaded.is_real = [are_real(own, rig.keyframe_interval_s) for own, rig in zip(times, rigs, strict=True)]
         return loaded
 
     def _staged(self, loaded, ahead):
@@ -300,7 +313,7 @@ class Loader:
             return self.stage.ahead(loaded) if ahead else (self.stage(loaded), None)
         except RuntimeError:
             if isinstance(loaded.images, EncodedImages):
-                numbers = [number for sample in loaded.indices for number in self.windows[sample]]
+                numbers = [number for sample in loaded.indices for number in self.window_of(sample)]
                 for place, number in enumerate(numbers):
                     try:
                         loaded.images.check(place)

@@ -8,6 +8,7 @@ import numpy as np
 # Streams of random numbers that must not share a seed.
 ORDER_STREAM, SAMPLE_STREAM, FLIP_STREAM = 0, 1, 2
 BEV_STREAM, DROP_STREAM, COLOUR_STREAM = 3, 4, 5
+MIX_STREAM = 6
 
 
 def epoch_order(count, seed, epoch, shuffle):

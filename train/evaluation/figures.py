@@ -176,10 +176,13 @@ def _by_rows(rows, out, label):
     parts = {
         "light": lambda row: row.light,
         "weather": lambda row: row.weather,
+        "data set": lambda row: row.dataset,
         "location": lambda row: row.location,
         "vehicles in view": lambda row: bucket(row.in_view, VEHICLES_IN_VIEW),
         CONDITIONS: lambda row: f"{row.location}, {row.light}, {row.weather}",
     }
+    if len({row.dataset for row in rows}) < 2:
+        del parts["data set"]  # of the one set everything is said elsewhere
     for part, of in parts.items():
         names = sorted({of(row) for row in rows}, key=lambda name: _place(part, name))
         for name in names:

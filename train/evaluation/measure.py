@@ -116,6 +116,7 @@ def _row(facts, token, by_label, in_view, losses):
         boxes=boxes,
         in_view=in_view,
         losses=losses,
+        dataset=getattr(getattr(facts, "rig", None), "dataset", ""),
     )
 
 

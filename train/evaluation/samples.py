@@ -36,6 +36,7 @@ class SampleRow:
     boxes: dict
     in_view: int
     losses: dict
+    dataset: str = ""
 
 
 @dataclass

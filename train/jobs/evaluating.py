@@ -135,7 +135,8 @@ def _write_gallery(out, whole, label, parts, count):
     chosen = chosen_rows(whole.rows, label, count)
     if not chosen or parts.loader.reader.is_stream:
         return 0
-    samples = Samples(sources=[parts.loader.reader])
+    reader = parts.loader.reader
+    samples = Samples(sources=getattr(reader, "parts", [reader]))
     network = Network(parts.options, parts.network.eval(), parts.step, parts.loader.stage.device)
     numbers = [samples.find(row.key)[0] for _, row, _ in chosen]
     pictures = progress(sheets(samples, numbers, network, GALLERY_PX), "pictures", "gallery", len(chosen))

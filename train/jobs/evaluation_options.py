@@ -31,9 +31,12 @@ def read_options(given):
         if trained[name] != given[name]:
             say(f"note: --{name} {given[name]}; the run was trained with {trained[name]}")
     _note_other_shards(given, recorded)
-    if not any(name in given for name in SHARDS):
+    if not any(name in given for name in (*SHARDS, "mix")):
         own |= {name: recorded[name] for name in SHARDS if name in recorded}
-        own |= _val_shards_of(given["init_dir"], own, parse_options(given.get("store_options")))
+        if recorded.get("mix") and not recorded.get("val_shards"):
+            own |= {"mix": recorded["mix"], "shards": ()}
+        else:
+            own |= _val_shards_of(given["init_dir"], own, parse_options(given.get("store_options")))
     own["exp_name"] = recorded.get("exp_name", Options.exp_name)
     own["log_dir"] = recorded.get("log_dir", Options.log_dir)
     options = Options(**{**own, **given, "do_val": True})

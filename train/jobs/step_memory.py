@@ -70,11 +70,13 @@ class _Alive(TorchDispatchMode):
 def training_bytes(options, image_hw=IMAGE_HW):
     """(bytes that training with these Options adds to a process on the CPU, those more while it writes a checkpoint).
 
-    None where this is not known: of another network than the built-in one, in bfloat16, compiled, in several processes.
-    image_hw: of the stored images.
+    None where this is not known: of another network than Simple-BEV without a past, in bfloat16, compiled, in several
+    processes. image_hw: of the stored images.
     """
     is_float32 = options.autocast_on(torch.device("cpu")) is None
-    if options.model != Options.model or not is_float32 or options.compile or len(options.device_ids) > 1:
+    if options.model != Options.model or options.past:
+        return None
+    if not is_float32 or options.compile or len(options.device_ids) > 1:
         return None
     used, parameters = _used_bytes(options)
     height, width = options.data_aug_conf()["final_dim"]

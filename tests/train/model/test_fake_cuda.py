@@ -10,6 +10,7 @@ from tests.fake_cuda import Watch, fake_mode, faked, host
 from tests.small_step import GRID, SmallStep, grid, inputs
 from train.data import Grid, make_vox_util
 from train.model import Flips
+from train.model.pillars import Pillars
 from train.step import LossStep
 
 # Operations of the small network's forward pass, losses included; what is added to the step has to be accounted for here.
@@ -100,3 +101,30 @@ def test_the_watch_sees_what_waits():
             tensor.copy_(there.pin_memory(), non_blocking=True)
             tensor[0] = 1.0
         assert watch.faults == [] and watch.sent == 2
+
+
+def of_a_window(batch, frames):
+    """The batch of `inputs` with so many keyframes in its windows."""
+    for name in ("imgs", "intrins", "rots", "trans", "ref_T_ego"):
+        value = getattr(batch, name)
+        setattr(batch, name, value.expand(-1, frames, *value.shape[2:]).contiguous())
+    batch.ego_T_now = torch.eye(4).repeat(len(batch.imgs), frames, 1, 1)
+    batch.age_s, batch.is_real = torch.rand(2, frames), torch.ones(2, frames, dtype=torch.bool)
+    batch.lidar_extra = torch.rand_like(batch.lidar_data)
+    return batch
+
+
+@pytest.mark.parametrize("what", ["past", "pillars"])
+def test_a_past_and_pillars_never_wait(what):
+    batch, flips = inputs()
+    past = 2 if what == "past" else 0
+    step, watch = SmallStep(grid(), use_lidar=False, past=past), Watch()
+    if what == "pillars":
+        step.network = Pillars(*GRID, latent_dim=8, encoder_type="effb0")
+    with fake_mode():
+        to_fake_cuda(step)
+        batch = SimpleNamespace(**faked(vars(of_a_window(batch, 1 + past))), true_times=False, lenses=None)
+        flips = Flips(**faked(vars(flips)))
+        with watch:
+            loss = step(batch, flips)
+    assert loss.device.type == "cuda" and watch.faults == [] and watch.sent == 0

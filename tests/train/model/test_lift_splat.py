@@ -1,6 +1,7 @@
 """Lift-Splat-Shoot against the public code, its pooling against the plain product, its depths against points drawn by hand."""
 
 import importlib.util
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -17,10 +18,11 @@ from train import checkpoint
 from train.data import Grid, make_loader
 from train.data.config import DataConfig, Wanted
 from train.data.sources import open_source
+from train.loss import Normaliser
 from train.model import Flips
 from train.model.encoders import IMAGENET_MEAN, IMAGENET_STD
+from train.model.lidar_depth import DEPTH_LAYER, MEMBER
 from train.model.lift_splat import LiftSplatShoot, build
-from train.model.lift_splat.depth import MEMBER, Seen, bins_of, depth_bins, nearest_m
 from train.model.lift_splat.network import OwnOptions
 from train.model.lift_splat.pool import pooled
 from train.options import Options
@@ -173,27 +175,41 @@ class Pointwise(torch.nn.Module):
         return x[:, : self.depths], x[:, self.depths :]
 
 
-def test_depths_of_the_layer_are_those_of_the_lidar_and_of_hand_drawn_points(small_shards, tmp_path):
+def test_depths_that_are_learned_are_those_of_lidar_and_layer(small_shards, tmp_path):
+    """The same bins of either, of the pixels that there are, whatever is padded; and a step towards them."""
     shards = shutil.copytree(small_shards, tmp_path / "shards")
     write_layer(shards, "depth", depth_layer.make)
-    common = dict(Z=40, X=40, Y=4, batch_size=3, image_size="64x96", nworkers=0, use_lidar=True, nsweeps=1)
+    common = dict(Z=40, X=40, Y=4, batch_size=3, image_size="60x100", nworkers=0, use_lidar=True, nsweeps=1)
     common["rand_crop_and_resize"] = False  # which leaves pixels blank, of which the layer has none
-    layers = (("depth", (MEMBER,)),)
-    config = DataConfig.of(Options(shards=("x",), **common), is_train=False, wanted=Wanted(layers=layers))
+    options = Options(shards=("x",), **common)
+    config = DataConfig.of(options, is_train=False, wanted=Wanted(layers=tuple(DEPTH_LAYER.items())))
     batch = make_loader(open_source(shards, split="val"), config, 0).batch_of([1], augment=True)
-    frustum = LiftSplatShoot(PUBLISHED, {"final_dim": (64, 96)}, 1).frustum
-    by_lidar, by_layer = (depth_bins(batch, source, frustum) for source in ("lidar", "layer"))
-    known = by_lidar >= 0
-    assert known.float().mean() > 0.2 and by_lidar.max() < len(frustum)
-    assert (by_lidar != by_layer).float().mean() < 0.01  # of points on the border of a pixel or a bin
-    # Two points of one pixel of features, one behind the camera, one outside the image, one beyond all depths.
-    uv = torch.tensor([[20.0, 30.0], [21.0, 31.0], [50.0, 30.0], [200.0, 10.0], [70.0, 5.0]])
-    counts = torch.tensor([True, True, False, True, True])
-    seen = Seen(torch.tensor([1, 1, 1, 1, 1]), uv, torch.tensor([30.2, 9.6, 8.0, 8.0, 60.0]), counts)
-    nearest = nearest_m(seen, (2, 4, 6), (64, 96), frustum)
-    assert nearest.isfinite().sum() == 2 and nearest[1, 1, 1] == pytest.approx(9.6)
-    bins = bins_of(nearest, frustum)
-    assert bins[1, 1, 1] == 6 and (bins >= 0).sum() == 1
+    grid = config.decode.grid.vox_util()
+    found = {}
+    for source in ("lidar", "layer"):
+        network = small(grid, (60, 100), depth=source).train()
+        outputs = network(batch, grid)
+        total, terms = network.loss(outputs, batch, Normaliser())
+        total.backward()
+        assert terms["depth_loss"] > 1 and network.camencode.depthnet.weight.grad[:18].any()
+        found[source] = network._bins(batch)
+    bins = found["layer"]
+    # Of 192, those whose nearest point lies on a border: the layer rounds to 1/64 pixel.
+    assert (bins != found["lidar"]).sum() <= 3
+    assert (bins >= 0).float().mean() > 0.2 and bins.max() < 18 and (bins[..., -1] == -1).all()
+    # By hand: the nearest point of each patch of 16 x 16 pixels, in the second camera.
+    [points] = batch.layers["depth"][MEMBER][0]
+    slot = 1
+    own = points[:, points[0] == batch.facts[0][0].rig.camera_names.index(batch.cams[0][slot])]
+    nearest = {}
+    for _, u, v, metres in own.T.tolist():
+        x, y, _ = (batch.pix_T_stored[0, 0, slot] @ torch.tensor([u, v, 1.0])).tolist()
+        cell = int((y + 0.5) // 16), int((x + 0.5) // 16)
+        nearest[cell] = min(metres, nearest.get(cell, math.inf))
+    for row in range(bins.shape[2]):
+        for column in range(bins.shape[3]):
+            number = round(nearest.get((row, column), math.inf) - 2) if (row, column) in nearest else -1
+            assert bins[0, slot, row, column] == (number if 0 <= number < 18 else -1), (row, column)
 
 
 def test_published_weights_load_at_another_image_size_and_not_in_another_grid(tmp_path, capsys):

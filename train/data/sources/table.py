@@ -25,9 +25,12 @@ class KeyframeTable:
             scene_names: of whole scenes.
         facts: of the first shard; all shards must agree on them but for their own digest. rig: the Rig that they share.
         bytes_read: total so far, for the progress bar.
+        cams: names of the cameras in slot order that were chosen of this set among several; () for none.
     Raises:
         ShardError: shards that do not belong together, or without a sample.
     """
+
+    cams = ()
 
     def __init__(self, indexes, verify_reads=False):
         self.indexes, self.verify_reads = indexes, verify_reads

@@ -13,12 +13,15 @@ from train.model.bev_flips import flip_where, unflipped
 from train.model.decoder import pad_to_multiple
 from train.model.encoders import IMAGENET_MEAN, IMAGENET_STD, freeze, settle_quickly
 from train.model.interface import Needs
-from train.model.lift_splat.depth import LAYER, MEMBER, SOURCES, depth_bins
+from train.model.lidar_depth import DEPTH_LAYER, depth_maps
 from train.model.lift_splat.shoot import MULTIPLE, LiftSplatShoot, lifted
 from train.model.points import ref_T_cams
 
 # x forward, y left, z up, as published, of the grid's X right, Y down, Z forward.
 _OWN_T_REF = ((0.0, 0.0, 1.0, 0.0), (-1.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+
+
+SOURCES = ("none", "lidar", "layer")  # of what teaches depths
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class LiftSplat(LiftSplatShoot):
             lidar="points" if depth == "lidar" else False,
             radar=False,
             sweeps=1 if depth == "lidar" else None,
-            layers={LAYER: (MEMBER,)} if depth == "layer" else {},
+            layers=DEPTH_LAYER if depth == "layer" else {},
             train_only=("lidar",) if depth == "lidar" else ("layers",) if depth == "layer" else (),
         )
         for name, value in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
@@ -130,10 +133,17 @@ class LiftSplat(LiftSplatShoot):
         """The benchmark's cross-entropy of seg, whose weights are those of the paper, and in training the depths'."""
         terms = benchmark_terms({"seg": outputs["seg"]}, batch, normaliser)
         if self._learns_depth():
-            bins = depth_bins(batch, self.depth, self.frustum)
+            bins = self._bins(batch)
             each = F.cross_entropy(outputs["depth"].flatten(0, 1), bins.flatten(0, 1), ignore_index=-1, reduction="sum")
             terms["depth_loss"] = self.depth_weight * each / normaliser((bins >= 0).sum().to(each.dtype))
         return sum(terms.values()), terms
+
+    def _bins(self, batch):
+        """(B,S,h,w) int64: the nearest of the frustum's depths to what lidar measured, -1 beyond all and without."""
+        hw, depths = self.frustum.shape[1:3], self.frustum[:, 0, 0, 2]
+        metres = depth_maps(batch, hw, of_lidar=self.depth == "lidar", size=self.padded_hw)
+        bins = torch.round((metres - depths[0]) / (depths[1] - depths[0]))
+        return torch.where((metres > 0) & (bins >= 0) & (bins < len(depths)), bins, -1.0).long()
 
     def load_pretrained(self, options):
         """ImageNet weights for the image encoder's trunk, unless --no_pretrained."""
