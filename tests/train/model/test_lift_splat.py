@@ -1,6 +1,7 @@
 """Lift-Splat-Shoot against the public code, its pooling against the plain product, its depths against points drawn by hand."""
 
 import importlib.util
+import json
 import math
 import shutil
 from types import SimpleNamespace
@@ -13,7 +14,9 @@ from common.geometry import apply_4x4, merge_rt, rigid_inverse
 from common.vox import VoxUtil
 from preprocess.layer import write_layer
 from preprocess.layers import depth as depth_layer
-from tests.conftest import SHARED
+from tests.conftest import SHARED, call_module
+from tests.fake_cuda import Watch, fake_mode, faked
+from tests.train.model.test_fake_cuda import to_fake_cuda
 from train import checkpoint
 from train.data import Grid, make_loader
 from train.data.config import DataConfig, Wanted
@@ -228,3 +231,27 @@ def test_published_weights_load_at_another_image_size_and_not_in_another_grid(tm
     assert checkpoint.interpolation(checkpoint.peek(path)) == "bilinear"
     with pytest.raises(ValueError, match="has 20 cells; the BEV encoder takes one"):
         LiftSplatShoot(PUBLISHED | {"zbound": (-10.0, 10.0, 1.0)}, {"final_dim": (64, 96)}, 1)
+
+
+def test_on_cuda_the_host_waits_for_nothing():
+    grid = VoxUtil(40, 4, 48, scene_centroid=[[0.0, -0.5, 0.0]], bounds=(-24, 24, -4, 4, -20, 20))
+    network, batch, watch = small(grid).train(), small_inputs(), Watch()
+    flips = Flips(*(torch.zeros(shape, dtype=torch.bool) for shape in ((2, 2), (2,), (2,))))
+    with fake_mode():
+        to_fake_cuda(network)
+        batch, flips = SimpleNamespace(**faked(vars(batch)), true_times=False), Flips(**faked(vars(flips)))
+        with watch:
+            seg = network(batch, grid, flips)["seg"]
+    assert seg.device.type == "cuda" and watch.faults == []
+
+
+@pytest.mark.slow
+def test_a_published_checkpoint_is_evaluated_by_the_command(small_shards, tmp_path):
+    path = tmp_path / "model525000.pt"
+    torch.save(LiftSplatShoot(PUBLISHED, {"final_dim": (128, 352)}, 1).state_dict(), path)
+    words = "--model lift_splat --frame ego --image_size 64x176 --crop bottom --device cpu --nworkers 0 --pictures 0".split()
+    words += ["--val_shards", f"{small_shards}/val-*.tar", "--log_dir", tmp_path / "logs", "--out", tmp_path / "out"]
+    said = call_module("train.evaluate", path, *words)
+    assert "step 0; 3 samples" in said.stdout and "frustum of (41, 8, 22, 3) is left out" in said.stderr
+    written = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert written["about"]["options"]["interpolation"] == "bilinear"

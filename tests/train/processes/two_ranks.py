@@ -91,7 +91,7 @@ class Loader(list):
 def time_out_of_an_evaluation(world):
     """Of two batches rank 1 has a share of the first alone; how long it then waits for the others is told as an error."""
     own = Loader(["first", "second"][: 2 - world.rank])
-    parts = Parts(None, None, own, None, (), 0, None, None, "")
+    parts = Parts(None, None, own, None, (), 0, None, None, "trained")
     assert list(parts.batches("evaluate", world)) == ["first", None if world.rank else "second"]
     timeout = dist.group.WORLD._get_backend(world.device).options._timeout
     raise InputError(f"waits for {timeout.total_seconds():g} s")
