@@ -108,6 +108,10 @@ class LayeredSource:
         if pool is not None:
             pool.shutdown()
 
+    @property
+    def fetches_ahead(self):
+        return any(source.fetches_ahead for source in self._sources())
+
     def _sources(self):
         return (self.base, *(layer.source for layer in self._layers.values()))
 
