@@ -10,7 +10,16 @@ import simplejpeg
 import torch
 
 from preprocess.nuscenes import CAMERAS
-from tests.bench import device_bench, loader_bench, maps_bench, shards_bench, source_bench, step_bench, train_bench
+from tests.bench import (
+    archives_bench,
+    device_bench,
+    loader_bench,
+    maps_bench,
+    shards_bench,
+    source_bench,
+    step_bench,
+    train_bench,
+)
 from tests.bench.measure import HEADER, Row, best_ms
 from tests.bench.step_bench import RESULTS, machine
 from tests.conftest import SHARED, run_module
@@ -68,6 +77,7 @@ def _measure(scenes, show):
         small = sorted(map(str, (folder / "small").glob("train-*.tar")))
         show(shards_bench.rows(world, version, decode))
         show(shards_bench.scaling(world, version, folder / "scaling"))
+        show(archives_bench.rows(world, version, folder / "archives"))
         show(loader_bench.rows(full, small, decode))
         show(source_bench.rows(full, folder, decode))
         show(maps_bench.rows(world))

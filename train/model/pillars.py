@@ -109,7 +109,7 @@ class Pillars(SimpleBev):
             {s: PillarNet(PLACE_FEATURES + FEATURES[s], channels, (Z, X)) for s in self.sensors}
         )
         taken = {sensor: "points" if sensor in self.sensors else False for sensor in FEATURES}
-        self.needs = Needs(**taken, lenses=True, past=self.past, remembers=self.past > 0)
+        self.needs = Needs(**taken, lenses=True, past=self.past, past_points=not self.past, remembers=self.past > 0)
         self.register_buffer("radar_scales", torch.tensor(RADAR_SCALES, dtype=torch.float32), persistent=False)
 
     def others(self, batch, grid):

@@ -101,12 +101,13 @@ class LayeredSource:
             source.interrupt()
 
     def close(self):
-        for source in self._sources():
-            source.close()
         with self._starting:
             pool, self._pool = self._pool, None
         if pool is not None:
+            self.interrupt()
             pool.shutdown()
+        for source in self._sources():
+            source.close()
 
     @property
     def fetches_ahead(self):
