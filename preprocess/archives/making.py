@@ -66,7 +66,7 @@ class FromArchives:
         )
         click.echo(
             f"peak of the disk about {(being_read + shards + one) / 1e9:.2f} GB: {together} at once, the shards, and one shard "
-            "more; nothing was written"
+            "more; no shard was written"
         )
 
     def make(self, recipes, todo, writing, skip, workers, on_progress):
