@@ -153,7 +153,8 @@ class Loader:
     def endless(self):
         """Batches of this epoch and of all after it; None where this rank has no share of one of an epoch's last batches.
 
-        Small epochs follow one another without a pause: the next one's first batches are loaded during the last ones of this.
+        Small epochs of files follow one another without a pause: the next one's first batches are loaded during the last ones
+        of this. What is fetched from a store is not, since processes that share a cache would fetch it twice.
         """
         while True:
             count, missing = len(self), self.num_global_batches - max(len(self), self.position)
@@ -162,7 +163,7 @@ class Loader:
                 yield from [None] * missing
                 continue
             epochs = 1
-            if not self.reader.is_stream and self.order.order != "streams":
+            if not self.reader.fetches_ahead and self.order.order != "streams":
                 epochs = math.ceil(BATCHES_WITHOUT_PAUSE / count)
             for batch in self._batches(self.epoch, self.position, epochs):
                 yield batch
