@@ -30,6 +30,8 @@ from train.processes.ranks import say
 from train.setup import make_loaders, make_network
 
 RANGED = 16  # samples that int8's ranges are found on
+LIMIT_S = 80.0  # that comparing goes on for, where nobody said on how many samples: with it an export takes three minutes at most
+LEAST = 3
 SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
 FORMS = (  # of the table: format, precision, images, points, whether the calibration is baked in
     ("onnx", "fp32", "stored", "points", False),
@@ -61,7 +63,7 @@ class Parts:
 def export_run(run, wanted, out, weights, count, shards, forms):
     """Export a run; the arguments are train.export's. Raises ValueError.
 
-    wanted: dict of format_, precision, images, points, calibration. count: of samples, None for all. shards: val shards.
+    wanted: dict of format_, precision, images, points, calibration. count: of samples, "all", or "" for MOST or fewer, see LIMIT_S. shards: val shards.
     """
     parts = _parts(run, shards, weights)
     if forms:
@@ -167,13 +169,23 @@ def _ranging_arrays(parts, form, reference):
     return [{name: tensors[name].numpy() for name in reference.inputs} for _, tensors in samples]
 
 
+def _in_time(samples):
+    """Those of the samples that are asked for within LIMIT_S, and LEAST of them."""
+    began = time.monotonic()
+    for number, sample in enumerate(samples):
+        if number >= LEAST and time.monotonic() - began > LIMIT_S:
+            return
+        yield sample
+
+
 def _measured(reference, file, feeds, count, facts):
     """Comparison of a file, and into the Facts those of batches. Raises ValueError where float32 differs by over BOUND."""
     run = open_file(file, threads=torch.get_num_threads())
-    numbers = feeds.spread(count or len(feeds.numbers))
+    numbers = feeds.spread({"all": len(feeds.numbers), "": MOST}.get(count, count))
     samples = progress(feeds(numbers), "samples", "beside PyTorch", len(numbers))
-    found = compare(reference, run, samples, keep=MOST)
-    facts.batches = check_batches(run, reference, found.kept, feeds.grid.Z * feeds.grid.X)
+    found = compare(reference, run, samples if count else _in_time(samples), keep=MOST)
+    few = found.samples < len(numbers)
+    facts.batches = check_batches(run, reference, found.kept[: LEAST if few else MOST], feeds.grid.Z * feeds.grid.X)
     worst = max([*found.differences.values(), *facts.batches.values()])
     if facts.precision == "fp32" and worst > BOUND:
         raise InputError(
