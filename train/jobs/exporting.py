@@ -30,7 +30,9 @@ from train.processes.ranks import say
 from train.setup import make_loaders, make_network
 
 RANGED = 16  # samples that int8's ranges are found on
-LIMIT_S = 80.0  # that comparing goes on for, where nobody said on how many samples: with it an export takes three minutes at most
+LIMIT_S = (
+    80.0  # that comparing goes on for where nobody said on how many samples: an export of res101 takes three minutes
+)
 LEAST = 3
 SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
 FORMS = (  # of the table: format, precision, images, points, whether the calibration is baked in
@@ -63,7 +65,8 @@ class Parts:
 def export_run(run, wanted, out, weights, count, shards, forms):
     """Export a run; the arguments are train.export's. Raises ValueError.
 
-    wanted: dict of format_, precision, images, points, calibration. count: of samples, "all", or "" for MOST or fewer, see LIMIT_S. shards: val shards.
+    wanted: dict of format_, precision, images, points, calibration. count: of samples, "all", or "" (see LIMIT_S). shards: of
+    the val split.
     """
     parts = _parts(run, shards, weights)
     if forms:
