@@ -131,11 +131,13 @@ def options_of(size, shards, out, **chosen):
 @click.option("--quick", is_flag=True, help=f"a smaller world and training: {QUICK.takes} instead of {WHOLE.takes}")
 @click.option("--maps", is_flag=True, help=f"vehicles, pedestrians and three layers of the map: {MAPS.takes}")
 @click.option("--out", help="folder of everything but the picture  [demo, demo-quick, demo-maps]", show_default=False)
-@click.option("--picture", help="of one sample  [OUT.png]", show_default=False)
+@click.option("--picture", help="path of the picture of one sample  [OUT.png]", show_default=False)
 @click.option("--shards", help="train on these instead of a generated world", show_default=False)
 @click.option("--steps", type=click.IntRange(1), help=f"updates  [{WHOLE.options['max_iters']}]", show_default=False)
 @click.option("--precision", default="fp32", help="bf16 or fp32")
-@click.option("--seed", default=0, type=click.IntRange(0), help="of the training; the world is always the same")
+@click.option(
+    "--seed", default=0, type=click.IntRange(0), help="random seed of the training; the world is always the same"
+)
 def main(quick, maps, out, picture, shards, steps, precision, seed):
     """Make a world, shards of it, and train on the CPU; evaluate, draw a val sample, and make the page of the run.
 

@@ -109,6 +109,10 @@ class LayeredSource:
         for source in self._sources():
             source.close()
 
+    @property
+    def fetches_ahead(self):
+        return any(source.fetches_ahead for source in self._sources())
+
     def _sources(self):
         return (self.base, *(layer.source for layer in self._layers.values()))
 
