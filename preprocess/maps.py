@@ -1,4 +1,4 @@
-"""python -m preprocess.maps: nuScenes' map expansion -> layer `map` beside finished shards."""
+"""python -m preprocess.maps: nuScenes' map expansion, or Argoverse 2's maps -> layer `map` beside finished shards."""
 
 import functools
 import sys
@@ -16,18 +16,26 @@ from common.shard_index import ShardError
 from common.shard_set import find_shards
 from common.spelling import EITHER, spelled
 from common.stores import parse_options
+from preprocess.datasets import DEFAULT
 from preprocess.errors import SourceError
 from preprocess.layer import write_layer
 from preprocess.layer_part import samples_of
 from preprocess.workers import CORES
 
+ARGOVERSE = "argoverse2"  # the data set whose maps are of a form of their own
+SOURCES = {DEFAULT: "nuScenes map expansion 1.3", ARGOVERSE: "Argoverse 2 vector maps"}
 CHECKED = 400  # keyframes whose ego is looked for on the drivable area
 ON_ROAD = 0.9  # of them, where the map is the right one: nuScenes' cars leave it for car parks and driveways
 
 
 @click.command(cls=Interruptible, context_settings={**EITHER, "show_default": True, "max_content_width": 100})
 @click.option("--shards", "patterns", multiple=True, default=("shards",), help="folder, paths or addresses of shards")
-@click.option("--dataroot", default="data/nuscenes", type=click.Path(path_type=Path), help="nuScenes folder with maps/")
+@click.option(
+    "--dataroot",
+    default="data/nuscenes",
+    type=click.Path(path_type=Path),
+    help="nuScenes folder with maps/, or that of Argoverse 2",
+)
 @click.option(
     "--extent", default=DEFAULT_EXTENT_M, type=click.FloatRange(1, 1000), help="metres from the car, each way"
 )
@@ -67,19 +75,31 @@ def _run(patterns, dataroot, extent, workers, scheduler, overwrite, store_option
     shards = find_shards(patterns, options=store_options)
     locations = check_maps(shards, dataroot, store_options)
     make = functools.partial(make_shapes, dataroot=str(dataroot), extent_m=extent)
-    options = {"extent_m": extent, "source": "nuScenes map expansion 1.3"}
+    first, _ = next(iter(samples_of(shards, 1, store_options)))
+    options = {"extent_m": extent, "source": SOURCES[_which(first)[0]]}
     more = {"scheduler": scheduler, "overwrite": overwrite, "store_options": store_options}
     count = write_layer(shards, MAP_LAYER, make, workers, options=options, **more)
-    click.echo(f"layer {MAP_LAYER}: {count} keyframes at {', '.join(locations)}, {extent:g} m around the car")
+    click.echo(f"layer {MAP_LAYER}: {count} keyframes at {_few(locations)}, {extent:g} m around the car")
     click.echo(
         f"train on it: {spelled('train.run')} --classes 'vehicle=vehicle; drivable=map:drivable_area' --shards …"
     )
 
 
+def _few(places):
+    """Names of the places; of many, as logs are, the first ones."""
+    return ", ".join(places[:6]) + f" and {len(places) - 6} more" * (len(places) > 6)
+
+
 def make_shapes(sample, dataroot, extent_m):
     """The members of one keyframe's map; see preprocess.layer.write_layer. Raises SourceError without the map's file."""
     xy, yaw = place_of(sample)
-    return encode_shapes(_map_of(dataroot, sample.facts["log"]["location"]).around(xy, yaw, extent_m))
+    return encode_shapes(_map_of(dataroot, *_which(sample)).around(xy, yaw, extent_m))
+
+
+def _which(sample):
+    """(data set, place) that tell a keyframe's map: nuScenes has one of each location, Argoverse 2 one of each log."""
+    adapter, log = sample.facts["facts"].get("adapter", DEFAULT), sample.facts["log"]
+    return adapter, log["logfile"] if adapter == ARGOVERSE else log["location"]
 
 
 def place_of(sample):
@@ -89,15 +109,20 @@ def place_of(sample):
 
 
 @functools.lru_cache(maxsize=8)
-def _map_of(dataroot, location):
-    """The VectorMap of a location, read once in each process."""
-    if not location or scene_key(location) != location:  # a file's name is made of it
-        raise SourceError(f"location {location!r:.60}: no map has such a name; the layer is made of shards of nuScenes")
+def _map_of(dataroot, adapter, place):
+    """The map of a location or log, read once in each process."""
+    if not place or scene_key(place) != place:  # a file's name is made of it
+        raise SourceError(
+            f"{place!r:.60}: no map has such a name; the layer is made of shards of nuScenes or Argoverse 2"
+        )
     try:
+        from preprocess.layers.argoverse_maps import LogMap
         from preprocess.layers.maps import VectorMap
     except ImportError:
         raise SourceError("reading maps needs Shapely: pip install 'shapely>=2'") from None
-    return VectorMap(Path(dataroot) / "maps" / "expansion" / f"{location}.json")
+    if adapter == ARGOVERSE:
+        return LogMap(dataroot, place)
+    return VectorMap(Path(dataroot) / "maps" / "expansion" / f"{place}.json")
 
 
 def check_maps(shards, dataroot, store_options=None):
@@ -109,9 +134,9 @@ def check_maps(shards, dataroot, store_options=None):
     seen, on_road = Counter(), Counter()
     samples = samples_of(shards, CHECKED, store_options)
     for sample, _ in progress(list(samples), "keyframes", "looking at maps"):
-        location = sample.facts["log"]["location"]
+        location = _which(sample)[1]
         seen[location] += 1
-        on_road[location] += bool(_map_of(str(dataroot), location).is_drivable(place_of(sample)[0]).all())
+        on_road[location] += bool(_map_of(str(dataroot), *_which(sample)).is_drivable(place_of(sample)[0]).all())
     for location, count in seen.items():
         if on_road[location] < ON_ROAD * count:
             click.echo(

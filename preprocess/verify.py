@@ -134,7 +134,7 @@ def _folders(patterns, options):
     try:
         tars = find_shards(patterns, options=options, strict=False)
     except ShardError as error:
-        raise SourceError(f"no shards there: {error}") from None
+        raise SourceError(str(error)) from None
     for note in tars.notes:
         say(f"note: {note}")
     for tar in (*tars, *tars.gone):

@@ -8,6 +8,7 @@ import socket
 
 from common.errors import InputError
 from common.progress import counted
+from train.mix import parse_mix
 from train.options import as_dict
 
 # Options that say where a machine has what all have, and how it reads it, or what the leading rank alone does.
@@ -20,6 +21,7 @@ _OF_A_MACHINE = frozenset(
 def check_same_run(options, step, world):
     """Raise InputError on every rank where not all ranks have the same options, or go on after the same step."""
     own = {name: value for name, value in as_dict(options).items() if name not in _OF_A_MACHINE}
+    own["mix"] = [(one.weight, one.cams) for one in parse_mix(options.mix)]  # whose shards may lie elsewhere too
     places = _gathered(world, own, step)
     host, first, from_step = places[0]
     for other, theirs, their_step in places:

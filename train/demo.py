@@ -105,9 +105,10 @@ MAPS = Size(
         "res_scale": 0.36,
         "latent_dim": 32,
         "frame": "ego",
-        "classes": "vehicle=vehicle; pedestrian=human.pedestrian @30; drivable=map:drivable_area; crossing=map:ped_crossing; "
-        "divider=map:road_divider,lane_divider",
+        "classes": "vehicle=vehicle; pedestrian=human.pedestrian @12; drivable=map:drivable_area; "
+        "crossing=map:ped_crossing @3; divider=map:road_divider,lane_divider",
     }
+    | {"rand_flip": False, "rand_crop_and_resize": False, "do_shuffle_cams": False}
     | {"centroid": (0.0, -1.5, 0.0), "bounds": (-50.0, 50.0, -1.8, 1.8, -50.0, 50.0), "Z": 80, "Y": 4, "X": 80},
     pictures=9,
     takes="about seven minutes",
@@ -130,11 +131,13 @@ def options_of(size, shards, out, **chosen):
 @click.option("--quick", is_flag=True, help=f"a smaller world and training: {QUICK.takes} instead of {WHOLE.takes}")
 @click.option("--maps", is_flag=True, help=f"vehicles, pedestrians and three layers of the map: {MAPS.takes}")
 @click.option("--out", help="folder of everything but the picture  [demo, demo-quick, demo-maps]", show_default=False)
-@click.option("--picture", help="of one sample  [OUT.png]", show_default=False)
+@click.option("--picture", help="path of the picture of one sample  [OUT.png]", show_default=False)
 @click.option("--shards", help="train on these instead of a generated world", show_default=False)
 @click.option("--steps", type=click.IntRange(1), help=f"updates  [{WHOLE.options['max_iters']}]", show_default=False)
 @click.option("--precision", default="fp32", help="bf16 or fp32")
-@click.option("--seed", default=0, type=click.IntRange(0), help="of the training; the world is always the same")
+@click.option(
+    "--seed", default=0, type=click.IntRange(0), help="random seed of the training; the world is always the same"
+)
 def main(quick, maps, out, picture, shards, steps, precision, seed):
     """Make a world, shards of it, and train on the CPU; evaluate, draw a val sample, and make the page of the run.
 

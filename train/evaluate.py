@@ -53,34 +53,41 @@ def main(given, **choices):
     Intersections are summed over all samples, and so are unions, before they are divided. What the run recorded (network,
     sensors, grid, image size, labels, shards) need not be said again. Options of training are taken and change nothing.
     """
-    given = fail_in_one_line(lambda: _looked_up(given, choices["baseline"], choices["exported"]))
+    given, choices = fail_in_one_line(lambda: _looked_up(given, choices))
     from train.jobs import evaluating  # loads torch, which takes seconds
 
     fail_in_one_line(lambda: evaluating.evaluate_run(given, choices))
 
 
-def _looked_up(given, baseline, exported):
-    """The given options with those of --config, once all paths that they name are known to be there. Raises ValueError."""
-    if exported:
-        given = _of_card(given, exported)
+def _looked_up(given, choices):
+    """The given options with those of --config, and choices, once all paths that they name are known to be there.
+
+    Raises ValueError.
+    """
+    if choices["exported"]:
+        given, choices = _of_card(given, choices)
     given = from_config(given, {"init_dir": "RUN"})
     if given.get("resume") or not given.get("init_dir"):
         raise InputError(f"give a run's folder or a checkpoint file: {spelled('train.evaluate')} RUN")
     if any(name in given for name in SHARDS):
         check_paths(Options(**{**given, "do_val": True}), want_train=False)
-    if baseline:
-        evaluation_file(baseline)
-    return given
+    if choices["baseline"]:
+        evaluation_file(choices["baseline"])
+    return given, choices
 
 
-def _of_card(given, exported):
-    """The given options with the checkpoint that an exported file is of, where none is named; on one CPU."""
+def _of_card(given, choices):
+    """The given options and choices with the checkpoint and weights that an exported file is of; on one CPU, in windows."""
+    exported = choices["exported"]
     card = read_card(exported)
     if not Path(exported).is_file():
         raise InputError(f"--exported {exported}: there is no such file")
     if given.get("device", "cpu") != "cpu" or len(given.get("device_ids", ())) > 1:
         raise InputError("--exported is evaluated in one process on the CPU; leave out --device and --device_ids")
-    return {"init_dir": card["checkpoint"]["path"], **given, "device": "cpu"}
+    if choices["robustness"]:
+        raise InputError("--robustness changes what a network gets, and --exported reads images anew; leave one out")
+    given = {"init_dir": card["checkpoint"]["path"], **given, "device": "cpu", "order": "shuffled"}
+    return given, choices | {"weights": card["checkpoint"]["weights"]}
 
 
 if __name__ == "__main__":

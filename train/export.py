@@ -35,7 +35,18 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 @click.option(
     "--calibration", default="", metavar="KEY", help="bake in this keyframe's; without it calibration is an input"
 )
-@click.option("--samples", default="10", help="val samples that IoU and differences are of: a number, or all  [10]")
+@click.option(
+    "--samples",
+    default="",
+    help="val samples that IoU and differences are of: a number, or all  [10, or as many of them as take 80 s]",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["trained", "ema"]),
+    default="trained",
+    show_default=True,
+    help="trained, or ema: their moving average, of a run with --ema",
+)
 @click.option("--val_shards", multiple=True, help="without it those of the run")
 @click.option("--forms", help="export every form instead, and write their table to this .md")
 @click.option(
@@ -65,7 +76,7 @@ def _looked_up(run, ckpt_dir, samples, format_, precision, val_shards, **values)
     """The arguments of train.jobs.exporting.export_run, once what they name is known to be there. Raises ValueError."""
     if not run:
         raise InputError(f"give a run's folder or a checkpoint file: {spelled('train.export')} RUN")
-    if samples != "all" and not (samples.isdigit() and int(samples)):
+    if samples not in ("", "all") and not (samples.isdigit() and int(samples)):
         raise InputError(f"--samples {samples}: it is a positive number or all")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing and (format_ == "onnx" or values["forms"]):
@@ -75,8 +86,10 @@ def _looked_up(run, ckpt_dir, samples, format_, precision, val_shards, **values)
     if values["forms"] and Path(values["forms"]).suffix != ".md":
         raise InputError(f"--forms {values['forms']}: the table is a .md")
     run = find_run(run, ckpt_dir)
-    count = None if samples == "all" else int(samples)
-    return {"run": run, "count": count, "format_": format_, "precision": precision, "shards": val_shards, **values}
+    count = int(samples) if samples.isdigit() else samples
+    form = {name: values.pop(name) for name in ("images", "points", "calibration")}
+    wanted = {"format_": format_, "precision": precision, **form}
+    return {"run": run, "wanted": wanted, "count": count, "shards": val_shards, **values}
 
 
 if __name__ == "__main__":

@@ -70,7 +70,9 @@ def share_of_cores(name, wanted):
 def wanted_of(needs):
     """Wanted: what of the data a network's Needs decide. Of seqlen's windows, which run into the future, it takes the first."""
     layers = tuple((name, tuple(members)) for name, members in needs.layers.items())
-    return Wanted(needs.cameras, 1, needs.track_ids, needs.train_only, layers, needs.lenses, needs.remembers)
+    return Wanted(
+        needs.cameras, 1, needs.track_ids, needs.train_only, layers, needs.lenses, needs.remembers, needs.past_points
+    )
 
 
 def make_loaders(options, device, want_train=True, rank=0, world_size=1, cameras=True, labels=None, needs=None):

@@ -8,7 +8,7 @@ import click
 from common.files import write_atomically
 from common.progress import counted, say
 from common.stores import parse_options
-from preprocess.archives.needed import about_bytes, advice, files_of, kind_of
+from preprocess.archives.needed import about_bytes, advice, files_of, kind_of, part_of
 from preprocess.archives.packing import Packing, archives_of, plan_digest
 from preprocess.archives.parking import Parking
 from preprocess.archives.tables import fetch_tables
@@ -56,17 +56,19 @@ class FromArchives:
         """Say what would be made, and the most that the disk would hold at once: from the tables, by mean sizes of files."""
         names = {name for recipe in todo for frame in recipe.keyframes for name in files_of(frame)}
         wanted, shards = about_bytes(names), _packed_bytes(names)
-        at_once = min(workers, len(self.archives))
-        being_read = wanted * at_once / len(self.archives)
+        # What is under way is of the parts that are read at the time, whose archives come one after another.
+        parts = len({part_of(name) for _, name, _ in self.archives})
+        at_once = min(parts, 1 + -(-(workers - 1) * parts // len(self.archives)))
+        being_read = wanted * at_once / parts
         one = shards / max(len(todo), 1)
         frames = counted(sum(len(recipe.keyframes) for recipe in todo), "keyframe")
         click.echo(f"{counted(len(todo), 'shard')} of {len(recipes)}, {frames}, about {shards / 1e9:.2f} GB")
         together = (
-            f"{being_read / 1e9:.2f} GB of {wanted / 1e9:.2f} GB wanted, in {at_once} of {len(self.archives)} archives"
+            f"{being_read / 1e9:.2f} GB of {wanted / 1e9:.2f} GB wanted, in {at_once} of {counted(parts, 'part')}"
         )
         click.echo(
             f"peak of the disk about {(being_read + shards + one) / 1e9:.2f} GB: {together} at once, the shards, and one shard "
-            "more; nothing was written"
+            "more; no shard was written"
         )
 
     def make(self, recipes, todo, writing, skip, workers, on_progress):

@@ -34,9 +34,15 @@ def parts_of(filename):
     return (f"_blobs_{KINDS.get(kind_of(filename), 'camera')}", "_blobs")
 
 
+def part_of(archive):
+    """The numbered part of a nuScenes download that an archive belongs to, such as v1.0-trainval03; "" of others."""
+    found = _PART.search(archive)
+    return found[0] if found else ""
+
+
 def holder(filename, archives):
     """A clause on which archive holds a missing file. archives: names of those that other files of its scene came from."""
-    numbers = sorted({found[0] for archive in archives for found in [_PART.search(archive)] if found})
+    numbers = sorted(filter(None, map(part_of, archives)))
     names = " or ".join(f"{number}{part}.tgz" for number in numbers[:1] for part in parts_of(filename))
     if names:
         return f"its scene's other files came from {min(archives)}: give {names} too"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from common import addresses
 from common.record import encode_json
 from common.stores import find, open_store
-from preprocess.archives.needed import files_of, holder
+from preprocess.archives.needed import files_of, holder, part_of
 from preprocess.archives.parking import read_scene, write_scene
 from preprocess.archives.reading import members, told
 from preprocess.errors import SourceError, sample_error
@@ -27,7 +27,10 @@ MAX_FOLDERS = 4  # above a data set's own, in an archive's names
 
 
 def archives_of(patterns, options=None):
-    """[(store, name, what tells it)] of addresses and globs, each once. Raises SourceError for a pattern that meets none."""
+    """[(store, name, what tells it)] of addresses and globs, each once, part by part.
+
+    Raises SourceError for a pattern that meets none.
+    """
     found = []
     for pattern in patterns:
         there = [pattern] if "?" in pattern and addresses.is_remote(pattern) else find(pattern, options)
@@ -35,7 +38,8 @@ def archives_of(patterns, options=None):
             raise SourceError(f"{addresses.shown(pattern)}: no such archive")
         found += there
     out = []
-    for address in dict.fromkeys(found):
+    # The archives of one part hold the files of the same scenes: read one after another, they let these be packed early.
+    for address in sorted(dict.fromkeys(found), key=lambda address: part_of(addresses.split(address)[1])):
         folder, name = addresses.split(address)
         store = open_store(folder or ".", options)
         stat = store.stat(name)

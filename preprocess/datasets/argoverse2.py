@@ -27,7 +27,7 @@ CAMERAS = (
 )
 REFERENCE = "ring_front_center"
 LIDAR = "lidars"  # both of them: which of the laser numbers are whose is not said
-FARTHEST_IMAGE_S = 0.06  # from a keyframe: cameras take twenty images a second
+FARTHEST_IMAGE_S = 0.06  # from a keyframe: cameras take twenty images per second
 CATEGORIES = {
     "REGULAR_VEHICLE": "vehicle.car",
     "LARGE_VEHICLE": "vehicle.truck",

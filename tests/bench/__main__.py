@@ -10,7 +10,17 @@ import simplejpeg
 import torch
 
 from preprocess.nuscenes import CAMERAS
-from tests.bench import device_bench, loader_bench, maps_bench, shards_bench, source_bench, step_bench, train_bench
+from tests.bench import (
+    archives_bench,
+    device_bench,
+    export_bench,
+    loader_bench,
+    maps_bench,
+    shards_bench,
+    source_bench,
+    step_bench,
+    train_bench,
+)
 from tests.bench.measure import HEADER, Row, best_ms
 from tests.bench.step_bench import RESULTS, machine
 from tests.conftest import SHARED, run_module
@@ -68,6 +78,7 @@ def _measure(scenes, show):
         small = sorted(map(str, (folder / "small").glob("train-*.tar")))
         show(shards_bench.rows(world, version, decode))
         show(shards_bench.scaling(world, version, folder / "scaling"))
+        show(archives_bench.rows(world, version, folder / "archives"))
         show(loader_bench.rows(full, small, decode))
         show(source_bench.rows(full, folder, decode))
         show(maps_bench.rows(world))
@@ -77,6 +88,7 @@ def _measure(scenes, show):
         torch.set_num_threads(os.cpu_count() or 1)
         show(train_bench.rows(full, folder / "run"))
         show(step_bench.rows())
+        show(export_bench.rows())
     if (SHARED / "realframe").is_dir():
         decode = decoder(SHARED / "realframe")
         unit = best_ms(decode, 20)

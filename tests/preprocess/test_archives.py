@@ -169,7 +169,7 @@ def test_a_killed_run_keeps_what_it_packed(archives, small_world, from_folder, s
 def test_a_dry_run_says_the_peak_and_a_plan_what_to_download(archives, splits, tmp_path):
     result = made(tmp_path / "out", f"{archives}/*", splits, "--dry-run")
     assert result.exit_code == 0 and "peak of the disk about 0.0" in result.stdout
-    assert "in 1 of 5 archives at once" in result.stdout and "2 shards of 2, 12 keyframes" in result.stdout
+    assert "in 1 of 3 parts at once" in result.stdout and "2 shards of 2, 12 keyframes" in result.stdout
     plan = tmp_path / "plan.txt"
     wish = "--scenes", 2, "--sensors", "camera", "--plan", plan
     result = made(tmp_path / "out", f"{archives}/*", splits, *wish)

@@ -1,12 +1,16 @@
 """Argoverse 2: made logs with images, and the real ones without, where they lie beside the checkout, against their README."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 import simplejpeg
 
+from common.map_layers import MAP_LAYERS
+from common.map_shapes import decode_shapes
 from common.record import BOXES_MEMBER, CAMERAS_MEMBER, decode_boxes, decode_cameras, decode_points, parse_sample
+from common.shard_index import parse_index
 from preprocess.datasets.argoverse2 import CAMERAS, lidar_points
 from preprocess.errors import SourceError
 from preprocess.frames import quaternion_of
@@ -190,3 +194,74 @@ def test_real_cameras_see_the_boxes_where_the_readme_says(real):
         assert seen[2] == pytest.approx(depth, abs=0.006)
     with pytest.raises(SourceError, match="the log has no calibration"):
         planner.data._of(next(s for s in planner.scenes if s["name"].startswith("adcf7d18"))).calibration(CAMERAS[0])
+
+
+def test_real_maps_have_the_areas_of_the_readme(real):
+    shapely = pytest.importorskip("shapely")
+    from preprocess.layers.argoverse_maps import LogMap
+
+    planner = Planner(real, "", Options(dataset="argoverse2"))
+    for scene, areas, lanes, crossings, square_m in zip(
+        planner.scenes, (13, 8), (183, 199), (11, 11), (26294, 22903), strict=True
+    ):
+        found = LogMap(real, scene["name"])
+        counts = [len(found.layers[name].geometries) for name in ("drivable_area", "lane", "ped_crossing")]
+        assert counts == [areas, lanes, crossings]
+        assert all(shape.geom_type == "Polygon" for shape in found.layers["lane"].geometries)
+        assert shapely.union_all(found.layers["drivable_area"].geometries).area == pytest.approx(square_m, abs=1)
+        poses = planner.data._of(scene).ego.poses
+        assert found.is_drivable(poses[::50, :2, 3]).all()
+        around = found.around(poses[0, :2, 3], float(np.arctan2(poses[0, 1, 0], poses[0, 0, 0])), 40.0)
+        assert len(around.rings) and np.abs(around.xy).max() <= 40.001
+
+
+def test_layer_map_is_made_beside_shards_of_argoverse2(logs, tmp_path):
+    pytest.importorskip("shapely")
+    world = shutil.copytree(logs, tmp_path / "world")
+
+    def line(*points):
+        return [{"x": x, "y": y, "z": 60.0} for x, y in points]
+
+    lane = {"left_lane_boundary": line((98, -40), (98, 90)), "right_lane_boundary": line((102, -40), (102, 90))}
+    lane |= {"left_lane_mark_type": "SOLID_WHITE", "right_lane_mark_type": "NONE"}
+    tables = {
+        "drivable_areas": {"1": {"area_boundary": line((90, -50), (110, -50), (110, 100), (90, 100))}},
+        "lane_segments": {"2": lane, "3": {**lane, "right_lane_mark_type": "UNKNOWN"}},
+        "pedestrian_crossings": {"4": {"edge1": line((95, 10), (105, 10)), "edge2": line((95, 13), (105, 13))}},
+    }
+    for log in (world / "train" / LOG, world / "val" / "other-log"):
+        (log / "map").mkdir()
+        (log / "map" / f"log_map_archive_{log.name}____PIT_city_1.json").write_text(json.dumps(tables))
+    made = (
+        "--dataset",
+        "argoverse2",
+        "--dataroot",
+        world,
+        "--hz",
+        5,
+        "--workers",
+        1,
+        "--sweeps",
+        1,
+        "--out",
+        tmp_path / "s",
+    )
+    call_module("preprocess.run", *made)
+    said = call_module(
+        "preprocess.maps", "--shards", tmp_path / "s", "--dataroot", world, "--extent", 30, "--workers", 1
+    )
+    assert "layer map: 5 keyframes" in said.stdout and "egos lie" not in said.stderr
+    assert "all is well" in call_module("preprocess.verify", tmp_path / "s").stdout
+    folder = tmp_path / "s" / "layers" / "map"
+    index, data = (
+        parse_index((folder / "train-000.idx.json").read_bytes(), "x"),
+        (folder / "train-000.tar").read_bytes(),
+    )
+    members = {m: data[o : o + n] for m, o, n in zip(index.members, index.offsets[0], index.sizes[0], strict=True)}
+    shapes = decode_shapes(members)
+    names = [MAP_LAYERS[number] for number in shapes.rings["layer"]]
+    assert names == ["drivable_area", "lane", "lane", "ped_crossing", "lane_divider"]
+    drivable = shapes.xy[: shapes.rings["points"][0]]
+    np.testing.assert_allclose(
+        [drivable.min(0), drivable.max(0)], [[-30, -10], [30, 10]], atol=1e-4
+    )  # the car looks north

@@ -409,7 +409,7 @@ def test_verify_names_what_is_wrong(world, shards, copy, tmp_path):
     (out / "train-003.tar").unlink()
     assert any("is missing" in p for p in verify(out)[0])
     assert "error: " in call_module("preprocess.verify", out, check=False).stderr
-    assert "no shards there" in fails("preprocess.verify", tmp_path / "absent")
+    assert "no shard matches" in fails("preprocess.verify", tmp_path / "absent")
 
 
 def test_radar_equals_the_devkit(world, realframe):

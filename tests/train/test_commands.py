@@ -345,7 +345,7 @@ def test_weights_with_another_hash_are_refused(tmp_path, monkeypatch):
 TRAIN = (
     "train.run --exp_name=rgb_mine --max_iters=1 --log_freq=1000 --dset=mini --batch_size=2 --grad_acc=2 "
     "--use_scheduler=True --data_dir={shards} --log_dir={out}/logs_nuscenes --ckpt_dir={out}/ckpt --res_scale=0.25 "
-    "--ncams=6 --encoder_type=res50 --do_rgbcompress=True --device_ids=[0] {more}"
+    "--ncams=6 --encoder_type=effb0 --do_rgbcompress=True --device_ids=[0] {more}"
 )
 RADAR = "--nsweeps=3 --use_radar=True --use_metaradar=True --use_radar_filters=False"
 EVAL = (
@@ -373,7 +373,7 @@ def test_commands_of_simple_bev_and_its_checkpoints(synth_shards, tmp_path, sens
     theirs.mkdir()
     torch.save(kept, theirs / "model-000000007.pth")
     line = EVAL.format(shards=synth_shards, out=tmp_path, init=theirs, more=f"{OURS} {sensors}").split()
-    with_nearest = call_module(*line, "--encoder_type=res50", ALONE).stdout
+    with_nearest = call_module(*line, "--encoder_type=effb0", ALONE).stdout
     assert with_nearest.startswith("step 7; 4 samples; IoU 0.")
     assert "does not fit the model: missing" in fails(*line, ALONE)  # the default encoder is another
     more = f"{OURS} {sensors} --init_dir={theirs} --load_step=True --load_optimizer=True --max_iters=8"

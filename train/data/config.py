@@ -33,7 +33,8 @@ class DecodeConfig:
     nsweeps: lidar and radar sweeps, keyframe included. use_radar_filters: the devkit's default filters. use_cameras: False
     reads no image; the cameras' geometry is always there, since the reference camera may be the grid's frame.
     box_categories: prefixes of the categories whose annotated boxes the batch holds; without them those that the labels draw.
-    layers: (name, names of members) of each layer that the batch holds.
+    layers: (name, names of members) of each layer that the batch holds. past_points: False leaves lidar and radar of the
+    keyframes before the present out.
     """
 
     grid: Grid
@@ -45,6 +46,7 @@ class DecodeConfig:
     use_cameras: bool = True
     box_categories: tuple = ()
     layers: tuple = ()
+    past_points: bool = True
 
     def __post_init__(self):
         object.__setattr__(self, "box_categories", tuple(self.box_categories))
@@ -66,6 +68,11 @@ class DecodeConfig:
         if any(spec.has_maps for spec in self.labels):
             out[MAP_LAYER] = tuple(dict.fromkeys((*out.get(MAP_LAYER, ()), *MAP_MEMBERS)))
         return out
+
+    @property
+    def of_past(self):
+        """The same of a keyframe before the present."""
+        return self if self.past_points else replace(self, use_lidar=False, use_radar=False)
 
     def members(self, cams):
         """Names of the members that these cameras' images and everything else come from; of a layer (layer, member)."""
@@ -259,7 +266,7 @@ class Wanted:
     cameras: False reads no image. frames: how many keyframes of seqlen's windows are loaded, the first ones; None for all.
     get_tids: number tracks. train_only: of SENSORS and "layers" those that evaluation does not read. layers: as DecodeConfig's.
     remembers: in streams no past is loaded, since the network has it. lenses: whether it projects by Batch.lenses, so that
-    images may keep their distortion.
+    images may keep their distortion. past_points: as DecodeConfig's.
     """
 
     cameras: bool = True
@@ -269,6 +276,7 @@ class Wanted:
     layers: tuple = ()
     lenses: bool = True
     remembers: bool = False
+    past_points: bool = True
 
 
 @dataclass(frozen=True)
@@ -324,6 +332,7 @@ class DataConfig:
                 labels=labels,
                 use_cameras=wanted.cameras,
                 layers=wanted.layers,
+                past_points=wanted.past_points,
             ),
             augment,
             _named(StageConfig, options, final_hw=augment.final_hw, device=device, get_tids=wanted.get_tids),

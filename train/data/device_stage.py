@@ -180,6 +180,7 @@ class DeviceStage:
             parcel.copy("lenses", [_pinholes(f) if f.lenses is None else f.lenses for f in frames])
         self._add_boxes(parcel, loaded)
         self._add_maps(parcel, frames)
+        _fill_past(frames)
         if frames[0].lidar is not None:
             parcel.copy("num_lidar0", [np.array(f.num_lidar0) for f in frames])
             parcel.copy("num_lidar", [np.array(f.lidar.shape[1]) for f in frames])
@@ -290,6 +291,15 @@ class DeviceStage:
 def _pinholes(frame):
     """Lenses of a frame whose cameras are all pinholes, beside others whose are not."""
     return np.zeros((len(frame.sizes_hw), LENS_SIZE), np.float32)
+
+
+def _fill_past(frames):
+    """No points in place of those of past keyframes that were not read. The first frame is a present."""
+    for name in ("lidar", "lidar_index", "radar"):
+        own = getattr(frames[0], name)
+        for frame in frames if own is not None else ():
+            if getattr(frame, name) is None:
+                setattr(frame, name, own[..., :0])
 
 
 def _points(frames, sent):

@@ -153,7 +153,8 @@ class Loader:
     def endless(self):
         """Batches of this epoch and of all after it; None where this rank has no share of one of an epoch's last batches.
 
-        Small epochs follow one another without a pause: the next one's first batches are loaded during the last ones of this.
+        Small epochs of files follow one another without a pause: the next one's first batches are loaded during the last ones
+        of this. What is fetched from a store is not, since processes that share a cache would fetch it twice.
         """
         while True:
             count, missing = len(self), self.num_global_batches - max(len(self), self.position)
@@ -162,7 +163,7 @@ class Loader:
                 yield from [None] * missing
                 continue
             epochs = 1
-            if not self.reader.is_stream and self.order.order != "streams":
+            if not self.reader.fetches_ahead and self.order.order != "streams":
                 epochs = math.ceil(BATCHES_WITHOUT_PAUSE / count)
             for batch in self._batches(self.epoch, self.position, epochs):
                 yield batch
@@ -216,8 +217,8 @@ class Loader:
         for epoch, sample in samples:
             rng = sample_rng(self.order.seed, epoch, sample) if augment else None
             window = self.window_of(sample)
-            members = self.decode.members(drawn_cams(rng, self.augment_of(window[0])))
-            yield from [members] * len(window)
+            cams = drawn_cams(rng, self.augment_of(window[0]))
+            yield from (self._decode_of(t).members(cams) for t in range(len(window)))
 
     def _shares(self, epoch):
         """The samples that this rank loads, of each batch of an epoch."""
@@ -281,10 +282,10 @@ class Loader:
 
     def _load(self, images, place, number, chosen, t):
         """Keyframe `number`, at `t` of its window and `place` of its batch: a Frame; its images go to `images`."""
-        cams = chosen.cams
+        cams, decode = chosen.cams, self._decode_of(t)
         try:
-            members = self.reader.read(number, self.decode.members(cams))
-            frame = decode_frame(members, self.reader.keys[number], cams, self.decode, chosen.moved_T_ref)
+            members = self.reader.read(number, decode.members(cams))
+            frame = decode_frame(members, self.reader.keys[number], cams, decode, chosen.moved_T_ref)
             drawn = chosen.resize_wh[t], chosen.crop_ltrb[t]
             frame.resize_wh, frame.crop_ltrb = placed(*drawn, frame.sizes_hw, self.augment_of(number))
             if self.decode.use_cameras:
@@ -295,6 +296,10 @@ class Loader:
             raise DataError(str(error)) from error
         except RecordError as error:
             raise self._bad_record(number, error) from error
+
+    def _decode_of(self, t):
+        """DecodeConfig of the keyframe at t of its window."""
+        return self.decode.of_past if t and self.order.past else self.decode
 
     def _bad_record(self, number, error):
         return DataError(f"{self.reader.where(number)}: {error}; check the shard with {spelled('preprocess.verify')}")

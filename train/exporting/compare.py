@@ -19,7 +19,7 @@ class Comparison:
 
     differences: output -> largest absolute difference. cells, other, near: cells of all maps; those predicted otherwise; those
     of these whose logit lies within NEAR of the threshold in the network. whole, exported: Segmentation of either. seconds:
-    (network, file) of each sample. kept: (key, tensors, outputs of the network) of the first samples.
+    CPU time of all threads of (network, file) for each sample. kept: (key, tensors, outputs of the network) of the first.
     """
 
     differences: dict = field(default_factory=dict)
@@ -51,8 +51,8 @@ class Comparison:
         self.other += int(other.sum())
         self.near += int((other & (want.abs() <= NEAR)).sum())
 
-    def latency_s(self):
-        """Median seconds of a sample: (network, file)."""
+    def cpu_s(self):
+        """Median CPU seconds of a sample: (network, file)."""
         return tuple(float(value) for value in np.median(np.array(self.seconds), 0))
 
     def iou(self):
@@ -72,8 +72,8 @@ def compare(reference, run, samples, keep=0):
         runs = [lambda t=tensors: reference.run(t), lambda a=arrays: as_tensors(run(a))]
         timed = [None, None]
         for place in (0, 1) if number % 2 else (1, 0):
-            began = time.perf_counter()
-            timed[place] = runs[place](), time.perf_counter() - began
+            began = time.process_time()  # which neighbours on the machine change least
+            timed[place] = runs[place](), time.process_time() - began
         (want, first), (got, second) = timed
         found.seconds.append((first, second))
         found.add(batch, want, got)
@@ -82,28 +82,41 @@ def compare(reference, run, samples, keep=0):
     return found
 
 
-def check_batches(run, reference, kept, sizes=(2, 3)):
-    """Largest difference of batches of these sizes, made of kept samples, from the network's own of one; by size."""
+def check_batches(run, reference, kept, none):
+    """Largest difference of batches of 2 and 3 from the network's own of one; by size. All kept samples are in batches of 3.
+
+    none: cell of points that lie in no column of the grid, with which cells are padded.
+    """
     out = {}
-    for size in sizes:
-        chosen = [kept[n % len(kept)] for n in range(size)]
-        arrays = {name: joined([tensors[name] for _, tensors, _ in chosen]).numpy() for name in reference.inputs}
+    batches = [(2, 0), *((3, first) for first in range(0, len(kept), 3))]
+    for size, first in batches:
+        chosen = [kept[n % len(kept)] for n in range(first, first + size)]
+        fill = {name: none for name in reference.inputs if name.endswith("_cells")}
+        arrays = {
+            name: joined([tensors[name] for _, tensors, _ in chosen], fill.get(name, 0)).numpy()
+            for name in reference.inputs
+        }
         got = as_tensors(run(arrays))
         apart = [
             float((value[0] - got[name][row]).abs().max())
             for row, (_, _, want) in enumerate(chosen)
             for name, value in want.items()
         ]
-        out[size] = max(apart)
+        out[size] = max(apart + [out.get(size, 0.0)])
     return out
 
 
-def joined(tensors):
-    """One batch of several of one; points are padded to the longest."""
-    if len({tensor.shape for tensor in tensors}) > 1:
-        longest = max(tensor.shape[1] for tensor in tensors)
-        tensors = [torch.nn.functional.pad(t, (0, 0, 0, longest - t.shape[1])) for t in tensors]
-    return torch.cat(tensors)
+def joined(tensors, fill=0):
+    """One batch of several of one; points are padded to the longest with `fill`."""
+    longest = max(tensor.shape[1] if tensor.dim() > 1 else 0 for tensor in tensors)
+    return torch.cat([_filled(tensor, longest, fill) for tensor in tensors])
+
+
+def _filled(tensor, longest, fill):
+    if tensor.dim() < 2 or tensor.shape[1] == longest:
+        return tensor
+    more = tensor.new_full((tensor.shape[0], longest - tensor.shape[1], *tensor.shape[2:]), fill)
+    return torch.cat([tensor, more], 1)
 
 
 def as_tensors(arrays):

@@ -59,7 +59,8 @@ def card_of(parts, feeds, reference, tensors, file, found, facts):
         "grid": {"frame": options.frame, "Z": options.Z, "Y": options.Y, "X": options.X}
         | {"bounds": list(options.bounds), "centroid": list(parts.loader.decode.grid.centroid)},
         "classes": list(parts.loader.decode.labels[0].class_names),
-        "checkpoint": {"path": str(parts.path), "step": parts.step, "sha256": sha256_of(parts.path)},
+        "checkpoint": {"path": str(parts.path), "step": parts.step, "weights": parts.weights}
+        | {"sha256": sha256_of(parts.path)},
         "data": _data(parts.loader.reader),
         "measured": _measured(found, facts, len(parts.loader.windows)),
         "versions": {"bevshards": own_version(), "python": platform.python_version(), "torch": str(torch.__version__)}
@@ -79,7 +80,7 @@ def _data(reader):
 
 
 def _measured(found, facts, samples):
-    (own, other), (first, second) = found.iou(), found.latency_s()
+    (own, other), (first, second) = found.iou(), found.cpu_s()
     return {
         "samples": found.samples,
         "of": samples,
@@ -91,7 +92,7 @@ def _measured(found, facts, samples):
         "cells_near": found.near,
         "iou": {"checkpoint": own["iou"], "exported": other["iou"]} if own else None,
         "iou_of_classes": {"checkpoint": own, "exported": other},
-        "latency_ms": {"checkpoint": 1000 * first, "exported": 1000 * second},
+        "cpu_ms": {"checkpoint": 1000 * first, "exported": 1000 * second},
         "machine": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}{_vnni()}",
     }
 
@@ -135,20 +136,20 @@ def lines_of(card, took):
     )
     if measured["iou"]:
         yield f"IoU {measured['iou']['exported']:.5f}, the checkpoint's {measured['iou']['checkpoint']:.5f}"
-    yield f"{measured['latency_ms']['exported']:.0f} ms a sample, PyTorch {measured['latency_ms']['checkpoint']:.0f}"
+    yield f"{measured['cpu_ms']['exported']:.0f} ms of CPU a sample, PyTorch {measured['cpu_ms']['checkpoint']:.0f}"
 
 
 def table_of(cards):
     """Lines of the table of forms; cards by name."""
     first = next(iter(cards.values()))["measured"]
-    yield "| form | MB | ms a sample | PyTorch's | IoU | checkpoint's | largest difference of logits | cells otherwise |"
+    yield "| form | MB | CPU ms a sample | PyTorch's | IoU | checkpoint's | largest difference of logits | cells otherwise |"
     yield "|---|---|---|---|---|---|---|---|"
     for name, card in cards.items():
         found, iou = card["measured"], card["measured"]["iou"] or {"exported": 0.0, "checkpoint": 0.0}
         view = f" ({card['view']})" if card["calibration"] else ""
         yield (
             f"| {name}{view} | {card['bytes'] / 1e6:.1f} "
-            f"| {found['latency_ms']['exported']:.0f} | {found['latency_ms']['checkpoint']:.0f} "
+            f"| {found['cpu_ms']['exported']:.0f} | {found['cpu_ms']['checkpoint']:.0f} "
             f"| {iou['exported']:.5f} | {iou['checkpoint']:.5f} | {max(found['difference'].values()):.1e} "
             f"| {found['cells_other']} of {found['cells']} |"
         )

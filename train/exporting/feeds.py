@@ -12,6 +12,7 @@ from train.data.augmentation import placed
 from train.data.images import decode_jpeg
 from train.exporting.graph import CALIBRATION, ImagesStage, VoxelStage
 from train.exporting.images import StoredImages
+from train.exporting.pillars import sorted_by_cell
 from train.model.forward import with_voxels
 
 MOST = 10  # samples that numbers are compared on
@@ -26,6 +27,7 @@ class Feeds:
 
     def __init__(self, network, loader, grid, form):
         self.network, self.loader, self.grid, self.form = network, loader, grid, form
+        self.makes_voxels = False  # inside the graph, as the first sample shows
         self.numbers = {loader.reader.keys[window[0]]: n for n, window in enumerate(loader.windows)}
 
     def spread(self, count=MOST):
@@ -46,15 +48,21 @@ class Feeds:
             tensors["images"] = torch.stack([images for images, _ in each])
             if "pix_T_cams" in tensors:
                 tensors["pix_T_cams"] = torch.stack([intrinsics for _, intrinsics in each])
+            if "past_pix_T_cams" in tensors:
+                past = [
+                    [self._intrinsics(f.key, cams) for f in own[1:]]
+                    for own, cams in zip(batch.facts, batch.cams, strict=True)
+                ]
+                tensors["past_pix_T_cams"] = torch.stack([torch.stack(own) for own in past])
         if self.form.points == "points":
             self._take_points(tensors, batch)
-        return tensors
+        return sorted_by_cell(tensors)
 
     def constants(self, tensors):
         """{name: (1,…) tensor} of inputs that are constant: the calibration of the keyframe that the form names, if any, and
         the cameras' lenses, which are the rig's. tensors: of any sample. Raises ValueError.
         """
-        own = {"lenses": tensors["lenses"]} if "lenses" in tensors else {}
+        own = {name: tensors[name] for name in ("lenses", "past_lenses") if name in tensors}
         if not self.form.calibration:
             return own
         if self.form.calibration not in self.numbers:
@@ -70,7 +78,7 @@ class Feeds:
         out = []
         if self._takes_stored(tensors):
             out.append(ImagesStage(self._resize()))
-        if "ref_T_ego" in tensors:
+        if self.makes_voxels:
             out.append(VoxelStage(self.network.needs, self.grid))
         return out
 
@@ -84,10 +92,10 @@ class Feeds:
                 tensors[f"{sensor}_points"] = points.transpose(1, 2).contiguous()
                 tensors[f"{sensor}_count"] = getattr(batch, f"num_{sensor}")[:, 0]
                 tensors["ref_T_ego"] = batch.ref_T_ego[:, 0]
+                self.makes_voxels = True
 
     def _members(self, key, members):
-        source, own = self.loader.reader, self.loader.windows[self.numbers[key]][0]
-        return source.read(own, members)
+        return self.loader.reader.read(self.loader.windows[self.numbers[key]][0], members)
 
     def _cameras(self, key, cams):
         """Rows of cameras.npy.zst of these cameras, in their order."""
@@ -99,11 +107,15 @@ class Feeds:
 
     def _stored(self, key, cams):
         """Images (S,H,W,3) uint8 and intrinsics (S,4,4) of stored pixels."""
-        rows, images = self._cameras(key, cams), self._members(key, list(map(image_member, cams)))
+        images = self._members(key, list(map(image_member, cams)))
         pixels = [torch.from_numpy(decode_jpeg(images[image_member(name)], name)) for name in cams]
+        return torch.stack(pixels), self._intrinsics(key, cams)
+
+    def _intrinsics(self, key, cams):
+        """(S,4,4) of stored pixels."""
         intrinsics = torch.eye(4).repeat(len(cams), 1, 1)
-        intrinsics[:, :3, :3] = torch.from_numpy(rows["intrinsics"].astype(np.float32))
-        return torch.stack(pixels), intrinsics
+        intrinsics[:, :3, :3] = torch.from_numpy(self._cameras(key, cams)["intrinsics"].astype(np.float32))
+        return intrinsics
 
     def resize_facts(self):
         """What is done to stored images: their sizes, resize_wh (S,2), crop_ltrb (S,4), and pix_T_stored (S,3,3), as lists."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from common.files import write_atomically
 from train.exporting.card import CARD
+from train.exporting.writing import counted_axis
 
 README, RUN, REFERENCE = "README.md", "run.py", "reference.npz"
 # What inputs mean: name, or name and form of the images.
@@ -23,6 +24,16 @@ ABOUT = {
     "radar_points": "the rows of radar sweeps as shards have them (x, y, z in metres in the ego frame, …) and the lag in "
     "seconds, padded",
     "radar_count": "how many radar points each sample has",
+    "lidar_cells": "number z * X + x of the column that each point lies in, ascending; Z * X for none, and for padding",
+    "lidar_features": "of train.model.pillars.grouped, in the order of lidar_cells",
+    "radar_cells": "as lidar_cells",
+    "radar_features": "as lidar_features",
+    "past_features": "`features` of the K keyframes before this one, the newest first",
+    "past_pix_T_cams stored": "their intrinsics, as pix_T_cams",
+    "past_pix_T_cams network": "their intrinsics, as pix_T_cams",
+    "past_ref_T_cams": "the present grid's frame from where their cameras were",
+    "past_age_s": "seconds from them to the present",
+    "past_is_real": "whether there is such a keyframe; where not, the rest means nothing",
     "lidar_voxels": "1 where a voxel of the grid has a lidar point, else 0",
     "radar_voxels": "what the grid's voxels have of radar: 1 or 0, or 16 features of the last point",
 }
@@ -31,6 +42,7 @@ OF_SHARDS = {"images", "pix_T_cams", "ref_T_cams", "ref_T_ego"} | {
     *("lidar_points", "lidar_count", "radar_points", "radar_count")
 }
 OUTPUTS = {
+    "features": "image features, the newest of the next keyframe's past_features",
     "seg": "logits of each class of `classes`; over 0 is predicted",
     "center": "how near a cell is to the middle of a box, in [0, 1]",
     "offset": "cells along X and Z to the middle of the box that a cell lies in",
@@ -42,7 +54,7 @@ def described(tensors, inputs, images):
     out = {}
     for name in inputs:
         shape = ["B", *tensors[name].shape[1:]]
-        if name.endswith("_points"):
+        if counted_axis(name):
             shape[1] = "P"
         about = ABOUT.get(f"{name} {images}") or ABOUT.get(name, "as the network's infer takes it")
         out[name] = {"shape": shape, "dtype": str(tensors[name].dtype).removeprefix("torch."), "about": about}
@@ -65,7 +77,7 @@ def write_folder(folder, card, kept, program):
     _write(folder / CARD, json.dumps(card, indent=1) + "\n")
     _write(folder / README, _template("card.md.jinja").render(card=card, has_program=program is not None))
     if program is not None:
-        _write(folder / RUN, _template("run.py.jinja").render(**program))
+        _write(folder / RUN, program_text(program))
     keys = np.array([key for key, _, _ in kept])
     outputs = {name: np.concatenate([want[name].numpy() for *_, want in kept]) for name in kept[0][2]}
     np.savez_compressed(folder / REFERENCE, keys=keys, **outputs)
@@ -89,6 +101,11 @@ def program_of(card, radar_filters):
         "true_times": card["true_times"],
         "radar_filters": radar_filters,
     }
+
+
+def program_text(program):
+    """The text of run.py. program: what program_of gives."""
+    return _template("run.py.jinja").render(**program)
 
 
 def _write(path, text):

@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 from common.errors import InputError
+from train.exporting.pillars import group_pillars
 from train.exporting.points import lidar_voxels, radar_voxels
+from train.exporting.splat import GatheredSplat
 from train.exporting.view import BAKED, Sampled, Witness
 
+INTRINSICS = ("pix_T_cams", "past_pix_T_cams")  # of pixels as the images that come in have them
 CALIBRATION = ("pix_T_cams", "ref_T_cams", "ref_T_ego")  # inputs that a baked calibration takes the place of
 
 
@@ -43,8 +46,9 @@ class ImagesStage(nn.Module):
 
     def forward(self, tensors):
         moved = {"images": self.resize(tensors["images"])}
-        if "pix_T_cams" in tensors:
-            moved["pix_T_cams"] = self.resize.moved(tensors["pix_T_cams"])
+        for name in INTRINSICS:
+            if name in tensors:
+                moved[name] = self.resize.moved(tensors[name])
         return tensors | moved
 
 
@@ -126,6 +130,9 @@ def exported_graph(reference, tensors, grid, choose):
         (Graph, name of the view or "", {name of each baked view: seconds}).
     """
     graph = copy.deepcopy(reference)
+    group_pillars(graph.network)
+    if hasattr(graph.network, "pooling"):
+        graph.network.pooling = _pooling(graph, tensors)
     if not hasattr(graph.network, "unprojection"):
         return graph, "", {}
     graph.network.unprojection = witness = Witness()
@@ -142,6 +149,21 @@ def exported_graph(reference, tensors, grid, choose):
         view, seconds = choose(views, feats[:1], grid, kernels)
     graph.network.unprojection = view.eval()
     return graph, type(view).__name__, seconds
+
+
+def _pooling(graph, tensors):
+    """GatheredSplat of the Graph's calibration. Raises ValueError where that is an input."""
+    network, values = graph.network, tensors | {name: getattr(graph, f"constant_{name}") for name in graph.constants}
+    if "ref_T_cams" not in graph.constants:
+        raise InputError(
+            f"{type(network).__name__} sorts points by the cells that a calibration puts them into, which no exported file "
+            "can; give --calibration KEY"
+        )
+    with torch.no_grad():
+        for stage in graph.stages:
+            values = stage(values)
+        pix_T_cams, ref_T_cams = (values[name][:1] for name in ("pix_T_cams", "ref_T_cams"))
+        return GatheredSplat(network.cells(network.geometry(pix_T_cams, ref_T_cams))[0], network.cells_xyz[:2])
 
 
 def check_exportable(network):

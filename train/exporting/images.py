@@ -43,7 +43,7 @@ class StoredImages(nn.Module):
         self.register_buffer("shift", shift)
 
     def forward(self, images):
-        half = (self.rows @ images.flatten(3).float()).unflatten(3, (-1, 3))
+        half = (self.rows @ images.float().flatten(3)).unflatten(3, (-1, 3))
         return (half.permute(0, 1, 4, 2, 3) @ self.columns[:, :, None] / 255).clamp(max=1)
 
     def moved(self, pix_T_cams):

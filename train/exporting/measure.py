@@ -7,24 +7,31 @@ from pathlib import Path
 from torch import nn
 
 from train.exporting.runtime import open_file
+from train.exporting.view import Sampled
 from train.exporting.writing import export_program, write_onnx
 
 ROUNDS = 3
 
 
-class _Alone(nn.Module):
-    """A baked View and the convolution after it, of features alone."""
+class Alone(nn.Module):
+    """A View and the convolution after it, of features, and where calibration is an input, of that.
+
+    grid: VoxUtil. kernels: of convolved_mean, or None for the mean alone.
+    """
+
+    outputs = ("bev",)
 
     def __init__(self, view, grid, kernels):
         super().__init__()
         self.view, self.grid, self.kernels = view, grid, kernels
-        self.inputs, self.outputs = ("feats",), ("bev",)
+        self.inputs = ("feats", "pix_T_refs", "cams_T_ref") if isinstance(view, Sampled) else ("feats",)
 
     def forward(self, *tensors):
-        (feats,) = tensors
+        feats, *where = tensors
+        where = where or (None, None)
         if self.kernels is None:
-            return (self.view.mean(feats, None, None, self.grid),)
-        return (self.view.convolved(feats, None, None, self.grid, self.kernels),)
+            return (self.view.mean(feats, *where, self.grid),)
+        return (self.view.convolved(feats, *where, self.grid, self.kernels),)
 
 
 def quickest(views, feats, grid, kernels):
@@ -36,7 +43,7 @@ def quickest(views, feats, grid, kernels):
     with tempfile.TemporaryDirectory() as folder:
         runs = []
         for view in views:
-            alone, path = _Alone(view, grid, kernels), Path(folder, f"{type(view).__name__}.onnx")
+            alone, path = Alone(view, grid, kernels), Path(folder, f"{type(view).__name__}.onnx")
             write_onnx(export_program(alone, {"feats": feats}), alone, path)
             runs.append(open_file(path))
         arrays = {"feats": feats.numpy()}

@@ -17,14 +17,14 @@ FOLDED = 1 << 28  # bytes of a constant that may be worked out here: all weights
 
 def dynamic_shapes(names):
     """What torch.export is told of the axes that vary: the batch, and the number of padded points of each sensor."""
-    batch = torch.export.Dim("batch")
-    out = []
-    for name in names:
-        axes = {0: batch}
-        if name.endswith("_points"):
-            axes[1] = torch.export.Dim(f"{name}_number")
-        out.append(axes)
-    return (tuple(out),)
+    dims = {name: torch.export.Dim(name) for name in {"batch", *filter(None, map(counted_axis, names))}}
+    return (tuple({0: dims["batch"]} | ({1: dims[axis]} if (axis := counted_axis(name)) else {}) for name in names),)
+
+
+def counted_axis(name):
+    """What the second axis of an input is called where it is as long as a batch's longest cloud; else None."""
+    sensor, _, what = name.partition("_")
+    return f"{sensor}_longest" if sensor in ("lidar", "radar") and what in ("points", "cells", "features") else None
 
 
 def export_program(graph, tensors):
@@ -73,8 +73,8 @@ def _name_axes(graph):
     for value in graph.input:
         axes = value.type.tensor_type.shape.dim
         named[axes[0].dim_param] = "batch"
-        if value.name.endswith("_points"):
-            named[axes[1].dim_param] = f"{value.name}_longest"
+        if axis := counted_axis(value.name):
+            named[axes[1].dim_param] = axis
     for value in (*graph.input, *graph.output):
         for axis in value.type.tensor_type.shape.dim:
             if axis.dim_param:

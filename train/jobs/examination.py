@@ -135,7 +135,8 @@ def shards_of(options, named):
     try:
         found = [find_shards(options.shards, options=options.stores)] if named else shard_sets(options)
         for shards in filter(None, found):
-            yield from _contents(shards)
+            for one in getattr(shards, "shard_sets", [shards]):  # of --mix several
+                yield from _contents(one)
     except (ValueError, OSError) as error:
         yield Finding("shards", str(error), stops=True)
 

@@ -24,12 +24,16 @@ from train.exporting.operators import check_operators
 from train.exporting.quantised import write_int8
 from train.exporting.runtime import open_file
 from train.exporting.writing import OPSET, export_program, write_onnx, write_torch
-from train.jobs.evaluating import read_options
+from train.jobs.evaluation_options import read_options
 from train.options import Options
 from train.processes.ranks import say
 from train.setup import make_loaders, make_network
 
 RANGED = 16  # samples that int8's ranges are found on
+LIMIT_S = (
+    80.0  # that comparing goes on for where nobody said on how many samples: an export of res101 takes three minutes
+)
+LEAST = 3
 SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
 FORMS = (  # of the table: format, precision, images, points, whether the calibration is baked in
     ("onnx", "fp32", "stored", "points", False),
@@ -45,7 +49,7 @@ FORMS = (  # of the table: format, precision, images, points, whether the calibr
 class Parts:
     """A run's network in evaluation, its val samples in batches of one, and where both come from.
 
-    train_shards: patterns that the run recorded; empty where it recorded none.
+    weights: of train.checkpoint.WEIGHTS. train_shards: patterns that the run recorded; empty where it recorded none.
     """
 
     path: Path
@@ -54,35 +58,48 @@ class Parts:
     network: torch.nn.Module
     loader: object
     grid: object
+    weights: str
     train_shards: tuple
 
 
-def export_run(run, out, format_, precision, images, points, calibration, count, shards, forms):
-    """Export a run; the arguments are train.export's. count: samples, None for all. Raises ValueError."""
-    parts = _parts(run, shards)
+def export_run(run, wanted, out, weights, count, shards, forms):
+    """Export a run; the arguments are train.export's. Raises ValueError.
+
+    wanted: dict of format_, precision, images, points, calibration. count: of samples, "all", or "" (see LIMIT_S). shards: of
+    the val split.
+    """
+    parts = _parts(run, shards, weights)
     if forms:
         return _all_forms(parts, Path(out or parts.path.parent / "export"), count, Path(forms))
-    name = "-".join(filter(None, (format_, precision, images * (images != "stored"), calibration)))
+    form = Form(wanted["images"], wanted["points"], wanted["calibration"])
+    kind = wanted["format_"], wanted["precision"]
+    name = "-".join(filter(None, (*kind, form.images * (form.images != "stored"), form.calibration)))
     target = Path(out or parts.path.parent / "export" / name)
-    export(parts, Form(images, points, calibration), format_, precision, target, count)
+    export(parts, form, *kind, target, count)
     say(f"written: {target}/{', '.join(sorted(path.name for path in target.iterdir() if path.is_file()))}")
 
 
-def _parts(run, shards):
+def _parts(run, shards, weights):
     given = {"init_dir": run, "batch_size": 1, "device": "cpu", "nworkers": 1, "compile": False}
     options = read_options(given | ({"val_shards": tuple(shards)} if shards else {}))
+    if options.mix and not options.val_shards:
+        raise InputError(
+            "the run's samples are of several rigs, and a file is for one; give --val_shards of the set whose car it is for"
+        )
+    # In windows, which hold their past: what a memory of streams leaves behind is the same to the last bit.
+    options = replace(options, order="shuffled")
     path = checkpoint.find(options.init_dir)
     content = checkpoint.read(path, command=spelled("train.export"))
     network, options = make_network(options)
     check_exportable(network)
-    step = checkpoint.load_weights(path, content, network, options.ignore_load)
+    step = checkpoint.load_weights(path, content, network, options.ignore_load, weights)
     _, loader, grid = make_loaders(options, "cpu", want_train=False, needs=network.needs)
     if loader.reader.is_stream:
         raise InputError(
             "a pipe: is read from front to back and has no single samples; give --val_shards that are files"
         )
     recorded = known_options(content.get("options") or {}, path, strict=False)
-    return Parts(Path(path), step, options, network.eval(), loader, grid, tuple(recorded.get("shards", ())))
+    return Parts(Path(path), step, options, network.eval(), loader, grid, weights, tuple(recorded.get("shards", ())))
 
 
 def _all_forms(parts, out, count, table):
@@ -155,13 +172,23 @@ def _ranging_arrays(parts, form, reference):
     return [{name: tensors[name].numpy() for name in reference.inputs} for _, tensors in samples]
 
 
+def _in_time(samples):
+    """Those of the samples that are asked for within LIMIT_S, and LEAST of them."""
+    began = time.monotonic()
+    for number, sample in enumerate(samples):
+        if number >= LEAST and time.monotonic() - began > LIMIT_S:
+            return
+        yield sample
+
+
 def _measured(reference, file, feeds, count, facts):
     """Comparison of a file, and into the Facts those of batches. Raises ValueError where float32 differs by over BOUND."""
     run = open_file(file, threads=torch.get_num_threads())
-    numbers = feeds.spread(count or len(feeds.numbers))
+    numbers = feeds.spread({"all": len(feeds.numbers), "": MOST}.get(count, count))
     samples = progress(feeds(numbers), "samples", "beside PyTorch", len(numbers))
-    found = compare(reference, run, samples, keep=MOST)
-    facts.batches = check_batches(run, reference, found.kept)
+    found = compare(reference, run, samples if count else _in_time(samples), keep=MOST)
+    few = found.samples < len(numbers)
+    facts.batches = check_batches(run, reference, found.kept[: LEAST if few else MOST], feeds.grid.Z * feeds.grid.X)
     worst = max([*found.differences.values(), *facts.batches.values()])
     if facts.precision == "fp32" and worst > BOUND:
         raise InputError(

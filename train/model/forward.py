@@ -57,11 +57,12 @@ def _widened(value):
 def with_voxels(batch, needs, grid):
     """The batch with radar_voxels (B,T,1 or 16,Z,Y,X) and lidar_voxels (B,T,1,Z,Y,X), float32; the rest is shared.
 
-    T is that of needs: the present and its past. Each is None where `needs` takes other than voxels, or the batch holds none.
+    T is that of needs: the present and its past, of which a network may take no points, and then the present alone. Each is
+    None where `needs` takes other than voxels, or the batch holds none.
     """
     out = copy.copy(batch)
     out.radar_voxels = out.lidar_voxels = None
-    times = range(min(1 + (needs.past or 0), batch.rots.shape[1]))
+    times = range(min(1 + (needs.past or 0), batch.rots.shape[1]) if needs.past_points else 1)
     with torch.no_grad(), torch.autocast(batch.rots.device.type, enabled=False):
         if needs.radar in (None, "voxels", "metaradar") and getattr(batch, "radar_data", None) is not None:
             make = radar_features if needs.radar == "metaradar" else radar_occupancy

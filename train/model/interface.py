@@ -53,7 +53,8 @@ class Needs:
     cameras: their images. lidar: "points" (Batch.lidar_data), "voxels" (Batch.lidar_voxels besides) or False; None: voxels
     with --use_lidar. radar: the same, and "metaradar" for voxels with the radars' 16 features; None: as --use_radar and
     --use_metaradar say. sweeps: of lidar and radar, keyframe included; None: --nsweeps. past: K, the keyframes before the
-    present that a sample holds besides it; None: --past. remembers: with --order streams samples hold the present alone, and
+    present that a sample holds besides it; None: --past. past_points: False where of these lidar and radar are not read, and
+    their counts are 0. remembers: with --order streams samples hold the present alone, and
     the past is the network's memory. train_only: of "cameras", "lidar", "radar", "layers" those that evaluation does without;
     their fields of the batch are None there, or empty. track_ids: Batch.tidlist. layers: name of a layer -> names of the
     members of it that Batch.layers holds; "map" need not be named for classes that are drawn from it. lenses: True where the
@@ -68,6 +69,7 @@ class Needs:
     radar: bool | str | None = None
     sweeps: int | None = None
     past: int | None = 0
+    past_points: bool = True
     remembers: bool = False
     train_only: tuple = ()
     track_ids: bool = False
@@ -100,7 +102,7 @@ class Needs:
         )
         if not sound:
             raise InputError(f"Needs: layers={self.layers!r}; it is a dict such as {{'depth': ('depth.npy.zst',)}}")
-        for name in ("track_ids", "lenses", "remembers"):
+        for name in ("track_ids", "lenses", "past_points", "remembers"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"Needs: {name}={getattr(self, name)!r}; it is True or False")
 

@@ -84,6 +84,7 @@ class Memory:
             self.state["is_real"] = self.state["is_real"] & ~which[:, None]
 
     def stream_state(self):
+        """Name -> tensor (rows, K, …) of all that is remembered."""
         return self.state
 
     def load_stream_state(self, state):

@@ -47,7 +47,8 @@ def grouped(points, grid):
     size = mem.new_ones(3)
     size = torch.stack([size[0], size[1] * grid.Y, size[2]])
     off = torch.where(inside[..., None], (mem - middle) / size, 0.0)
-    far = max(abs(v) for v in (*grid.low_m[[0, 2]].tolist(), *grid.high_m[[0, 2]].tolist()))
+    ends = [(end - 0.5 - grid.shift[a]) / grid.scale[a] for a, n in ((0, grid.X), (2, grid.Z)) for end in (0, n)]
+    far = max(map(abs, ends))
     x_m, _, z_m = points.xyz.unbind(-1)
     away = torch.where(inside, (x_m * x_m + z_m * z_m).sqrt() / far, 0.0)
     features = torch.where(inside[..., None], points.features, 0.0)
@@ -109,7 +110,7 @@ class Pillars(SimpleBev):
             {s: PillarNet(PLACE_FEATURES + FEATURES[s], channels, (Z, X)) for s in self.sensors}
         )
         taken = {sensor: "points" if sensor in self.sensors else False for sensor in FEATURES}
-        self.needs = Needs(**taken, lenses=True, past=self.past, remembers=self.past > 0)
+        self.needs = Needs(**taken, lenses=True, past=self.past, past_points=not self.past, remembers=self.past > 0)
         self.register_buffer("radar_scales", torch.tensor(RADAR_SCALES, dtype=torch.float32), persistent=False)
 
     def others(self, batch, grid):

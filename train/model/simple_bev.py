@@ -28,7 +28,7 @@ class SimpleBev(Segnet):
         super().__init__(*args, past=past, **kwargs)
         radar = ("metaradar" if self.use_metaradar else "voxels") if self.use_radar else False
         lidar = "voxels" if self.use_lidar else False
-        self.needs = Needs(lidar=lidar, radar=radar, lenses=True, past=past, remembers=past > 0)
+        self.needs = Needs(lidar=lidar, radar=radar, lenses=True, past=past, past_points=past == 0, remembers=past > 0)
         self.past = past
         if past:
             self.memory = Memory(past)

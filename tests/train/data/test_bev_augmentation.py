@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.geometry import apply_4x4, similarity_inverse, transform_lrtlist
@@ -62,6 +62,7 @@ def seen_by_all(grid, ref_T_ego, there):
 cells = st.tuples(st.integers(10, 49), st.integers(0, 3), st.integers(10, 49))
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), cells, st.floats(-3.1, 3.1), st.sampled_from(["cam0", "ego"]))
 def test_all_that_shows_one_thing_shows_it_in_one_voxel(seed, cell, yaw, frame):
     """A box whose middle lies in a voxel's, a lidar point there, a patch of the map around it, and what cameras see of it."""
@@ -104,6 +105,7 @@ def test_all_that_shows_one_thing_shows_it_in_one_voxel(seed, cell, yaw, frame):
     ]
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.floats(0, 30), st.floats(0, 0.5), st.floats(0, 180))
 def test_a_moved_grid_reaches_no_farther_than_said(seed, shift, scale, turn):
     conf = dict(bev_shift=shift, bev_scale=scale, bev_rotate=turn)
@@ -191,6 +193,7 @@ def test_cameras_are_left_out_and_colours_change_in_training_alone(small_shards)
     assert torch.equal(drops.batch_of([0]).imgs, plain.batch_of([0]).imgs)
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.floats(0.01, 1), st.integers(0, 3))
 def test_colours_keep_greys_grey_and_the_present_is_drawn_alike(seed, strength, past):
     conf = dataclasses.replace(AugmentConfig((28, 50), photometric=strength, drop_cameras=0.3), cams=("a", "b", "c"))

@@ -8,10 +8,14 @@ from common.lens import lens_row
 from common.rig import Distortion
 from tests.train.model.test_unprojection import VOX, features, ring
 from train.augment import resample, sampling_plan
+from train.exporting.folder import program_text
 from train.exporting.images import StoredImages
+from train.exporting.pillars import GroupedPillars, sorted_by_cell
 from train.exporting.points import lidar_voxels, radar_voxels
+from train.exporting.splat import GatheredSplat
 from train.exporting.view import BAKED, Sampled
 from train.model.camera_mean import camera_mean, convolved_mean
+from train.model.pillars import PillarNet
 
 
 def bent(pix, cam):
@@ -71,6 +75,33 @@ def test_stored_images_are_resized_as_on_a_gpu_and_their_intrinsics_with_them():
         StoredImages(sizes, wh, ltrb, (32, 48), "nearest")
 
 
+def test_grouped_pillars_are_what_scattered_ones_are():
+    """Columns of one point and of hundreds, points of no column, and padding behind them."""
+    rng = torch.Generator().manual_seed(0)
+    net = PillarNet(5, 7, (4, 6))
+    cells = torch.cat([torch.randint(0, 25, (2, 90), generator=rng), torch.full((2, 300), 3)], 1)
+    cells[1, 200:] = 24
+    tensors = sorted_by_cell({"lidar_cells": cells, "lidar_features": torch.randn((2, 390, 5), generator=rng)})
+    given = tensors["lidar_cells"], tensors["lidar_features"]
+    want = net(*given)
+    assert (want > 0).any() and torch.equal(GroupedPillars(net)(*given), want)
+    pad = torch.nn.functional.pad
+    padded = pad(given[0], (0, 9), value=24), pad(given[1], (0, 0, 0, 9), value=8.0)
+    torch.testing.assert_close(GroupedPillars(net)(*padded), want, rtol=0, atol=1e-6)
+
+
+def test_the_program_fits_a_page():
+    """Of cameras in 25 lines, with points in 40, whatever was chosen."""
+    plain = {"file": "model.onnx", "images": "stored", "points": [], "calibration": True, "frame": "cam0"}
+    plain |= {"true_times": False, "radar_filters": []}
+    most = {"points": ["lidar", "radar"], "true_times": True, "radar_filters": [(14, [0]), (3, [0, 1])]}
+    for changes, longest in (({}, 25), ({"calibration": False}, 25), (most, 40), (most | {"images": "network"}, 40)):
+        text = program_text(plain | changes)
+        compile(text, "run.py", "exec")
+        assert len([line for line in text.splitlines() if line.strip()]) <= longest
+        assert max(map(len, text.splitlines())) <= 128
+
+
 def test_padded_points_give_the_voxels_that_training_has():
     """Many points share a voxel; padding, of any value, fills none."""
     rng = torch.Generator().manual_seed(0)
@@ -86,3 +117,17 @@ def test_padded_points_give_the_voxels_that_training_has():
     with_features = VOX.voxelize_xyz_and_feats(xyz, points[..., 3:19], valid)
     assert (with_features != 0).any(1).sum() < 300  # so some points were beaten by later ones
     assert torch.equal(radar_voxels(points, count, ref_T_ego, VOX, features=True), with_features)
+
+
+def test_gathered_sums_are_those_of_the_cells():
+    """Cells of no point, of one and of many; features of no number are not among them where nothing lies."""
+    rng = torch.Generator().manual_seed(0)
+    shape, size = (5, 4), (2, 3, 4, 6)  # X, Y; S, D, h, w
+    cells = torch.randint(0, 12, size, generator=rng)
+    cells[0, 0], cells[1] = 20, torch.where(cells[1] < 6, 3, cells[1])
+    depth, context = torch.rand((2, *size), generator=rng), torch.randn((2, 2, 7, 4, 6), generator=rng)
+    want = torch.zeros(2, 21, 7)
+    for s, d, row, column in np.ndindex(*size):
+        want[:, cells[s, d, row, column]] += depth[:, s, d, row, column, None] * context[:, s, :, row, column]
+    want = want[:, :20].unflatten(1, shape).permute(0, 3, 1, 2)
+    torch.testing.assert_close(GatheredSplat(cells, shape)(depth, context), want, rtol=0, atol=1e-5)

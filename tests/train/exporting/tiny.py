@@ -39,6 +39,7 @@ def build(options, grid):
         use_metaradar=options.use_metaradar,
         latent_dim=options.latent_dim,
         classes=len(options.classes) or 1,
+        past=options.past,
     )
     network.encoder = ResNetEncoder(ResNet(Bottleneck, [1, 1, 1, 1]), options.latent_dim)
     rng = torch.Generator().manual_seed(1)

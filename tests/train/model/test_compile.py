@@ -8,6 +8,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.small_step import GRID, SmallStep, grid, inputs
+from tests.train.model.test_fake_cuda import of_a_window
 from train import checkpoint
 from train.evaluation.files import read_json
 from train.jobs.evaluating import Evaluation
@@ -15,6 +16,7 @@ from train.jobs.evaluation_options import read_options
 from train.jobs.launch import launch
 from train.model import Needs
 from train.model.forward import with_voxels
+from train.model.pillars import Pillars
 from train.options import Options
 from train.run import train
 
@@ -148,3 +150,22 @@ def test_inductor_gives_the_same_loss_and_gradients():
     plain.backward()
     torch.testing.assert_close(loss, plain, rtol=1e-4, atol=1e-4)
     close(ours, gradients(step), 0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["past", "pillars"])
+def test_a_past_and_pillars_are_one_graph(what):
+    past = 2 if what == "past" else 0
+    step = SmallStep(grid(), use_lidar=False, past=past)
+    if what == "pillars":
+        step.network = Pillars(*GRID, latent_dim=8, encoder_type="effb0")
+    step.eval()  # without the encoder's random draws
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step.scored, fullgraph=True, backend=counter)
+    for seed, length in enumerate(LENGTHS):
+        batch, flips = inputs(points=length, seed=seed)
+        batch = of_a_window(batch, 1 + past)
+        batch.lenses = None
+        given = voxels(step, batch, flips)
+        torch.testing.assert_close(compiled(*given), step.scored(*given), rtol=1e-4, atol=1e-4)
+    assert counter.frame_count <= 2

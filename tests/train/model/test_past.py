@@ -107,6 +107,26 @@ def test_what_is_not_real_changes_nothing_and_what_is_does(small_shards, network
         assert torch.equal(alone, changed) and not torch.equal(alone, want)
 
 
+def test_of_the_past_no_points_are_read(small_shards):
+    network, options = make_network(options_of(small_shards, past=1, use_lidar=True, use_radar=True, nsweeps=2))
+    loader, _, vox = make_loaders(options, "cpu", needs=network.needs)
+    asked, read = [], loader.reader.read
+    loader.reader.read = lambda number, members: (
+        asked.append([m for m in members if "lidar" in m or "radar" in m]) or read(number, members)
+    )
+    batch = loader.batch_of([1, 2])
+    assert [len(names) for names in asked] == [4, 0] * 2 and batch.imgs.shape[1] == 2
+    for counts in (batch.num_lidar, batch.num_lidar0, batch.num_radar):
+        assert (counts[:, 0] > 0).all() and not counts[:, 1].any()
+    alone, options = make_network(options_of(small_shards, past=0, use_lidar=True, use_radar=True, nsweeps=2))
+    present = make_loaders(options, "cpu", needs=alone.needs)[0].batch_of([1, 2])
+    assert torch.equal(present.lidar_data[:, 0], batch.lidar_data[:, 0]) and torch.equal(
+        present.num_radar[:, 0], batch.num_radar[:, 0]
+    )
+    with torch.no_grad():
+        assert run_network(network.eval(), batch, vox)["seg"].shape == (2, 1, 16, 16)
+
+
 def test_the_gradient_reaches_the_fusion_and_no_past_image(small_shards):
     network, _ = make_network(options_of(small_shards, past=1))
     loader = loader_of(small_shards, network, past=1)

@@ -52,7 +52,7 @@ def slow(points, vox):
     return torch.tensor(np.stack(cells)), torch.tensor(np.stack(features))
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6))
 def test_points_are_grouped_as_a_slow_loop_has_them_and_learned_column_by_column(seed):
     points, vox = cloud(seed), grid()

@@ -79,8 +79,10 @@ def test_convolutions_are_channels_last_in_bfloat16_alone():
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_the_encoder_upsamples_in_the_precision_of_the_network(dtype):
     encoder, seen = SmallStep(grid()).network.encoder, []
-    hook = encoder.upsampling_layer.upsample.register_forward_hook
-    hook(lambda _, args, out: seen.extend([args[0].dtype, out.dtype]))
+    encoder.upsampling_layer.register_forward_hook(lambda _, args, out: seen.extend(a.dtype for a in (*args, out)))
+    encoder.upsampling_layer.conv.register_forward_hook(
+        lambda _, args, out: seen.append(args[0].dtype)
+    )  # doubled, joined
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
         assert encoder(torch.rand(1, 3, 64, 96)).dtype == (dtype or torch.float32)
-    assert seen == [dtype or torch.float32] * 2
+    assert seen == [dtype or torch.float32] * 4

@@ -3,6 +3,7 @@
 Each case has a port of its own. SHARDS: folder of this rank's shards, each named by the case that reads it.
 """
 
+import json
 import os
 import signal
 import sys
@@ -177,7 +178,8 @@ def other_bytes(world):
 
 def another_command_line(world):
     """Paths may differ from machine to machine; what is trained may not."""
-    own = {"data_dir": f"/data/{world.rank}", "nworkers": world.rank}
+    mix = json.dumps([{"shards": f"/data/{world.rank}/a.tar", "weight": 2}, {"shards": "/b.tar"}])
+    own = {"data_dir": f"/data/{world.rank}", "nworkers": world.rank, "mix": mix}
     world.together(lambda: check_same_run(Options(**own), 7, world))
     world.together(lambda: check_same_run(Options(**own, lr=[3e-4, 1e-4][world.rank]), 7, world))
 

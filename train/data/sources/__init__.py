@@ -1,7 +1,7 @@
 """Sources: bytes of these members of keyframe n, from local files, remote stores or commands.
 
 A source has shards (a ShardSet), keys, tokens, scene_of, whole_scene_of, scene_names, facts, rig, bytes_read, samples_sha256,
-cams, identity (see KeyframeTable), is_stream and
+cams, identity (see KeyframeTable), is_stream, fetches_ahead (whether begin makes it read what may not be wanted) and
 
     order(windows, seed, epoch, shuffle)   window numbers of an epoch, the same from every source that is no stream
     begin(frames, members=None)            an epoch starts: `frames` come in this order; with an iterable of what will be

@@ -101,12 +101,17 @@ class LayeredSource:
             source.interrupt()
 
     def close(self):
-        for source in self._sources():
-            source.close()
         with self._starting:
             pool, self._pool = self._pool, None
         if pool is not None:
+            self.interrupt()
             pool.shutdown()
+        for source in self._sources():
+            source.close()
+
+    @property
+    def fetches_ahead(self):
+        return any(source.fetches_ahead for source in self._sources())
 
     def _sources(self):
         return (self.base, *(layer.source for layer in self._layers.values()))

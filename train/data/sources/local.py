@@ -19,7 +19,7 @@ class LocalSource(KeyframeTable):
         ShardError: a missing or damaged index, besides what KeyframeTable raises.
     """
 
-    is_stream = False
+    is_stream = fetches_ahead = False
 
     def __init__(self, shards, verify_reads=False):
         self.shards = find_shards(shards)

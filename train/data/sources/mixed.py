@@ -56,6 +56,7 @@ class MixedSource:
 
     def __init__(self, parts, weights):
         self.parts, self.weights = parts, tuple(weights)
+        self.fetches_ahead = any(part.fetches_ahead for part in parts)
         self.indexes = [index for part in parts for index in part.indexes]
         self.keys = [key for part in parts for key in part.keys]
         self.tokens = [token for part in parts for token in part.tokens]

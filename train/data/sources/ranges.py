@@ -25,7 +25,7 @@ class RangeSource(KeyframeTable):
         ShardError: a missing or damaged index, besides what KeyframeTable raises.
     """
 
-    is_stream = False
+    is_stream, fetches_ahead = False, True
 
     def __init__(self, shards, verify_reads=False, cache=None, requests=16, hold_bytes=0):
         self.shards = shards = find_shards(shards)

@@ -153,7 +153,7 @@ class PipeSource(KeyframeTable):
         ShardError: an index that cannot be read.
     """
 
-    is_stream = True
+    is_stream = fetches_ahead = True
 
     def __init__(self, shards, verify_reads=False, buffer=64):
         self.shards = find_shards(shards)

@@ -61,6 +61,7 @@ class LiftSplat(LiftSplatShoot):
         )
         for name, value in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(value).view(3, 1, 1), persistent=False)
+        self.pooling = None  # of (depth, context), for one calibration: what an export has in the place of splat
         self.register_buffer("own_T_ref", torch.tensor(_OWN_T_REF), persistent=False)
 
     def inference_inputs(self, batch, grid):
@@ -111,7 +112,8 @@ class LiftSplat(LiftSplatShoot):
 
     def bev(self, depth, context, geometry):
         """(B,64,Z,X): splat, with its columns, which run to the left, turned to the grid's."""
-        return self.splat(depth, context, geometry).flip(-1)
+        pooled = self.splat(depth, context, geometry) if self.pooling is None else self.pooling(depth, context)
+        return pooled.flip(-1)
 
     def decode(self, bev, flips=None):
         """(B,K,Z,X) logits of what `bev` gave, mirrored as `flips` say and turned back."""

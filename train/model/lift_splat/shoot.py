@@ -98,22 +98,27 @@ class LiftSplatShoot(nn.Module):
         return depth.unflatten(0, x.shape[:2]), context.unflatten(0, x.shape[:2])
 
     def splat(self, depth, context, geometry):
-        """(B,64,X,Y): sums, in each cell, of features times shares of depth. geometry: (B,S,D,h,w,3) of lifted.
-
-        Cell numbers are truncated toward zero, as published: points up to one cell below a bound count.
-        """
+        """(B,64,X,Y): sums, in each cell, of features times shares of depth. geometry: (B,S,D,h,w,3) of lifted."""
         with torch.autocast(depth.device.type, enabled=False):
             (columns, rows, _), batch = self.cells_xyz, depth.shape[0]
-            index = ((geometry - (self.bx - self.dx / 2)) / self.dx).long()
-            inside = ((index >= 0) & (index < self.nx)).all(-1) & self._of_image()
-            count = columns * rows
-            first = torch.arange(batch, device=index.device).view(-1, 1, 1, 1, 1) * count
-            cells = torch.where(inside, first + index[..., 0] * rows + index[..., 1], batch * count)
+            count, cells = columns * rows, self.cells(geometry)
+            first = torch.arange(batch, device=cells.device).view(-1, 1, 1, 1, 1) * count
+            cells = torch.where(cells < count, first + cells, batch * count)
             # A pixel's depths side by side.
             cells, shares = (value.permute(0, 1, 3, 4, 2).flatten(0, 3) for value in (cells, depth.float()))
             features = context.float().permute(0, 1, 3, 4, 2).flatten(0, 3)
             sums = pooled(features, shares, cells, batch * count)
             return sums.view(batch, columns, rows, -1).permute(0, 3, 1, 2)
+
+    def cells(self, geometry):
+        """(B,S,D,h,w) int64: number x * Y + y of the cell of each point of `lifted`, X * Y of those that lie in none.
+
+        Truncated toward zero, as published: points up to one cell below a bound count.
+        """
+        columns, rows, _ = self.cells_xyz
+        index = ((geometry - (self.bx - self.dx / 2)) / self.dx).long()
+        inside = ((index >= 0) & (index < self.nx)).all(-1) & self._of_image()
+        return torch.where(inside, index[..., 0] * rows + index[..., 1], columns * rows)
 
     def _of_image(self):
         """(D,h,w) bool: not of the padding, of which nothing is lifted."""
