@@ -24,13 +24,16 @@ PRESETS = {
     # Zhou and Krähenbühl, Cross-view Transformers, CVPR 2022.
     "cvt": "vehicle=vehicle; road=map:lane,road_segment",
 }
+POSITIVES = 2.13  # times as much a cell of a class counts in the loss as one outside it; the benchmark's
 MEAN = "mean of classes"  # in the place of a class, in figures
 
 
 @dataclass(frozen=True)
 class ClassSpec:
     """One class. name: on curves and in tables. categories: prefixes of the categories whose boxes are drawn, and "map:" with
-    the name of each map layer that is drawn. weight: of its part of the loss, against the other classes'.
+    the name of each map layer that is drawn. weight: of its part of the loss, against the other classes'. positives: how many
+    times as much a cell of the class counts there as one outside it; more for what is small and rare, which else is never
+    likelier than not.
 
     Raises ValueError.
     """
@@ -38,10 +41,12 @@ class ClassSpec:
     name: str
     categories: tuple
     weight: float = 1.0
+    positives: float = POSITIVES
 
     def __post_init__(self):
         object.__setattr__(self, "categories", tuple(self.categories))
-        object.__setattr__(self, "weight", float(self.weight))
+        for field in ("weight", "positives"):
+            object.__setattr__(self, field, float(getattr(self, field)))
         if not (isinstance(self.name, str) and self.name and self.name.isprintable() and "/" not in self.name):
             raise InputError(f"class {self.name!r}: a name is a text without / and line breaks")
         if not self.categories or not all(isinstance(prefix, str) and prefix for prefix in self.categories):
@@ -51,6 +56,8 @@ class ClassSpec:
                 raise InputError(f"class {self.name}: there is no map layer {layer}; there are {', '.join(MAP_LAYERS)}")
         if not (0 < self.weight < math.inf):
             raise InputError(f"class {self.name} has weight {self.weight}; it is a positive number")
+        if not (0 < self.positives < math.inf):
+            raise InputError(f"class {self.name}: its cells count {self.positives} times; it is a positive number")
 
     @property
     def boxes(self):
@@ -67,27 +74,30 @@ def parse_classes(text):
     """Tuple of ClassSpecs of a text such as "vehicle=vehicle; road=map:lane,road_segment @2", or of the name of a preset.
 
     After the name come prefixes of categories, with commas between; after map: all that follow are map layers. @ stands before
-    the weight. Raises ValueError.
+    the weight, and + before how many times its cells count: "pedestrian=human.pedestrian @1 +20". Raises ValueError.
     """
     specs = []
     for part in PRESETS.get(text.strip(), text).split(";"):
         if not part.strip():
             continue
         name, equals, rest = part.partition("=")
+        rest, plus, positives = rest.partition("+")
         rest, at, weight = rest.partition("@")
         names = [word.strip() for word in rest.split(",") if word.strip()]
         first = next((n for n, word in enumerate(names) if word.startswith(MAP)), len(names))
         names = [word if n < first or word.startswith(MAP) else MAP + word for n, word in enumerate(names)]
-        try:
-            weight = float(weight) if at else 1.0
-        except ValueError:
-            raise InputError(f"class {name.strip()}: the weight after @ is no number: {weight.strip()!r}") from None
+        numbers = {}
+        for sign, given, field, number in (("@", at, "weight", weight), ("+", plus, "positives", positives)):
+            try:
+                numbers |= {field: float(number)} if given else {}
+            except ValueError:
+                raise InputError(f"class {name.strip()}: after {sign} stands no number: {number.strip()!r}") from None
         if not equals:
             raise InputError(
                 f"--classes {part.strip()!r}: it is name=category,…; …, as in 'vehicle=vehicle; road=map:lane,road_segment', "
                 f"or one of {', '.join(PRESETS)}"
             )
-        specs.append(ClassSpec(name.strip(), tuple(names), weight))
+        specs.append(ClassSpec(name.strip(), tuple(names), **numbers))
     return class_specs(specs)
 
 
@@ -114,17 +124,19 @@ def _spec(one):
         return one
     if (
         not isinstance(one, Mapping)
-        or set(one) - {"name", "categories", "weight"}
+        or set(one) - {"name", "categories", "weight", "positives"}
         or not {"name", "categories"} <= set(one)
     ):
-        raise InputError(f"class {one!r}: it has a name, categories and, if it is not 1, a weight")
+        raise InputError(
+            f"class {one!r}: it has a name, categories and, where they are not the usual ones, weight and positives"
+        )
     categories = one["categories"]
     if isinstance(categories, str):
         categories = [part.strip() for part in categories.split(",")]
     try:
-        return ClassSpec(one["name"], tuple(categories), one.get("weight", 1.0))
+        return ClassSpec(**{**one, "categories": tuple(categories)})
     except TypeError:
-        raise InputError(f"class {one['name']}: its categories are a list, its weight is a number") from None
+        raise InputError(f"class {one['name']}: its categories are a list, weight and positives are numbers") from None
 
 
 def key_of(protocol, of_class=""):

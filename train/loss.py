@@ -12,7 +12,6 @@ from common.errors import InputError
 
 COUNT_FLOOR = 1e-6
 CE_FACTOR = 10.0
-POS_WEIGHT = 2.13
 TERMS = {"seg": "ce_loss", "center": "center_loss", "offset": "offset_loss"}  # of the network's outputs
 
 
@@ -68,7 +67,8 @@ def _halves(gt, valid):
 def benchmark_terms(outputs, batch, normaliser):
     """The benchmark's terms of those outputs that there are, not weighed against each other.
 
-    Of several classes the cross-entropy is the mean of each one's mean over its cells, weighed by the classes' weights.
+    Of several classes the cross-entropy is the mean of each one's mean over its cells, weighed by the classes' weights; in each
+    the cells of the class count `positives` times.
 
     Args:
         outputs: mapping with any of seg (B,K,Z,X) logits, center (B,1,Z,X) in [0,1], offset (B,2,Z,X) cells.
@@ -131,12 +131,15 @@ def offset_mask(batch):
 
 
 def _cross_entropy(logits, truth, masks, shares, batch):
-    weight = logits.new_full((1,), POS_WEIGHT)  # filled on the device: a tensor of a number would be sent there
-    each = F.binary_cross_entropy_with_logits(logits, truth, pos_weight=weight, reduction="none")
-    if len(masks) == 1:
-        return masked_mean(each, masks[0], shares[0])
-    parts = zip(batch.class_weights, each.split(1, 1), masks, shares, strict=True)
-    return sum(w * masked_mean(e, m, s) for w, e, m, s in parts) / sum(batch.class_weights)
+    terms = []
+    for n, (mask, share, positives) in enumerate(zip(masks, shares, batch.class_positives, strict=True)):
+        weight = logits.new_full((1,), positives)  # filled on the device: a tensor of a number would be sent there
+        own, wanted = (logits, truth) if len(masks) == 1 else (logits[:, n : n + 1], truth[:, n : n + 1])
+        each = F.binary_cross_entropy_with_logits(own, wanted, pos_weight=weight, reduction="none")
+        terms.append(masked_mean(each, mask, share))
+    if len(terms) == 1:
+        return terms[0]
+    return sum(w * term for w, term in zip(batch.class_weights, terms, strict=True)) / sum(batch.class_weights)
 
 
 def default_loss(outputs, batch, normaliser):

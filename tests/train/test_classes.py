@@ -13,9 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import call_module
 from train import checkpoint, show
-from train.classes import MEAN, ClassSpec
+from train.classes import MEAN, POSITIVES, ClassSpec
 from train.evaluation.files import read_json
-from train.loss import CE_FACTOR, POS_WEIGHT, Normaliser, benchmark_terms
+from train.loss import CE_FACTOR, Normaliser, benchmark_terms
 from train.metrics import Segmentation, iou
 from train.model import Needs
 from train.options import Options
@@ -29,7 +29,7 @@ from train.run import train
 CLASSES = (
     ClassSpec("car", ("vehicle.car",), 1.0),
     ClassSpec("other vehicle", ("vehicle.truck", "vehicle.bus"), 3.0),
-    ClassSpec("person", ("human",), 2.0),
+    ClassSpec("person", ("human",), 2.0, positives=20),
 )
 
 
@@ -43,6 +43,7 @@ def labels(classes=3):
     return SimpleNamespace(
         seg_bev=seg, valid_bev=valid, box_bev=(maps(1) > 0.5).float(), center_bev=maps(1), offset_bev=maps(2),
         class_names=tuple(c.name for c in CLASSES[:classes]), class_weights=tuple(c.weight for c in CLASSES[:classes]),
+        class_positives=tuple(c.positives for c in CLASSES[:classes]),
     )  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def test_each_class_has_a_mean_and_a_weight_of_its_own_in_one_exchange():
     for k, spec in enumerate(CLASSES):
         logits, truth, valid = outputs["seg"][:, k], batch.seg_bev[:, 0, k], batch.valid_bev[:, 0, k] > 0
         each = F.binary_cross_entropy_with_logits(
-            logits[valid], truth[valid], pos_weight=torch.tensor(POS_WEIGHT), reduction="mean"
+            logits[valid], truth[valid], pos_weight=torch.tensor(spec.positives), reduction="mean"
         )
         want += spec.weight * each / sum(c.weight for c in CLASSES)
     torch.testing.assert_close(terms["ce_loss"], CE_FACTOR * want)
@@ -75,7 +76,7 @@ def test_one_class_is_what_it_was():
     outputs = {"seg": torch.randn(2, 1, 12, 10), "offset": torch.randn(2, 2, 12, 10)}
     terms = benchmark_terms(outputs, batch, Normaliser())
     each = F.binary_cross_entropy_with_logits(
-        outputs["seg"], batch.seg_bev[:, 0], pos_weight=torch.tensor([POS_WEIGHT]), reduction="none"
+        outputs["seg"], batch.seg_bev[:, 0], pos_weight=torch.tensor([POSITIVES]), reduction="none"
     )
     valid = batch.valid_bev[:, 0]
     assert torch.equal(terms["ce_loss"], CE_FACTOR * ((each * valid).sum() / (valid.sum() + 1e-6)))

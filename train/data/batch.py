@@ -92,6 +92,7 @@ class Batch:
     labels: dict  # name of each LabelSpec -> (seg, valid) as above; the first's are seg_bev and valid_bev
     class_names: tuple  # K names
     class_weights: tuple  # K numbers, of each class's part of the loss
+    class_positives: tuple  # K numbers, how many times as much a cell of the class counts there as one outside it
     egopose: torch.Tensor  # (B,T,4,4) float32 global_T_ego
     ref_T_ego: torch.Tensor  # (B,T,4,4) float32; what labels, voxels, masks and pictures go by. A similarity: may scale
     ego_T_camego: torch.Tensor  # (B,T,S,4,4) float32 of a float64 computation

@@ -138,6 +138,7 @@ class DeviceStage:
             labels=self._labels(maps, sent),
             class_names=self.labels[0].class_names,
             class_weights=tuple(spec.weight for spec in self.labels[0].classes),
+            class_positives=tuple(spec.positives for spec in self.labels[0].classes),
             true_times=self.config.true_times,
             starts=starts,
             layers=batched([f.layers for f in loaded.frames], loaded.shape, self.device),

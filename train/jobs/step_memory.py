@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common.geometry import merge_rt, rigid_inverse
+from train.classes import POSITIVES
 from train.data import Grid, make_vox_util
 from train.data.loader import BATCHES_AHEAD
 from train.model.interface import build_network, complete, find_network
@@ -123,6 +124,7 @@ def _batch(options):
         valid_bev=torch.rand((size, 1, classes, *plane)),
         box_bev=torch.rand((size, 1, 1, *plane)),
         class_weights=(1.0,) * classes,
+        class_positives=(POSITIVES,) * classes,
         center_bev=torch.rand((size, 1, 1, *plane)),
         offset_bev=torch.rand((size, 1, 2, *plane)),
         indices=list(range(size)),

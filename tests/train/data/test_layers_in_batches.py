@@ -15,7 +15,7 @@ from common.record import decode_array, encode_array
 from preprocess.layer import write_layer
 from preprocess.layers import depth
 from train import show
-from train.classes import PRESETS, ClassSpec, parse_classes
+from train.classes import POSITIVES, PRESETS, ClassSpec, class_specs, parse_classes
 from train.data import compile_data, layered, make_loader
 from train.data.config import DataConfig, Wanted
 from train.data.layer_members import batched
@@ -77,12 +77,17 @@ def test_classes_of_a_text_are_those_of_python():
         ClassSpec("divider", divider, 2),
     )
     assert coerce("classes", CLASSES) == made
+    weighed = parse_classes("a=b @3 +20; c=d +5; e=f")
+    assert [(spec.weight, spec.positives) for spec in weighed] == [(3.0, 20.0), (1.0, 5.0), (1.0, POSITIVES)]
+    assert weighed[1] == class_specs([{"name": "c", "categories": "d", "positives": 5}])[0]
     assert [len(parse_classes(name)) for name in PRESETS] == [14, 6, 2]
     for text, what in (
         ("vehicle", "name=category"),
         ("a=map:road", "no map layer road; there are drivable_area"),
         ("a=b; a=c", "different names"),
-        ("a=b @x", "no number"),
+        ("a=b @x", "after @ stands no number"),
+        ("a=b @2 +", r"after \+ stands no number"),
+        ("a=b +0", "a positive number"),
         ("a=", "names no category"),
     ):
         with pytest.raises(ValueError, match=what):

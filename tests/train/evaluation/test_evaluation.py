@@ -142,7 +142,7 @@ def of_classes(seed):
 
     batch.labels = {name: (turned(seg), turned(valid)) for name, (seg, valid) in batch.labels.items()}
     batch.seg_bev, batch.valid_bev = batch.labels["simple_bev"]
-    batch.class_names, batch.class_weights = NAMES, (1.0, 2.0, 1.0)
+    batch.class_names, batch.class_weights, batch.class_positives = NAMES, (1.0, 2.0, 1.0), (2.13,) * 3
     batch.box_class = torch.tensor([0, 1, 2, -1, 0, 1]).expand(len(batch.facts), 1, 6)
     batch.box_bev = (batch.box_numbers > 0).float()[:, :, None]
     noise = torch.from_numpy(np.random.default_rng(seed).normal(0, 1, batch.seg_bev[:, 0].shape).astype(np.float32))
