@@ -105,9 +105,10 @@ MAPS = Size(
         "res_scale": 0.36,
         "latent_dim": 32,
         "frame": "ego",
-        "classes": "vehicle=vehicle; pedestrian=human.pedestrian @30; drivable=map:drivable_area; crossing=map:ped_crossing; "
-        "divider=map:road_divider,lane_divider",
+        "classes": "vehicle=vehicle; pedestrian=human.pedestrian @12; drivable=map:drivable_area; "
+        "crossing=map:ped_crossing @3; divider=map:road_divider,lane_divider",
     }
+    | {"rand_flip": False, "rand_crop_and_resize": False, "do_shuffle_cams": False}
     | {"centroid": (0.0, -1.5, 0.0), "bounds": (-50.0, 50.0, -1.8, 1.8, -50.0, 50.0), "Z": 80, "Y": 4, "X": 80},
     pictures=9,
     takes="about seven minutes",

@@ -79,6 +79,8 @@ def _check(wanted, run):
         )
     if wanted["predictions"] and not (run and wanted["predictions"].endswith(".npz")):
         raise InputError(f"--predictions {wanted['predictions']}: name a .npz, and with --run whose predictions")
+    if wanted["weights"] != "trained" and not run:
+        raise InputError(f"--weights {wanted['weights']}: say of which run, with --run")
     if wanted["out"]:
         check_picture(wanted["out"])
 

@@ -11,6 +11,7 @@ from common.errors import InputError
 from common.spelling import spelled
 from train import checkpoint
 from train.classes import MEAN
+from train.evaluation.figures import BEST_THRESHOLD
 from train.evaluation.files import read_json
 from train.jobs.evaluating import Evaluation
 from train.jobs.evaluation_options import read_options
@@ -42,7 +43,7 @@ def run(options, pictures, picture, out):
         before = [iou(own) for own in counts.reshape(-1, 2)]
     path = _trained(options)
     step = checkpoint.load(path, model)
-    after = _evaluated(path.parent, options.device, pictures)
+    after, best = _evaluated(path.parent, options.device, pictures)
     guesses, fullest = _truth(loader)
     samples = Samples(options.val_shards)
     number = samples.find(fullest)[0]
@@ -51,7 +52,7 @@ def run(options, pictures, picture, out):
     write_report((path.parent,), out / "report.html", options.log_dir)
     for line in _next(path.parent, options, samples.keys[number]):
         click.echo(line)
-    for line in _ious(options, before, after, guesses):
+    for line in _ious(options, before, after, best, guesses):
         click.echo(line)
 
 
@@ -79,12 +80,17 @@ def _trained(options):
 
 
 def _evaluated(run, device, pictures):
-    """IoU of each class of the run's newest checkpoint, by the command that anyone would use; it leaves eval.json there."""
+    """IoU of each class of the run's newest checkpoint, at 0.5 and at its best threshold, by the command that anyone would use.
+
+    It leaves eval.json there.
+    """
     choices = {"out": None, "pictures": pictures, "robustness": False, "baseline": None}
     launch(Evaluation(choices), read_options({"init_dir": str(run), "nworkers": 2, "device": device}))
-    figures = read_json(run)["figures"]
-    own = [f for f in figures if (f["group"], f["name"], f["label"]) == ("iou", "all", figures[0]["label"])]
-    return [f["value"] for f in own if f.get("class") != MEAN]
+    figures = [f for f in read_json(run)["figures"] if f.get("class") != MEAN]
+    own = [
+        [f for f in figures if (f["group"], f["label"]) == (g, figures[0]["label"])] for g in ("iou", BEST_THRESHOLD)
+    ]
+    return tuple([figure["value"] for figure in group] for group in own)
 
 
 def _truth(loader):
@@ -99,11 +105,13 @@ def _truth(loader):
     return [iou(own) for own in guess], fullest[1]
 
 
-def _ious(options, before, after, guesses):
-    """Lines of IoU: of several classes one each, and their mean; the last is what scripts read."""
+def _ious(options, before, after, best, guesses):
+    """Lines of IoU: of several classes one each, at 0.5 and at the best threshold, as papers on maps report; the last is what
+    scripts read."""
     names = [spec.name for spec in options.classes]
-    for name, *own in zip(names, before, after, guesses, strict=True) if names else ():
-        yield "{:<12} IoU {:.3f} before, {:.3f} after (all-true guess {:.3f})".format(name, *own)
+    for name, *own in zip(names, before, after, best, guesses, strict=True) if names else ():
+        form = "{:<12} IoU {:.3f} before, {:.3f} after, {:.3f} at its best threshold (all-true guess {:.3f})"
+        yield form.format(name, *own)
     own = [sum(each) / len(each) for each in (before, after, guesses)]
     guess = "mean of all-true guesses" if names else "all-vehicle guess"
     yield f"val IoU: {own[0]:.3f} before, {own[1]:.3f} after ({guess} {own[2]:.3f})"
