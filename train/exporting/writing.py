@@ -36,8 +36,21 @@ def export_program(graph, tensors):
 
 def write_torch(program, graph, path):
     """The program as .pt2, with the names of what it takes and gives in their order."""
+    _drop_dead_regions(program.graph_module)
     names = json.dumps([graph.inputs, graph.outputs])
     torch.export.save(program, str(path), extra_files={NAMES: names})
+
+
+def _drop_dead_regions(module):
+    """Take out regions without autocast whose results nobody takes, as geometry's is where calibration is baked in.
+
+    torch writes them, and then cannot read its file.
+    """
+    for node in reversed(list(module.graph.nodes)):
+        if getattr(node.target, "__name__", "") == "wrap_with_autocast" and not node.users:
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
 
 
 def write_onnx(program, graph, path):
