@@ -48,6 +48,7 @@ _OPTIONS = {
     "nsweeps": 1,
     "encoder_type": "effb0",
     "no_pretrained": True,
+    "bn_momentum": 0.1,
 }
 WHOLE = Size(
     scenes=40,

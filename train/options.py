@@ -161,6 +161,10 @@ class Options:
     latent_dim: int = _option(128, "channels of the features", "model", least=1)
     no_pretrained: bool = _option(False, "random backbone weights", "model")
     backbone_weights: str = _option("", "local file with ImageNet weights", "model")
+    bn_momentum: float = _option(
+        0.0, "how fast batch norms of the backbone follow; 0: as made. 0.1 suits short runs from random weights", "model",
+        least=0, most=1,
+    )  # fmt: skip
     freeze_encoder: bool = _option(False, "the encoder's backbone stays as its weights are", "model")
     protocol: str = _option("simple_bev", "simple_bev or min_visibility", "labels")
     min_visibility: int = _option(1, "with min_visibility: boxes under it are left out", "labels", least=1)

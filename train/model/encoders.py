@@ -14,7 +14,6 @@ from train.model.upsampling import doubled
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-STATISTICS_MOMENTUM = 0.1  # of nn.BatchNorm2d
 
 
 class UpsamplingConcat(nn.Module):
@@ -110,20 +109,19 @@ def _stays(module, mode=True):
 
 
 def begin(encoder, options):
-    """What the options say of an encoder that is new: --freeze_encoder, and how random weights settle."""
-    if options.no_pretrained:
-        settle_quickly(encoder)
+    """What the options say of an encoder that is new: --bn_momentum and --freeze_encoder."""
+    follow(encoder, options.bn_momentum)
     if options.freeze_encoder:
         for module in encoder.pretrained:
             freeze(module)
 
 
-def settle_quickly(encoder):
-    """Let the statistics of an encoder with random weights follow the batches as torch's own batch norm does.
+def follow(encoder, momentum):
+    """Let the statistics of an encoder's batch norms follow the batches at this rate; 0 leaves them their own.
 
-    EfficientNet's move a hundredth of the way per batch, which keeps those that come with its published weights. Without these
-    they would lag behind the weights for hundreds of updates, and evaluation, which goes by them, behind training.
+    EfficientNet's move a hundredth of the way per batch, which keeps those that come with its published weights. Of random
+    weights they lag behind for hundreds of updates, and evaluation, which goes by them, lags behind training.
     """
     for module in encoder.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = STATISTICS_MOMENTUM
+        if momentum and isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum

@@ -22,6 +22,7 @@ COMMON = dict(
     encoder_type="effb0",
     latent_dim=32,
     no_pretrained=True,
+    bn_momentum=0.1,
     precision="fp32",
     rand_flip=False,
     rand_crop_and_resize=False,

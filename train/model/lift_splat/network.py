@@ -11,7 +11,7 @@ from train.loss import benchmark_terms
 from train.model.backbone import load_efficientnet
 from train.model.bev_flips import flip_where, unflipped
 from train.model.decoder import pad_to_multiple
-from train.model.encoders import IMAGENET_MEAN, IMAGENET_STD, freeze, settle_quickly
+from train.model.encoders import IMAGENET_MEAN, IMAGENET_STD, follow, freeze
 from train.model.interface import Needs
 from train.model.lidar_depth import DEPTH_LAYER, depth_maps
 from train.model.lift_splat.shoot import MULTIPLE, LiftSplatShoot, lifted
@@ -164,8 +164,7 @@ def build(options, grid):
     }
     image = {"final_dim": options.image_hw}
     network = LiftSplat(grid_conf, image, len(options.classes) or 1, own.depth, own.depth_weight)
-    if options.no_pretrained:
-        settle_quickly(network.camencode.trunk)
+    follow(network.camencode.trunk, options.bn_momentum)
     if options.freeze_encoder:
         freeze(network.camencode.trunk)
     return network
