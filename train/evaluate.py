@@ -24,6 +24,7 @@ _OF_TRAINING = (
         "backbone_weights",
         "keep_best",
         "freeze_encoder",
+        "bn_momentum",
     ),
     *("bev_rotate", "bev_scale", "bev_shift", "drop_cameras", "photometric"),
 )
