@@ -106,7 +106,7 @@ MAPS = Size(
         "res_scale": 0.36,
         "latent_dim": 32,
         "frame": "ego",
-        "classes": "vehicle=vehicle; pedestrian=human.pedestrian @3 +20; drivable=map:drivable_area; "
+        "classes": "vehicle=vehicle; pedestrian=human.pedestrian @3 +50; drivable=map:drivable_area; "
         "crossing=map:ped_crossing @2 +4; divider=map:road_divider,lane_divider",
     }
     | {"rand_flip": False, "rand_crop_and_resize": False, "do_shuffle_cams": False}

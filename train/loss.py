@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.errors import InputError
+from train.classes import POSITIVES
 
 COUNT_FLOOR = 1e-6
 CE_FACTOR = 10.0
@@ -131,8 +132,11 @@ def offset_mask(batch):
 
 
 def _cross_entropy(logits, truth, masks, shares, batch):
-    terms = []
-    for n, (mask, share, positives) in enumerate(zip(masks, shares, batch.class_positives, strict=True)):
+    terms, each_class = (
+        [],
+        getattr(batch, "class_positives", (POSITIVES,) * len(masks)),
+    )  # a batch of one's own has none
+    for n, (mask, share, positives) in enumerate(zip(masks, shares, each_class, strict=True)):
         weight = logits.new_full((1,), positives)  # filled on the device: a tensor of a number would be sent there
         own, wanted = (logits, truth) if len(masks) == 1 else (logits[:, n : n + 1], truth[:, n : n + 1])
         each = F.binary_cross_entropy_with_logits(own, wanted, pos_weight=weight, reduction="none")

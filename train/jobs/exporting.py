@@ -30,9 +30,8 @@ from train.processes.ranks import say
 from train.setup import make_loaders, make_network
 
 RANGED = 16  # samples that int8's ranges are found on
-LIMIT_S = (
-    80.0  # that comparing goes on for where nobody said on how many samples: an export of res101 takes three minutes
-)
+# That comparing goes on for where nobody said on how many samples: an export of the largest encoder takes three minutes then.
+LIMIT_S = 80.0
 LEAST = 3
 SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
 FORMS = (  # of the table: format, precision, images, points, whether the calibration is baked in

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from common.geometry import apply_4x4, merge_rt, transform_lrtlist
 from common.record import CAMERAS_MEMBER, SAMPLE, decode_cameras, decode_json
 from tests.small_step import inputs
-from train.classes import ClassSpec, class_specs
+from train.classes import POSITIVES, ClassSpec, class_specs
 from train.data import Grid, LabelSpec, compile_data
 from train.data.frames import are_real, ego_T_camegos, ego_T_nows
 from train.model.forward import lidar_occupancy
@@ -216,7 +216,8 @@ def test_classes_come_from_python_and_from_files():
     options = Options(classes=specs)
     options.validate()
     recorded = as_dict(options)["classes"]
-    assert class_specs(recorded) == specs and recorded[1] == {"name": "human", "categories": ["human"], "weight": 2.0}
+    human = {"name": "human", "categories": ["human"], "weight": 2.0, "positives": POSITIVES}
+    assert class_specs(recorded) == specs and recorded[1] == human
     assert LabelSpec.of(options).class_names == ("car", "human")
     assert LabelSpec.of(Options()).class_names == ("vehicle",)
     for wrong, told in (
