@@ -157,6 +157,7 @@ class Evil:
         (b"not gzip", "not a pickled DataFrame"),
         (frame_pickle({"x": np.arange(99.0)})[:-40], "cut short|not a pickled"),
     ],
+    ids=["code", "array", "huge dtype", "dict", "not gzip", "cut short"],  # gzip's bytes tell the time
 )
 def test_pickles_that_ask_for_more_or_are_damaged_are_refused(data, why):
     with pytest.raises(SourceError, match=why):
