@@ -122,10 +122,12 @@ def test_show_draws_classes_without_a_run(shards, tmp_path):
     result = CliRunner().invoke(show.main, words)
     assert result.exit_code == 0 and f"--classes '{CLASSES}' --augment" in result.stderr, result.output
     picture = cv2.cvtColor(cv2.imread(str(out)), cv2.COLOR_BGR2RGB)
-    road, divider = ((picture[:, 400:] == colour).all(-1) for colour in class_colours(3)[1:])
+    truth = picture[300:530, 400:]  # above the legend, whose patches have the same colours
+    road, divider = ((truth == colour).all(-1) for colour in class_colours(3)[1:])
     assert road.sum() > 1000 and divider.sum() > 100
-    middle = np.argwhere(divider).mean(0) - np.argwhere(road).mean(0)
-    assert np.abs(middle).max() < 30  # a divider lies on its road, and is drawn over it, though its class comes later
+    # A divider lies on its road, and is drawn over it, though its class comes later.
+    beside_road = cv2.dilate(road.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    assert beside_road[divider].mean() > 0.95
     refused = CliRunner().invoke(show.main, [*words, "--run", "x"])
     assert refused.exit_code == 1 and "leave out one of --classes and --run" in refused.stderr
 

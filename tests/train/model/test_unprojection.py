@@ -256,8 +256,8 @@ def test_kernels_equal_the_plain_mean_under_tritons_interpreter():
     assert result.stdout.strip() == "equal", result.stderr
 
 
-# Registers a thread with which they were measured on an H100, see BLOCK_VOXELS.
-REGISTERS = {"gather_kernel": 144, "scatter_kernel": 160}
+# Registers a thread with which they were measured on an H100, as Triton 3.6 made them, see BLOCK_VOXELS.
+REGISTERS = {"gather_kernel": 147, "scatter_kernel": 160}
 
 
 @pytest.mark.parametrize("dtype", ["*bf16", "*fp32"])
