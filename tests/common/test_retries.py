@@ -73,7 +73,7 @@ def test_a_store_that_has_answered_is_waited_for_in_minutes_and_the_user_is_told
     assert 600 <= clock.now - 1000.0 < 601
     rarest = SAID_EVERY_S + 1.5 * LONGEST_PAUSE_S  # a line is due, and then comes after the pause at hand
     assert 600 // rarest <= len(said) <= 11 and all("there: no; waiting for it, for" in line for line in said)
-    answers = iter([ConnectionError, ConnectionError, ConnectionError, ConnectionError, ConnectionError, None])
+    answers = iter([ConnectionError] * 7 + [None])  # pauses come to over SILENT_S and under SAID_EVERY_S in any case
 
     def back():
         if (error := next(answers)) is not None:
