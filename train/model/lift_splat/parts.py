@@ -39,6 +39,7 @@ class CamEncode(nn.Module):
         super().__init__()
         self.D = D
         self.trunk = EfficientNet.from_name("efficientnet-b0")
+        self.trunk.set_swish(memory_efficient=False)  # torch's own, which keeps no more and takes a quarter of the time
         # Published with the whole classifier: names of checkpoints, through which nothing flows.
         for unused in (self.trunk._conv_head, self.trunk._bn1, self.trunk._fc):
             unused.requires_grad_(False)
