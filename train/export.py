@@ -48,6 +48,13 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
     help="trained, or ema: their moving average, of a run with --ema",
 )
 @click.option("--val_shards", multiple=True, help="without it those of the run")
+@click.option(
+    "--bound",
+    type=click.FloatRange(0, min_open=True),
+    default=1e-4,
+    show_default=True,
+    help="largest difference of float32 outputs from PyTorch's; a file that differs by more is refused",
+)
 @click.option("--forms", help="export every form instead, and write their table to this .md")
 @click.option(
     "--quick-check",
@@ -88,7 +95,7 @@ def _looked_up(run, ckpt_dir, samples, format_, precision, val_shards, **values)
     run = find_run(run, ckpt_dir)
     count = int(samples) if samples.isdigit() else samples
     form = {name: values.pop(name) for name in ("images", "points", "calibration")}
-    wanted = {"format_": format_, "precision": precision, **form}
+    wanted = {"format_": format_, "precision": precision, "bound": values.pop("bound"), **form}
     return {"run": run, "wanted": wanted, "count": count, "shards": val_shards, **values}
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from common.errors import InputError
+from train.exporting.writing import quiet
 from train.metrics import Segmentation
 
-BOUND = 1e-4  # of float32 logits, from PyTorch's; of other outputs too
+BOUND = 1e-4  # of float32 logits, from PyTorch's; of other outputs too; --bound sets another
 NEAR = 1e-4  # of a logit from the threshold, within which a cell may fall on either side
 
 
@@ -80,6 +81,17 @@ def compare(reference, run, samples, keep=0):
         if len(found.kept) < keep:
             found.kept.append((batch.facts[0][0].key, tensors, want))
     return found
+
+
+def own_spread(reference, tensors):
+    """How far PyTorch's outputs of a sample lie from its own when it adds in another order, without oneDNN; the largest.
+
+    What a file differs by from PyTorch is rounding as far as this goes.
+    """
+    want = reference.run(tensors)
+    with quiet(), torch.backends.mkldnn.flags(enabled=False):  # which warns of TF32, whatever it is told
+        other = reference.run(tensors)
+    return max(float((want[name] - other[name]).abs().max()) for name in want)
 
 
 def check_batches(run, reference, kept, none):

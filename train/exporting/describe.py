@@ -19,7 +19,8 @@ class Facts:
     """What was chosen and found on the way to a file.
 
     view, seconds: the camera mean's form, and of those that were tried the seconds of each. constants: inputs that are baked
-    in. operators: how many of each. quantisation: see quantised.write_int8. batches: largest difference in those of each size.
+    in. bound: of float32 outputs' differences from PyTorch's. operators: how many of each. quantisation: see
+    quantised.write_int8. batches: largest difference in those of each size.
     """
 
     format: str
@@ -27,6 +28,7 @@ class Facts:
     view: str
     seconds: dict
     constants: dict
+    bound: float
     operators: dict = field(default_factory=dict)
     quantisation: dict | None = None
     batches: dict = field(default_factory=dict)
@@ -87,6 +89,7 @@ def _measured(found, facts, samples):
         "kept": len(found.kept),
         "difference": found.differences,
         "batches": {str(size): value for size, value in facts.batches.items()},
+        "bound": facts.bound if facts.precision == "fp32" else None,
         "cells": found.cells,
         "cells_other": found.other,
         "cells_near": found.near,

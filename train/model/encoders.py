@@ -74,7 +74,9 @@ class EfficientNetEncoder(nn.Module):
 
         blocks, fine, coarse = self.LAYOUT[version]
         self.backbone = EfficientNet.from_name(f"efficientnet-{version}")
-        self.backbone.set_swish(memory_efficient=False)  # torch's own, which keeps no more and takes a quarter of the time
+        self.backbone.set_swish(
+            memory_efficient=False
+        )  # torch's own, which keeps no more and takes a quarter of the time
         self.num_blocks = len(self.backbone._blocks[:blocks])
         del self.backbone._blocks[blocks:]
         for unused in ("_conv_head", "_bn1", "_avg_pooling", "_dropout", "_fc"):

@@ -76,6 +76,7 @@ def test_the_file_is_checked_and_its_folder_says_all(run, exported, small_shards
     }
     assert card["classes"] == ["vehicle", "human"] and card["outputs"]["seg"]["shape"] == ["B", 2, 16, 24]
     measured = card["measured"]
+    assert measured["bound"] == 1e-4
     assert max(measured["difference"].values()) <= 1e-4 and max(measured["batches"].values()) <= 1e-4
     assert set(measured["batches"]) == {"2", "3"} and measured["samples"] == measured["of"] == 3
     assert measured["cells_other"] == measured["cells_near"] and "licence" in (folder / "README.md").read_text()
@@ -85,6 +86,18 @@ def test_the_file_is_checked_and_its_folder_says_all(run, exported, small_shards
     assert Path(tar) == small_shards / "val-000.tar"
     assert re.search(r"model.onnx: \d+\.\d MB, fp32, opset 18, \d+ operators, view Sampled; exported in \d+ s", said)
     assert "batches of 2: " in said and "IoU 0." in said
+
+
+def test_a_file_further_from_pytorch_than_the_bound_is_refused_with_pytorchs_own_rounding_beside_it(run, tmp_path):
+    words = ["--out", tmp_path / "e", "--samples", 1, "--bound", 1e-9]
+    said = call_module("train.export", run, *words, check=False)
+    assert said.returncode == 1 and len(said.stderr.strip().splitlines()[-1:]) == 1
+    line = said.stderr.strip().splitlines()[-1]
+    found, own = (
+        float(value) for value in re.search(r"by up to (\S+), more.*without oneDNN, by (\S+):", line).groups()
+    )
+    assert 1e-9 < found < 1e-4 and 0 < own < 1e-4 and "--bound" in line
+    assert not list((tmp_path / "e").iterdir())
 
 
 def test_a_map_is_drawn_without_torch_and_without_this_project(exported, small_shards, tmp_path):
