@@ -14,11 +14,15 @@ from tests.bench.networks.recipes import RECIPES, chosen
 from tests.bench.networks.table import done, read, table
 
 
-def test_rows_are_chosen_by_parts_of_their_names():
+def test_rows_are_chosen_by_their_names_or_parts_of_them():
     assert chosen([]) == list(RECIPES)
     assert [recipe.name for recipe in chosen(["K = 1", "pillars"])] == [
         "pillars: camera, radar, lidar",
         "simple_bev: camera, hoardings, K = 1",
+    ]
+    assert [recipe.name for recipe in chosen(["simple_bev: camera", "simple_bev: camera, lidar"])] == [
+        "simple_bev: camera",
+        "simple_bev: camera, lidar",
     ]
     with pytest.raises(ValueError, match="--only vit: the rows are simple_bev: camera; "):
         chosen(["vit"])

@@ -1,7 +1,7 @@
 """python -m tests.bench.networks --out DIR: the table of networks, on a generated world; without make, .venv and nuScenes.
 
 A row's cost is measured alone, its trainings side by side where --jobs says so. What is done is appended to DIR/networks.jsonl
-at once and not done again by the same command; --only takes parts of rows' names.
+at once and not done again by the same command; --only takes rows' names, or parts of them.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main():
     options = _arguments().parse_args()
     ends = time.monotonic() + options.seconds - KEPT_S
     try:
-        recipes = chosen([word for word in options.only.split(",") if word])
+        recipes = chosen([word.strip() for word in options.only.split(";") if word.strip()])
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -59,7 +59,7 @@ def _arguments():
     parser.add_argument(
         "--out", required=True, type=Path, help="folder of networks.jsonl, logs and the generated world"
     )
-    parser.add_argument("--only", default="", metavar="ROW,…", help="; ".join(recipe.name for recipe in RECIPES))
+    parser.add_argument("--only", default="", metavar="ROW;…", help="; ".join(recipe.name for recipe in RECIPES))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side (1)")
     parser.add_argument("--threads", type=int, default=1, help="of each training's loader (1)")

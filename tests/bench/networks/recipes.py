@@ -63,8 +63,14 @@ BY_NAME = {recipe.name: recipe for recipe in RECIPES}
 
 
 def chosen(names):
-    """The recipes of which a name holds one of these words, all without any. Raises ValueError for a word of none."""
+    """The recipes of these names, and those whose name holds one that is no name; all without any.
+
+    Raises ValueError for what no name holds.
+    """
     for name in names:
         if not any(name in known for known in BY_NAME):
             raise ValueError(f"--only {name}: the rows are {'; '.join(BY_NAME)}")
-    return [recipe for recipe in RECIPES if not names or any(name in recipe.name for name in names)]
+    parts = [name for name in names if name not in BY_NAME]
+    return [
+        recipe for recipe in RECIPES if not names or recipe.name in names or any(part in recipe.name for part in parts)
+    ]
