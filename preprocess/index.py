@@ -15,16 +15,12 @@ from common.shard_index import build_index, dump_index, open_index
 from common.shard_set import find_shards
 from common.spelling import EITHER, spelled
 from common.stores import local_copy, open_store, parse_options
+from preprocess.command import store_option
 
 
 @click.command(cls=Interruptible, context_settings=EITHER)
 @click.argument("shards", nargs=-1, required=True)
-@click.option(
-    "--store-options",
-    default="",
-    show_default=False,
-    help="JSON object, or a file with one, for the store of an address",
-)
+@store_option
 def main(shards, store_options):
     """Rebuild the index beside each of SHARDS (tars, a folder, a pattern; addresses too) from nothing but the tar."""
     failed, tars = False, []

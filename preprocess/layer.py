@@ -19,19 +19,19 @@ import time
 import click
 
 from common import addresses
-from common.interrupts import CODE, Interruptible
+from common.interrupts import Interruptible
 from common.layers import LayerFacts, layer_folder
 from common.manifest import Manifest, ManifestShard, dump_manifest, manifest_name
 from common.progress import Progress
 from common.record import encode_json
-from common.shard_index import ShardError, open_index, parse_index
+from common.shard_index import open_index, parse_index
 from common.shard_set import find_shards
 from common.spelling import EITHER, spelled
 from common.stores import open_store, parse_options
+from preprocess.command import fail_in_one_line, layer_work, shards_option
 from preprocess.errors import SourceError
 from preprocess.layer_part import LayerTask, write_part
 from preprocess.pool import DaskPool, LocalPool
-from preprocess.workers import CORES
 
 MADE_HERE = {
     "depth": "preprocess.layers.depth:make"
@@ -40,7 +40,7 @@ MADE_HERE = {
 
 @click.command(cls=Interruptible, context_settings={**EITHER, "show_default": True, "max_content_width": 100})
 @click.argument("name")
-@click.option("--shards", "patterns", multiple=True, default=("shards",), help="folder, paths or addresses of shards")
+@shards_option
 @click.option(
     "--make",
     "place",
@@ -49,39 +49,21 @@ MADE_HERE = {
     help="package.module:function that makes it  [default: that of depth]",
 )
 @click.option("--missing", default="error", type=click.Choice(["error", "empty"]), help="what readers make of a gap")
-@click.option("--workers", default=CORES, type=click.IntRange(1), help="processes")
-@click.option(
-    "--scheduler", default="", show_default=False, help="a Dask scheduler (tcp://host:8786) that runs the work instead"
-)
-@click.option("--overwrite", is_flag=True, help="replace a layer made with other options")
-@click.option(
-    "--store-options",
-    default="",
-    show_default=False,
-    help="JSON object, or a file with one, for the store of an address",
-)
+@layer_work
 def main(name, patterns, place, missing, workers, scheduler, overwrite, store_options):
     """Add layer NAME to finished shards, which keep their bytes: depth, or any with --make.
 
     The same command continues an interrupted run.
     """
-    try:
+
+    def run():
         make, made_by = find_make(name, place)
         more = {"missing": missing, "scheduler": scheduler, "overwrite": overwrite}
         store = parse_options(store_options)
         count = write_layer(patterns, name, make, workers, options={"make": made_by}, store_options=store, **more)
         click.echo(f"layer {name}: {count} keyframes, in {', '.join(patterns)} under layers/{name}/")
-    except (SourceError, ShardError, ValueError) as error:
-        _fail(error)
-    except OSError as error:
-        _fail(f"{error.filename or f'layer {name}'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command continues", CODE)
 
-
-def _fail(error, code=1):
-    click.echo(f"error: {' '.join(str(error).split())}", err=True)
-    sys.exit(code)
+    fail_in_one_line(run, f"layer {name}")
 
 
 def find_make(name, place=""):

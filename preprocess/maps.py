@@ -1,26 +1,24 @@
 """python -m preprocess.maps: nuScenes' map expansion, or Argoverse 2's maps -> layer `map` beside finished shards."""
 
 import functools
-import sys
 from collections import Counter
 from pathlib import Path
 
 import click
 import numpy as np
 
-from common.interrupts import CODE, Interruptible
+from common.interrupts import Interruptible
 from common.keys import scene_key
 from common.map_shapes import DEFAULT_EXTENT_M, MAP_LAYER, encode_shapes
 from common.progress import progress
-from common.shard_index import ShardError
 from common.shard_set import find_shards
 from common.spelling import EITHER, spelled
 from common.stores import parse_options
+from preprocess.command import fail_in_one_line, layer_work, shards_option
 from preprocess.datasets import DEFAULT
 from preprocess.errors import SourceError
 from preprocess.layer import write_layer
 from preprocess.layer_part import samples_of
-from preprocess.workers import CORES
 
 ARGOVERSE = "argoverse2"  # the data set whose maps are of a form of their own
 SOURCES = {DEFAULT: "nuScenes map expansion 1.3", ARGOVERSE: "Argoverse 2 vector maps"}
@@ -29,7 +27,7 @@ ON_ROAD = 0.9  # of them, where the map is the right one: nuScenes' cars leave i
 
 
 @click.command(cls=Interruptible, context_settings={**EITHER, "show_default": True, "max_content_width": 100})
-@click.option("--shards", "patterns", multiple=True, default=("shards",), help="folder, paths or addresses of shards")
+@shards_option
 @click.option(
     "--dataroot",
     default="data/nuscenes",
@@ -39,35 +37,13 @@ ON_ROAD = 0.9  # of them, where the map is the right one: nuScenes' cars leave i
 @click.option(
     "--extent", default=DEFAULT_EXTENT_M, type=click.FloatRange(1, 1000), help="metres from the car, each way"
 )
-@click.option("--workers", default=CORES, type=click.IntRange(1), help="processes")
-@click.option(
-    "--scheduler", default="", show_default=False, help="a Dask scheduler (tcp://host:8786) that runs the work instead"
-)
-@click.option("--overwrite", is_flag=True, help="replace a layer made with other options")
-@click.option(
-    "--store-options",
-    default="",
-    show_default=False,
-    help="JSON object, or a file with one, for the store of an address",
-)
+@layer_work
 def main(**values):
     """Add layer map to finished shards: the polygons and lines of nuScenes' map expansion around each keyframe.
 
     The shards keep their bytes. The same command continues an interrupted run.
     """
-    try:
-        _run(**values)
-    except (SourceError, ShardError, ValueError) as error:
-        _fail(error)
-    except OSError as error:
-        _fail(f"{error.filename or 'layer map'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command continues", CODE)
-
-
-def _fail(error, code=1):
-    click.echo(f"error: {' '.join(str(error).split())}", err=True)
-    sys.exit(code)
+    fail_in_one_line(lambda: _run(**values), f"layer {MAP_LAYER}")
 
 
 def _run(patterns, dataroot, extent, workers, scheduler, overwrite, store_options):

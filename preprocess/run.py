@@ -2,22 +2,22 @@
 
 import itertools
 import shlex
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import click
 
-from common.interrupts import CODE, Interruptible
+from common.interrupts import Interruptible
 from common.keys import scene_key
 from common.plain import one_line
 from common.progress import Progress, counted, say
 from common.record import SCHEMA_VERSION
-from common.shard_index import ShardError, parse_index
+from common.shard_index import parse_index
 from common.spelling import EITHER, parsed, spelled
 from common.stores import open_store, parse_options
 from preprocess.archives.making import FromArchives, say_plan
+from preprocess.command import fail_in_one_line, scheduler_option, workers_option
 from preprocess.datasets import DATASETS, DEFAULT
 from preprocess.errors import SourceError
 from preprocess.keyframe import build_record
@@ -29,7 +29,6 @@ from preprocess.pointclouds import LIDAR_COLUMNS
 from preprocess.pool import DaskPool, LocalPool
 from preprocess.shard_writer import KINDS
 from preprocess.splits import chosen_scenes, read_split_file
-from preprocess.workers import CORES
 
 PROBED_KEYFRAMES = 24  # what --dry-run makes in memory to know how large the rest will be
 
@@ -84,8 +83,8 @@ CONTEXT = {**EITHER, "show_default": True, "max_content_width": 100}
     type=click.Path(path_type=Path),
     help='JSON {"train": [scenes], "val": [scenes]}; a part of one: {"scene": NAME, "frames": [first, last]}',
 )
-@click.option("--workers", default=CORES, type=click.IntRange(1), help="processes")
-@click.option("--scheduler", help="a Dask scheduler (tcp://host:8786) that runs the work instead")
+@workers_option
+@scheduler_option
 @click.option("--train-shards", default=DEFAULT_SHARDS["train"], type=click.IntRange(1), help="at most")
 @click.option("--val-shards", default=DEFAULT_SHARDS["val"], type=click.IntRange(1), help="at most; test too")
 @click.option("--on-error", default="stop", type=click.Choice(["stop", "skip"]), help="skip leaves bad samples out")
@@ -97,20 +96,12 @@ def main(**values):
 
     The same command continues an interrupted run; finished shards are kept.
     """
-    try:
-        _run(**values)
-    except (SourceError, ShardError, ValueError) as error:
-        skip = "; --on-error skip leaves out what needs it" if getattr(error, "of_samples", False) else ""
-        _fail(f"{error}{skip}")
-    except OSError as error:
-        _fail(f"{error.filename or values['out']}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command continues", CODE)
+    fail_in_one_line(lambda: _run(**values), values["out"], _skipping)
 
 
-def _fail(error, code=1):
-    click.echo(f"error: {one_line(error)}", err=True)
-    sys.exit(code)
+def _skipping(error):
+    """What helps against the fault of a sample."""
+    return "; --on-error skip leaves out what needs it" if getattr(error, "of_samples", False) else ""
 
 
 def _run(version, dataroot, out, sweeps, image_size, jpeg_quality, split_file, workers, scheduler, on_error, **rest):

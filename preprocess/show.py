@@ -2,7 +2,6 @@
 
 import json
 import statistics
-import sys
 from pathlib import Path
 
 import click
@@ -11,12 +10,11 @@ from common.files import write_atomically
 from common.interrupts import Interruptible
 from common.plain import one_line, plain
 from common.progress import counted, progress
-from common.shard_index import ShardError
 from common.spelling import EITHER, spelled
 from common.stores import parse_options
 from preprocess.chart import draw_chart
+from preprocess.command import fail_in_one_line, store_option
 from preprocess.contents import count, shards_of
-from preprocess.errors import SourceError
 
 WIDTH = 80
 _BAR = 22  # columns of the longest bar
@@ -26,36 +24,27 @@ _BAR = 22  # columns of the longest bar
 @click.argument("shards", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="print everything as one JSON object instead of the table")
 @click.option("--chart", help="also write a chart, .png")
-@click.option(
-    "--store-options",
-    default="",
-    show_default=False,
-    help="JSON object, or a file with one, for the store of an address",
-)
+@store_option
 def main(shards, as_json, chart, store_options):
     """Say what SHARDS (a folder, paths, globs or ranges; addresses too) hold. Reads a few kilobytes per keyframe."""
-    try:
-        if chart and not chart.endswith(".png"):
-            raise ValueError(f"--chart {chart}: a chart ends in .png")
-        found = shards_of(shards, parse_options(store_options))
-        for note in found.notes:
-            click.echo(f"note: {note}", err=True)
-        contents = count(found, lambda shards: progress(shards, "shards", "show"))
-        if chart:
-            write_atomically(Path(chart), draw_chart(contents))
-    except (SourceError, ShardError, ValueError) as error:
-        _fail(error)
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror or error}")
+    contents = fail_in_one_line(lambda: _contents(shards, chart, store_options), ", ".join(shards), goes_on=False)
     if as_json:
         click.echo(json.dumps(contents.as_dict(), indent=1))
     else:
         click.echo(plain("\n".join(table(contents))))
 
 
-def _fail(error):
-    click.echo(f"error: {one_line(error)}", err=True)
-    sys.exit(1)
+def _contents(shards, chart, store_options):
+    """preprocess.contents.Contents of the shards, whose chart is then drawn where one was asked for."""
+    if chart and not chart.endswith(".png"):
+        raise ValueError(f"--chart {chart}: a chart ends in .png")
+    found = shards_of(shards, parse_options(store_options))
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
+    contents = count(found, lambda shards: progress(shards, "shards", "show"))
+    if chart:
+        write_atomically(Path(chart), draw_chart(contents))
+    return contents
 
 
 def table(contents):

@@ -38,6 +38,7 @@ from common.shard_index import ShardError, build_index, dump_index, open_index
 from common.shard_set import SPLITS, find_shards, is_folder
 from common.spelling import EITHER, spelled
 from common.stores import local_copy, open_store, parse_options
+from preprocess.command import store_option, workers_option
 from preprocess.errors import SourceError
 from preprocess.images import check_image
 from preprocess.keyframe import build_record
@@ -48,7 +49,7 @@ from preprocess.plausible import check_boxes, check_camera, check_rigid
 from preprocess.pointclouds import lidar_problem, radar_problem
 from preprocess.steps import check_keyframe_step, check_offset, check_sweep_step
 from preprocess.verify_layers import check_layers
-from preprocess.workers import CORES, Workers, go_on
+from preprocess.workers import Workers, go_on
 
 MAX_LAG_ERROR_S = 1e-5  # seconds since 1970 as float64 are exact to a quarter of a microsecond
 SAMPLE_FIELDS = frozenset(
@@ -59,13 +60,8 @@ SAMPLE_FIELDS = frozenset(
 @click.command(cls=Interruptible, context_settings=EITHER)
 @click.argument("shards", nargs=-1, required=True)
 @click.option("--against", type=click.Path(path_type=Path), help="compare every byte with this nuScenes folder")
-@click.option("--workers", default=CORES, type=click.IntRange(1), help="processes", show_default=True)
-@click.option(
-    "--store-options",
-    default="",
-    show_default=False,
-    help="JSON object, or a file with one, for the store of an address",
-)
+@workers_option
+@store_option
 def main(shards, against, workers, store_options):
     """Check SHARDS (a folder, tars, a pattern, a manifest; addresses too): indexes, checksums, every member, scenes, manifests.
 

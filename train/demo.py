@@ -112,7 +112,7 @@ MAPS = Size(
     | {"rand_flip": False, "rand_crop_and_resize": False, "do_shuffle_cams": False}
     | {"centroid": (0.0, -1.5, 0.0), "bounds": (-50.0, 50.0, -1.8, 1.8, -50.0, 50.0), "Z": 80, "Y": 4, "X": 80},
     pictures=9,
-    takes="about seven minutes",
+    takes="about six minutes",
     maps=True,
 )
 
