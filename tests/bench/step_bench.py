@@ -53,8 +53,8 @@ GOALS = {
 }
 
 
-def simple_bev_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips, unprojection):
-    """The camera mean with every camera's volume in memory at once, and kept."""
+def simple_bev_mean(feats, pix_T_refs, cams_T_ref, vox_util, flips, unprojection, lenses=None):
+    """The camera mean with every camera's volume in memory at once, and kept; of pinhole cameras, without flips."""
     geometry = pix_T_refs.flatten(0, 1), cams_T_ref.flatten(0, 1), feats.shape[-2:]
     grid, valid = vox_util.sampling_grid(*geometry)
     points = F.pad(grid, (0, 1)).unflatten(1, (vox_util.Z, vox_util.Y))  # in the middle of the one layer there is
@@ -69,7 +69,8 @@ def with_torch_norms(network):
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, InstanceNorm):
-                setattr(parent, name, nn.InstanceNorm2d(child.num_features))
+                norm = nn.InstanceNorm2d(child.num_features)
+                setattr(parent, name, nn.Sequential(norm, nn.ReLU(inplace=True)) if child.relu else norm)
 
 
 class Step:

@@ -346,7 +346,7 @@ def test_a_cache_whose_disk_hangs_costs_speed_alone(server, tmp_path, monkeypatc
     source = first if what == "a write" else cached(server, folder)
     began = time.monotonic()
     assert [source.read(n, MEMBERS) for n in range(3)] == want
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20  # a disk that hangs would hold it for good
     assert "no answer in 0.2 s" in capsys.readouterr().err
     patience = source.cache._reading if what == "a read" else source.cache._writing
     assert patience.hanging == 1

@@ -8,6 +8,7 @@ from common.lens import lens_row
 from common.rig import Distortion
 from tests.train.model.test_unprojection import VOX, features, ring
 from train.augment import resample, sampling_plan
+from train.exporting import splat
 from train.exporting.folder import program_text
 from train.exporting.images import StoredImages
 from train.exporting.pillars import GroupedPillars, sorted_by_cell
@@ -131,3 +132,13 @@ def test_gathered_sums_are_those_of_the_cells():
         want[:, cells[s, d, row, column]] += depth[:, s, d, row, column, None] * context[:, s, :, row, column]
     want = want[:, :20].unflatten(1, shape).permute(0, 3, 1, 2)
     torch.testing.assert_close(GatheredSplat(cells, shape)(depth, context), want, rtol=0, atol=1e-5)
+
+
+def test_tables_of_cells_that_make_an_export_large_are_told(monkeypatch, capsys):
+    cells = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5) % 21
+    small = GatheredSplat(cells, (4, 5))
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(splat, "LARGE", sum(buffer.nbytes for buffer in small.buffers()) - 1)
+    GatheredSplat(cells, (4, 5))
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: ") and " MB of the export" in line and "depth_m" in line
