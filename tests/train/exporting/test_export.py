@@ -89,7 +89,7 @@ def test_the_file_is_checked_and_its_folder_says_all(run, exported, small_shards
 
 
 def test_a_file_further_from_pytorch_than_the_bound_is_refused_with_pytorchs_own_rounding_beside_it(run, tmp_path):
-    words = ["--out", tmp_path / "e", "--samples", 1, "--bound", 1e-9]
+    words = ["--out", tmp_path / "e", "--format", "torch", "--samples", 1, "--bound", 1e-9]
     said = call_module("train.export", run, *words, check=False)
     assert said.returncode == 1 and len(said.stderr.strip().splitlines()[-1:]) == 1
     line = said.stderr.strip().splitlines()[-1]
