@@ -1,5 +1,6 @@
 """Network and losses are one graph, which batches that vary do not make anew; --compile from training to evaluation."""
 
+import functools
 import shutil
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.small_step import GRID, SmallStep, grid, inputs
+from tests.train.model.test_built_in_networks import options_of
 from tests.train.model.test_fake_cuda import of_a_window
 from train import checkpoint
 from train.evaluation.files import read_json
@@ -150,6 +152,28 @@ def test_inductor_gives_the_same_loss_and_gradients():
     plain.backward()
     torch.testing.assert_close(loss, plain, rtol=1e-4, atol=1e-4)
     close(ours, gradients(step), 0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, most", [("lift_splat, cam0", 3), ("lift_splat, ego", 4)])
+def test_lift_splat_trains_compiled_with_depths_and_without(name, most, small_shards, tmp_path, monkeypatch):
+    """By Inductor's graphs without its C++ compiler, which takes minutes for an EfficientNet.
+
+    Of network and losses: one to train, one to validate, one for batches of other sizes; with depths one for clouds of any
+    length. Updates are small, since Adam makes whole steps of what is rounding.
+    """
+    options = options_of(name, small_shards, tmp_path / "plain", max_iters=4, val_freq=4, lr=1e-6)
+    plain = train(options)
+    graphs = torch._dynamo.utils.counters
+    graphs.clear()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    compiled = train(replace(options, ckpt_dir=str(tmp_path / "compiled"), compile=True))
+    assert 2 <= graphs["stats"]["unique_graphs"] <= most and not graphs["graph_break"]
+    ours, theirs = (checkpoint.read(path)["pools"] for path in (compiled, plain))
+    for part in "tv":
+        for (mine, _), (other, _) in zip(ours[part], theirs[part], strict=True):
+            assert mine.keys() == other.keys()
+            assert mine["total_loss"] == pytest.approx(other["total_loss"], rel=1e-4)
 
 
 @pytest.mark.slow
