@@ -53,6 +53,18 @@ def test_the_table_and_what_is_done(tmp_path):
     assert few.endswith("| 9 | 0.200 (0.200 to 0.200), of 1 seed(s) | 0.100 (0.100 to 0.100) |")
 
 
+def test_trainings_of_another_budget_are_not_of_the_table(tmp_path):
+    from tests.bench.networks.jobs import Settings, keep  # torch, which the jobs of other tests do without
+
+    settings = Settings(str(tmp_path), "cpu", 1)
+    name = RECIPES[0].name
+    for seed, updates in enumerate((RECIPES[0].updates, RECIPES[0].updates + 1)):
+        keep(settings, row=name, what="trial", seed=seed, updates=updates, iou=0.5, hidden_iou=0.1)
+    keep(settings, row=name, what="failed", of="trial", seed=2, why="no")
+    assert done(settings.rows()) == {(name, "trial", 0)} and len(settings.rows()) == 2
+    assert Settings(str(tmp_path), "cpu", 1, dry=True).rows() == []
+
+
 def write(path, text):
     with open(path, "a") as file:
         file.write(f"{text}\n")
@@ -81,6 +93,6 @@ def test_a_row_from_its_world_to_the_table(tmp_path):
     line = [sys.executable, "-m", "tests.bench.networks", *map(str, words)]
     first = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True)
     assert first.returncode == 0 and "| pillars: camera, radar, lidar | " in first.stdout, first.stderr
-    rows = (tmp_path / "networks.jsonl").read_text()
+    rows = (tmp_path / "dry-networks.jsonl").read_text()
     again = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True)
-    assert again.returncode == 0 and (tmp_path / "networks.jsonl").read_text() == rows
+    assert again.returncode == 0 and (tmp_path / "dry-networks.jsonl").read_text() == rows

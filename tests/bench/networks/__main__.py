@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.bench.measure import REPOSITORY
 from tests.bench.networks.pool import Job, run
 from tests.bench.networks.recipes import DRY_WORLD, RECIPES, SEEDS, WORLD, WORLDS, chosen
-from tests.bench.networks.table import done, read, table
+from tests.bench.networks.table import done, table
 
 VERSION = "v1.0-trainval"
 HERE = "tests.bench.networks"
@@ -45,7 +45,7 @@ def main():
     _make_shards(settings, sorted({recipe.world for recipe in recipes}))
     for at_once, jobs in _jobs(settings, recipes, options):
         run(jobs, at_once, ends, out, [f"{HERE}.jobs"], print)
-    rows = read(settings.results)
+    rows = settings.rows()
     for row in (row for row in rows if row["what"] == "failed"):
         print(f"{row['row']}, {row['of']}, seed {row['seed']}: {row['why']}")
     for line in (_machine(options.device), *table(rows, [recipe.name for recipe in RECIPES])):
@@ -76,7 +76,7 @@ def _jobs(settings, recipes, options):
     """(how many side by side, Jobs) of what is still to be done: trainings, seed by seed, then costs one by one."""
     from tests.bench.networks import jobs
 
-    over = done(read(settings.results))
+    over = done(settings.rows())
     costs = [(recipe.name, "cost", None) for recipe in recipes if not options.no_cost]
     trials = [(recipe.name, "trial", seed) for seed in SEEDS[: options.seeds] for recipe in recipes]
     for at_once, group in ((options.jobs, trials), (1, costs)):

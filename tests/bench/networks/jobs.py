@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.bench.networks.recipes import BY_NAME, COMMON, DRY, QUARTERS
+from tests.bench.networks.table import read
 from tests.bench.train_bench import MEMORY, SPEED, WARM_UP, measured
 from train import checkpoint
 from train.jobs.training import train
@@ -37,7 +38,14 @@ class Settings:
 
     @property
     def results(self):
-        return Path(self.out, "networks.jsonl")
+        return Path(self.out, "dry-networks.jsonl" if self.dry else "networks.jsonl")
+
+    def rows(self):
+        """The results, but for trainings of another number of updates than the recipe's: those two would make no spread."""
+        updates = {name: self.updates(recipe) for name, recipe in BY_NAME.items()}
+        return [
+            row for row in read(self.results) if row["what"] != "trial" or row["updates"] == updates.get(row["row"])
+        ]
 
     def updates(self, recipe):
         return 2 if self.dry else recipe.updates
