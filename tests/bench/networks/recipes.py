@@ -55,8 +55,8 @@ RECIPES = (
     Recipe("simple_bev: camera, lidar", LIDAR),
     Recipe("simple_bev: camera, radar, lidar", RADAR | LIDAR),
     Recipe("pillars: camera, radar, lidar", dict(model="pillars")),
-    Recipe("lift_splat: camera", LIFT | dict(model_args='{"depth_m": [2, 34, 1]}'), 800),
-    Recipe("lift_splat: camera, depths", LIFT | dict(model_args='{"depth_m": [2, 34, 1], "depth": "lidar"}'), 800),
+    Recipe("lift_splat: camera", LIFT | dict(model_args='{"depth_m": [2, 34, 1]}'), 600),
+    Recipe("lift_splat: camera, depths", LIFT | dict(model_args='{"depth_m": [2, 34, 1], "depth": "lidar"}'), 600),
     *(Recipe(f"simple_bev: camera, hoardings, K = {k}", HIDDEN | dict(past=k), 400, "hoardings") for k in range(3)),
 )
 BY_NAME = {recipe.name: recipe for recipe in RECIPES}
