@@ -53,7 +53,7 @@ def test_the_table_and_what_is_done(tmp_path):
     assert few.endswith("| 9 | 0.200 (0.200 to 0.200), of 1 seed(s) | 0.100 (0.100 to 0.100) |")
 
 
-def test_trainings_of_another_budget_are_not_of_the_table(tmp_path):
+def test_trainings_with_another_number_of_updates_do_not_count(tmp_path):
     from tests.bench.networks.jobs import Settings, keep  # torch, which the jobs of other tests do without
 
     settings = Settings(str(tmp_path), "cpu", 1)

@@ -1,6 +1,7 @@
 """What is measured of a row, each in a process of its own: its cost, alone on the machine, and one training by each seed."""
 
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -41,7 +42,7 @@ class Settings:
         return Path(self.out, "dry-networks.jsonl" if self.dry else "networks.jsonl")
 
     def rows(self):
-        """The results, but for trainings of another number of updates than the recipe's: those two would make no spread."""
+        """The results, without trainings whose number of updates is not the recipe's: a row's spread is of equal trainings."""
         updates = {name: self.updates(recipe) for name, recipe in BY_NAME.items()}
         return [
             row for row in read(self.results) if row["what"] != "trial" or row["updates"] == updates.get(row["row"])
@@ -76,6 +77,8 @@ def failed(settings, name, what, seed, why):
 def cost(settings, name):
     """Parameters, operations per sample, and what a training without anything beside it takes: samples/s and memory."""
     recipe = BY_NAME[name]
+    if not settings.dry:  # trainings side by side have a thread each; this one is alone
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
         updates = WARM_UP + (1 if settings.dry else TIMED)
         options = settings.options(recipe, folder, do_val=False, max_iters=updates)
